@@ -1,0 +1,273 @@
+"""The LangGraph graph: its state, its two nodes, the prompt; it turns one message into events.
+
+The tokens go from the model to `emit` directly, not through a stream mode of the graph, which would cost about half of
+the work of a token. Whatever stops a turn (the model's error, a person, the time limit) ends the node, not the graph:
+so the state always holds what the reader has seen, and the next message just works.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Annotated, Any, Literal, Protocol, TypedDict
+
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.channels.delta import DeltaChannel
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import START, StateGraph
+from langgraph.runtime import Runtime
+
+from chat import (
+    Document,
+    EndReason,
+    Finished,
+    FinishReason,
+    ModelDelta,
+    ModelError,
+    Outcome,
+    Piece,
+    RunFailure,
+    StopCause,
+    Turn,
+    Usage,
+    graph_thread_id,
+)
+from drafting import TOOLS, Documents, Reply
+
+MODEL_CALLS = 8  # a turn's bound; the last one is not offered the tools, so that it closes with words
+# A whole copy of a channel's value is stored once in so many updates, to bound what must be replayed.
+SNAPSHOT_FREQUENCY = 200
+
+PROMPT = """You draft legal documents in a conversation, as a careful lawyer's associate would.
+
+Drafting
+- Write documents with the tools, never in your reply: write_document for a new document or a rewrite, edit_document to \
+change passages. The user sees the document beside the conversation as you write it. Keep one document under one title; \
+a changed document is a new version of it.
+- Draft at once with sensible assumptions. Ask first only if you cannot draft without the answer, and then ask once, briefly.
+- Never invent facts. Where a name, date, amount or address is not known, put a placeholder in brackets, like [Company Name].
+- Draft complete documents: a title, the parties, definitions, numbered clauses with headings, the usual closing \
+provisions and signature blocks. Use defined terms consistently and keep cross references right. Use Markdown: \
+"# " for the title, "## 1. Heading" for clauses, "1.1" for sub-clauses.
+- Name the governing law you assumed, in the document and in your reply.
+- When asked for a change, change what was asked and what follows from it, and nothing else. Pass to edit_document the \
+exact text to find, long enough to stand only once.
+
+Replying
+- Before a tool call say in a sentence what you are about to draft. Afterwards say in a few sentences what you assumed, \
+which placeholders are to be filled and what the user may want to decide. Do not repeat the document.
+- Say once in a conversation that a lawyer should review the document before it is signed; do not repeat it.
+- A tool's answer with an "error" means that nothing was done: correct the call and try again.
+- Answer in the user's language."""
+
+LOST_ANSWER = '{"error": "This call was interrupted; it is not known whether it was carried out."}'
+
+
+class ChatModel(Protocol):
+    """What the agent needs of a model."""
+
+    @property
+    def name(self) -> str: ...
+
+    def stream(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
+    ) -> AsyncGenerator[ModelDelta, None]:
+        """The reply's deltas as they come, the last one a Finished. Raises ModelError."""
+
+
+def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
+    """The reducer of both channels; associative over batches, as DeltaChannel asks."""
+    return [*state, *(value for write in writes for value in write)]
+
+
+class State(TypedDict):
+    """A thread as the graph keeps it. Deltas only are stored, so a thread's storage grows with its length, not its square."""
+
+    messages: Annotated[list[AnyMessage], DeltaChannel(append, list, snapshot_frequency=SNAPSHOT_FREQUENCY)]
+    documents: Annotated[list[Document], DeltaChannel(append, list, snapshot_frequency=SNAPSHOT_FREQUENCY)]
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a turn carries from node to node beside the state, and what comes of it."""
+
+    emit: Callable[[Piece], None]
+    stopping: asyncio.Future[StopCause]
+    reply: Reply | None = None
+    next_item: int = 0
+    model_calls: int = 0
+    usage: Usage | None = None
+    finish: FinishReason | None = None
+    error: RunFailure | None = None
+    unfinished: set[int] = field(default_factory=set)
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be asked of the model."""
+        return self.error is not None or self.stopping.done() or self.finish in ("length", "content_filter")
+
+    def count(self, usage: Usage | None) -> None:
+        if usage is None:
+            return
+        before = self.usage or {"input_tokens": 0, "output_tokens": 0}
+        self.usage = {
+            "input_tokens": before["input_tokens"] + usage["input_tokens"],
+            "output_tokens": before["output_tokens"] + usage["output_tokens"],
+        }
+
+
+class Agent:
+    """Carries out turns: call it with a Turn, where its pieces go, and a future that stops it when it resolves."""
+
+    def __init__(
+        self,
+        model: ChatModel,
+        saver: BaseCheckpointSaver[str],
+        *,
+        newest_checkpoint: Callable[[str], str | None],
+        model_idle_timeout_s: float,
+    ) -> None:
+        self._model = model
+        self._newest_checkpoint = newest_checkpoint
+        self._model_idle_timeout_s = model_idle_timeout_s
+        graph = StateGraph(State, context_schema=Progress)
+        graph.add_node("agent", self._agent)
+        graph.add_node("tools", _tools)
+        graph.add_edge(START, "agent")
+        graph.add_conditional_edges("agent", _after_agent)
+        graph.add_conditional_edges("tools", _after_tools)
+        self._graph = graph.compile(checkpointer=saver)
+
+    async def __call__(
+        self, turn: Turn, emit: Callable[[Piece], None], stopping: asyncio.Future[StopCause]
+    ) -> Outcome:
+        """Raises what the saver raises; a fault of the model is part of the outcome."""
+        thread = graph_thread_id(turn.owner, turn.thread_id)
+        config: RunnableConfig = {
+            "configurable": {"thread_id": thread},
+            "metadata": {"run_id": turn.run_id},
+            "recursion_limit": 2 * MODEL_CALLS + 2,
+        }
+        if turn.checkpoint_id is not None:
+            config["configurable"]["checkpoint_id"] = turn.checkpoint_id
+        progress = Progress(emit, stopping)
+        message = HumanMessage(turn.message, id=turn.run_id)
+        # "exit": one checkpoint a turn. It is committed with the turn's rows, or not at all.
+        await self._graph.ainvoke(
+            {"messages": [message], "documents": []}, config, context=progress, durability="exit"
+        )
+        return Outcome(
+            reason=_end_reason(progress),
+            error=progress.error,
+            unfinished=frozenset(progress.unfinished),
+            usage=progress.usage,
+            checkpoint_id=self._newest_checkpoint(thread),
+        )
+
+    async def state(self, owner: str, thread_id: str) -> Mapping[str, Any]:
+        """The thread's newest state: `messages` and `documents`."""
+        snapshot = await self._graph.aget_state({"configurable": {"thread_id": graph_thread_id(owner, thread_id)}})
+        values: Mapping[str, Any] = snapshot.values
+        return values
+
+    async def _agent(self, state: State, runtime: Runtime[Progress]) -> dict[str, Any]:
+        progress = runtime.context
+        progress.model_calls += 1
+        progress.finish = None
+        reply = progress.reply = Reply(Documents(state["documents"]), progress.next_item, progress.emit)
+        try:
+            await self._listen([SystemMessage(PROMPT), *mended(state["messages"])], reply, progress)
+        except RunFailure as failure:
+            progress.error = failure
+        reply.close(finished=progress.finish in ("stop", "tool_calls"))
+        progress.next_item = reply.next_item
+        progress.unfinished |= reply.unfinished
+        if not reply.text and not reply.calls:
+            return {}
+        calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
+        message = AIMessage(reply.text, tool_calls=calls)
+        if progress.finish is None:
+            message.response_metadata["interrupted"] = True
+        return {"messages": [message]}
+
+    async def _listen(self, messages: Sequence[BaseMessage], reply: Reply, progress: Progress) -> None:
+        """Feed the reply with the model's deltas until the end, a stop, or too long a silence."""
+        if progress.stopping.done():
+            return
+        now = asyncio.get_running_loop().time
+        tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
+        try:
+            async with asyncio.timeout(self._model_idle_timeout_s) as patience:
+
+                def stop(_: asyncio.Future[StopCause]) -> None:
+                    if not patience.expired():
+                        patience.reschedule(now())
+
+                progress.stopping.add_done_callback(stop)
+                try:
+                    async with aclosing(self._model.stream(messages, tools)) as deltas:
+                        async for delta in deltas:
+                            if isinstance(delta, Finished):
+                                progress.finish = delta.reason
+                                progress.count(delta.usage)
+                            else:
+                                reply.feed(delta)
+                            if progress.stopping.done():
+                                return
+                            patience.reschedule(now() + self._model_idle_timeout_s)
+                finally:
+                    progress.stopping.remove_done_callback(stop)
+        except TimeoutError as silence:
+            if not progress.stopping.done():
+                raise ModelError("model_timeout", "The model fell silent.", retryable=True) from silence
+
+
+async def _tools(state: State, runtime: Runtime[Progress]) -> dict[str, Any]:
+    """Answer the reply's calls. They were carried out as their arguments arrived, since the reader watches the document."""
+    reply = runtime.context.reply
+    if reply is None:
+        return {}
+    answers = [ToolMessage(call.answer, tool_call_id=call.call_id, name=call.name) for call in reply.calls]
+    return {"messages": answers, "documents": reply.new_documents}
+
+
+def _after_agent(state: State, runtime: Runtime[Progress]) -> Literal["tools", "__end__"]:
+    reply = runtime.context.reply
+    return "tools" if reply is not None and reply.calls else "__end__"
+
+
+def _after_tools(state: State, runtime: Runtime[Progress]) -> Literal["agent", "__end__"]:
+    progress = runtime.context
+    return "__end__" if progress.over or progress.model_calls >= MODEL_CALLS else "agent"
+
+
+def _end_reason(progress: Progress) -> EndReason | None:
+    if progress.error is not None:
+        return None
+    if progress.finish in (None, "tool_calls") and progress.stopping.done():
+        return "cancelled"
+    if progress.finish == "content_filter":
+        return "content_filter"
+    return "stop" if progress.finish == "stop" else "length"
+
+
+def mended(messages: Sequence[AnyMessage]) -> list[BaseMessage]:
+    """The history as a model takes it: every tool call has its answer right behind it, every answer its call.
+
+    A turn that was killed between the two leaves a call without one, and every later request of the thread would be
+    refused for it (400).
+    """
+    history: list[BaseMessage] = []
+    for place, message in enumerate(messages):
+        if isinstance(message, ToolMessage):
+            continue
+        history.append(message)
+        if isinstance(message, AIMessage) and message.tool_calls:
+            following = takewhile(lambda answer: isinstance(answer, ToolMessage), messages[place + 1 :])
+            answers = {answer.tool_call_id: answer for answer in following if isinstance(answer, ToolMessage)}
+            for call in message.tool_calls:
+                call_id = call["id"] or ""
+                history.append(answers.get(call_id) or ToolMessage(LOST_ANSWER, tool_call_id=call_id))
+    return history

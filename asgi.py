@@ -1,0 +1,180 @@
+"""HTTP over ASGI: its types, reading a request within limits, JSON and problem responses. Knows nothing of chat.
+
+What uvicorn does, and what follows from it: after a disconnect `send` returns silently and only `receive` tells; a
+request whose body is not read to its end is read and thrown away by the server, so that the connection stays usable.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import orjson
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Iterable[tuple[str, str]]
+
+BODY_TIMEOUT_S = 10.0
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+COMMON_HEADERS = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
+
+
+class Problem(Exception):
+    """A refusal, as RFC 9457 has it; `code` names it for a program, `more` is what else helps."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: Headers = (), **more: object) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = tuple(headers)
+        self.more = more
+
+    def body(self) -> bytes:
+        title = HTTPStatus(self.status).phrase
+        problem = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail, "code": self.code}
+        return orjson.dumps(problem | self.more)
+
+
+class Disconnected(Exception):
+    """The client left before its request was whole. There is nobody to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request: what ASGI says of it, decoded."""
+
+    method: str
+    path: str
+    http_version: str
+    headers: Mapping[str, str]
+    raw_query: bytes
+    receive: Receive
+
+    @classmethod
+    def from_scope(cls, scope: Scope, receive: Receive) -> "Request":
+        """Raises Problem for headers that no honest client sends."""
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in scope["headers"]:
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            if name == "host" and name in headers:
+                raise Problem(400, "bad_host", "There must be one Host header.")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if "host" not in headers and scope["http_version"] == "1.1":
+            raise Problem(400, "bad_host", "There must be one Host header.")
+        return cls(scope["method"], scope["path"], scope["http_version"], headers, scope["query_string"], receive)
+
+    def query(self) -> dict[str, str]:
+        """The query's parameters. Raises Problem for a repeated one, and for what is not UTF-8 in percent encoding."""
+        parameters: dict[str, str] = {}
+        for pair in self.raw_query.split(b"&"):
+            if not pair:
+                continue
+            name, _, value = (_unquote(part) for part in pair.partition(b"="))
+            if name in parameters:
+                raise Problem(400, "bad_query", f"The parameter {name!r} stands twice in the query.")
+            parameters[name] = value
+        return parameters
+
+    async def json(self, limit: int) -> object:
+        """The body, decoded. Raises Problem (400, 408, 413, 415) and Disconnected."""
+        media_type, _, parameters = self.headers.get("content-type", "").partition(";")
+        charset = parameters.replace(" ", "").lower().removeprefix("charset=").strip('"')
+        if media_type.strip().lower() != JSON or charset not in ("", "utf-8") or "content-encoding" in self.headers:
+            raise Problem(415, "not_json", "The body must be sent as application/json, in UTF-8, uncompressed.")
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await self._body(limit)
+        except TimeoutError:
+            detail = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} seconds."
+            raise Problem(408, "slow_body", detail, [("connection", "close")]) from None
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise Problem(400, "invalid_json", f"The body is not valid JSON: {error}.") from None
+
+    async def _body(self, limit: int) -> bytes:
+        # `Connection: close`, as the rest of the body may never end.
+        too_large = Problem(
+            413, "body_too_large", f"The body has more than {limit} bytes.", [("connection", "close")], limit=limit
+        )
+        length = self.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise too_large
+        body = bytearray()
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            body += message.get("body", b"")
+            if len(body) > limit:
+                raise too_large
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    async def disconnected(self) -> None:
+        """Return once the client has left."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    @property
+    def foreign_origin(self) -> str | None:
+        """The origin of the page that sent this, if it is not our own; "null" where the browser keeps it to itself."""
+        origin = self.headers.get("origin")
+        if origin is not None:
+            return None if urlsplit(origin).netloc == self.headers.get("host") else origin
+        return "null" if self.headers.get("sec-fetch-site") == "cross-site" else None
+
+
+def _unquote(part: bytes) -> str:
+    part = part.replace(b"+", b" ")
+    try:
+        text = unquote_to_bytes(part).decode()
+    except UnicodeDecodeError:
+        raise Problem(400, "bad_query", "The query is not UTF-8.") from None
+    for hexadecimal in part.split(b"%")[1:]:
+        try:
+            bytes.fromhex(hexadecimal[:2].decode("latin-1") + ("x" if len(hexadecimal) < 2 else ""))
+        except ValueError:
+            raise Problem(400, "bad_query", "The query has a % without two hexadecimal digits.") from None
+    return text
+
+
+class Response:
+    """The one answer to a request; knows whether it has begun."""
+
+    def __init__(self, send: Send, headers: Headers = (), *, head: bool = False) -> None:
+        self._send = send
+        self._headers = tuple(headers)
+        self._head = head
+        self.started = False
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*headers, *self._headers)]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def write(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self, body: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def whole(self, status: int, content_type: str | None, body: bytes, headers: Headers = ()) -> None:
+        """The answer in one piece; to a HEAD, its headers."""
+        described = [("content-type", content_type), ("content-length", str(len(body)))] if content_type else []
+        names = {name for name, _ in headers}
+        common = [header for header in COMMON_HEADERS if header[0] not in names]
+        await self.start(status, [*described, *common, *headers])
+        await self.end(b"" if self._head else body)
+
+    async def json(self, status: int, content: object, headers: Headers = ()) -> None:
+        await self.whole(status, JSON, orjson.dumps(content), headers)
+
+    async def problem(self, problem: Problem) -> None:
+        await self.whole(problem.status, PROBLEM, problem.body(), problem.headers)

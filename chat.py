@@ -1,0 +1,333 @@
+"""The vocabulary of a chat: the request and how it is checked, each event, the states of a run.
+
+Everything else speaks these words. Nothing here does I/O, reads a clock or knows HTTP, SQL or LangGraph.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, NotRequired, TypedDict
+
+THREAD_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# C0 controls but tab, newline and carriage return: no keyboard types them, PostgreSQL refuses the first of them.
+CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+TITLE_CHARS = 80
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The request
+
+
+class FieldError(TypedDict):
+    """One thing wrong with a request; `pointer` is a JSON pointer (RFC 6901) into its body."""
+
+    pointer: str
+    detail: str
+
+
+class InvalidRequest(ValueError):
+    """The request was understood and can't be carried out as it stands (422)."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(f"{error['pointer']}: {error['detail']}" for error in errors))
+        self.errors = list(errors)
+
+
+class MessageTooLong(ValueError):
+    """The message has more than `limit` characters (413)."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The message has more than {limit} characters.")
+        self.limit = limit
+
+
+StreamMode = Literal["pieces", "items"]
+FIELDS = ("message", "thread_id", "checkpoint_id", "stream")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A message for a thread. `thread_id` is None for a new thread, which then needs no look into the database."""
+
+    message: str
+    thread_id: str | None = None
+    checkpoint_id: str | None = None
+    stream: StreamMode = "pieces"
+
+    @classmethod
+    def from_fields(cls, fields: object, *, max_message_chars: int) -> "ChatRequest":
+        """Check a decoded JSON body, or a query's parameters as a dict.
+
+        Raises InvalidRequest, which names every field that is wrong, and MessageTooLong.
+        """
+        if not isinstance(fields, Mapping):
+            raise InvalidRequest([{"pointer": "", "detail": "must be a JSON object"}])
+        errors: list[FieldError] = [
+            {"pointer": "/" + str(name).replace("~", "~0").replace("/", "~1"), "detail": "is not a known field"}
+            for name in fields
+            if name not in FIELDS
+        ]
+
+        def refuse(field: str, detail: str) -> None:
+            errors.append({"pointer": f"/{field}", "detail": detail})
+
+        message = fields.get("message")
+        if "message" not in fields:
+            refuse("message", "is required")
+        elif not isinstance(message, str):
+            refuse("message", "must be a string")
+        elif len(message) > max_message_chars:
+            raise MessageTooLong(max_message_chars)
+        elif not message.strip():
+            refuse("message", "must not be empty")
+        elif CONTROL_CHARACTER.search(message):
+            refuse("message", "must not contain control characters other than tab and line ends")
+        elif SURROGATE.search(message):
+            refuse("message", "must not contain unpaired surrogates")
+
+        for field, pattern, detail in (
+            ("thread_id", THREAD_ID, "must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"),
+            ("checkpoint_id", CHECKPOINT_ID, "must be the id of a checkpoint of this thread"),
+        ):
+            value = fields.get(field)
+            if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
+                refuse(field, detail)
+        if fields.get("checkpoint_id") is not None and fields.get("thread_id") is None:
+            refuse("checkpoint_id", "needs the thread_id it belongs to")
+        if fields.get("stream", "pieces") not in ("pieces", "items"):
+            refuse("stream", 'must be "pieces" or "items"')
+        if errors:
+            raise InvalidRequest(errors)
+        return cls(**fields)
+
+
+def title_from(message: str) -> str:
+    """A thread's title: the first line of its first message, cut at a word."""
+    line = " ".join(message.strip().splitlines()[0].split())
+    if len(line) <= TITLE_CHARS:
+        return line
+    return line[: TITLE_CHARS - 1].rsplit(" ", 1)[0] + "…"
+
+
+def graph_thread_id(owner: str, thread_id: str) -> str:
+    """The thread's name in LangGraph's tables, which have no owner. A thread_id has no "/", so it is unambiguous."""
+    return f"{owner}/{thread_id}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a run says: the events of its log
+
+
+class Usage(TypedDict):
+    """Tokens of all the model calls of a run, as the provider counted them."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+EndReason = Literal["stop", "length", "content_filter", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    thread_id: str
+    run_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A piece of what the model says. `item` counts the messages and documents of a run from 0."""
+
+    content: str
+    item: int
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """A piece of a document's version."""
+
+    content: str
+    item: int
+    doc_id: str
+    title: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """`saved`: the whole turn is committed in PostgreSQL. An acknowledgement, not a forecast."""
+
+    reason: EndReason
+    saved: bool
+    checkpoint_id: str | None
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """`content` is for a person; `retryable`: the same message may well work when it is sent again."""
+
+    content: str
+    code: str
+    retryable: bool
+
+
+Piece = Message | Doc
+Event = Start | Message | Doc | End | Error
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a model says, and how it fails
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next characters of the reply; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next characters of a tool call's JSON arguments. `call_id` and `name` come with its first one, else ""."""
+
+    index: int
+    call_id: str
+    name: str
+    arguments: str
+
+
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last delta of a reply that the provider ended properly."""
+
+    reason: FinishReason
+    usage: Usage | None = None
+
+
+ModelDelta = TextDelta | ToolCallDelta | Finished
+
+
+class RunFailure(Exception):
+    """What ends a run with an `error`. `content` is for a person: it shows no key, no DSN and no provider's words."""
+
+    def __init__(self, code: str, content: str, *, retryable: bool) -> None:
+        super().__init__(content)
+        self.code = code
+        self.content = content
+        self.retryable = retryable
+
+
+class ModelError(RunFailure):
+    """The model could not answer, or not to the end."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A run's life, and what is kept of it
+
+
+class RunStatus(StrEnum):
+    """The same words stand in `schema.sql`."""
+
+    RUNNING = "running"  # → any of the others, once
+    COMPLETED = "completed"  # the model finished, or the provider cut it (length, content_filter)
+    CANCELLED = "cancelled"  # a person, the run's time limit or the shutdown stopped it; it keeps what it has
+    FAILED = "failed"  # the model or the service failed; it keeps what it has
+
+
+class StopCause(StrEnum):
+    """Why a run is being stopped before its end."""
+
+    USER = "user"
+    TIMEOUT = "timeout"
+    SHUTDOWN = "shutdown"
+
+
+class Document(TypedDict):
+    """One version of a document. `complete` is False for one that the model did not finish."""
+
+    doc_id: str
+    title: str
+    version: int
+    content: str
+    complete: bool
+
+
+class Item(TypedDict):
+    """One message or document of a run, whole: a row of `messages` and an element of the history."""
+
+    item: int
+    role: Literal["user", "assistant"]
+    type: Literal["message", "doc"]
+    content: str
+    complete: bool
+    doc_id: NotRequired[str]
+    title: NotRequired[str]
+    version: NotRequired[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadHead:
+    """What must be known of a thread before a run of it may start. `last_seq` is 0 for a thread that is not there."""
+
+    last_seq: int
+    has_checkpoint: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What an agent is given: a message, and the state that it starts from (the thread's newest, if None)."""
+
+    owner: str
+    thread_id: str
+    run_id: str
+    message: str
+    checkpoint_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an agent's turn went. `unfinished`: the items that were cut off."""
+
+    reason: EndReason | None
+    error: RunFailure | None
+    unfinished: frozenset[int]
+    usage: Usage | None
+    checkpoint_id: str | None
+
+
+USER_ITEM = -1  # the user's message stands before the run's item 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """What is stored when a run begins: the thread, the run and the user's message. `seq` counts a thread's runs from 1."""
+
+    owner: str
+    thread_id: str
+    run_id: str
+    seq: int
+    message: str
+    model: str
+    started_at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """What is stored when a run ends, in one transaction with its checkpoint."""
+
+    started: RunStarted
+    status: RunStatus
+    items: Sequence[Item]
+    reason: EndReason | None
+    error: Error | None
+    usage: Usage | None
+    checkpoint_id: str | None
+    ended_at: float

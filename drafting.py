@@ -1,0 +1,344 @@
+"""The desk that a reply is drafted on: documents and their versions, the two tools, and a reply while it arrives.
+
+Pure: the model's deltas go in, pieces for the reader come out at once, and what is left when the reply is over (the
+text, the tool calls and their answers, new versions) goes into the graph's state.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from arguments import REPLACEMENT, ArgumentsDecoder, BrokenArguments
+from chat import Doc, Document, Message, Piece, TextDelta, ToolCallDelta
+
+TITLE_CHARS = 200
+TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI takes for a function's name
+
+WRITE, EDIT = "write_document", "edit_document"
+TOOLS: Sequence[Mapping[str, Any]] = (
+    {
+        "type": "function",
+        "function": {
+            "name": WRITE,
+            "description": "Write a complete document in Markdown. A title that is already in use makes a new version of "
+            "that document. The user sees the text while you write it: do not repeat it in your reply.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "title": {"type": "string", "description": "The document's title; the same for each of its versions."},
+                    "content": {"type": "string", "description": "The whole document, in Markdown."},
+                },
+                "required": ["title", "content"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": EDIT,
+            "description": "Change passages of a document's newest version; makes a new version. Prefer it to writing the "
+            "document anew when most of it stays.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "doc_id": {"type": "string", "description": "The document's id, as a tool's answer gave it."},
+                    "edits": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {
+                            "type": "object",
+                            "properties": {
+                                "find": {
+                                    "type": "string",
+                                    "description": "The exact text to replace, long enough to stand only once.",
+                                },
+                                "replace": {"type": "string", "description": "What takes its place."},
+                            },
+                            "required": ["find", "replace"],
+                            "additionalProperties": False,
+                        },
+                    },
+                },
+                "required": ["doc_id", "edits"],
+                "additionalProperties": False,
+            },
+        },
+    },
+)
+
+
+class ToolError(ValueError):
+    """A tool call can't be carried out; the text goes back to the model."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Documents
+
+
+class Documents:
+    """The versions of a thread's documents, in the order in which they were made."""
+
+    def __init__(self, versions: Sequence[Document]) -> None:
+        self._versions = list(versions)
+
+    def place(self, title: str) -> tuple[str, int]:
+        """The id and version that a text under this title gets."""
+        for document in reversed(self._versions):
+            if document["title"] == title:
+                return document["doc_id"], self._next_version(document["doc_id"])
+        return f"d{len({document['doc_id'] for document in self._versions}) + 1}", 1
+
+    def add(self, doc_id: str, title: str, version: int, content: str, *, complete: bool) -> Document:
+        document: Document = {
+            "doc_id": doc_id,
+            "title": title,
+            "version": version,
+            "content": content,
+            "complete": complete,
+        }
+        self._versions.append(document)
+        return document
+
+    def edit(self, doc_id: str, edits: Sequence[tuple[str, str]]) -> Document:
+        """Add a version with each passage replaced. Raises ToolError, and then changes nothing."""
+        newest = next((d for d in reversed(self._versions) if d["doc_id"] == doc_id and d["complete"]), None)
+        if newest is None:
+            known = ", ".join(sorted({d["doc_id"] for d in self._versions if d["complete"]})) or "none"
+            raise ToolError(f"There is no document {doc_id!r}; there are: {known}.")
+        content = newest["content"]
+        for number, (find, replacement) in enumerate(edits, 1):
+            count = content.count(find) if find else 0
+            if count != 1:
+                often = "does not stand in the document" if count == 0 else f"stands {count} times in the document"
+                raise ToolError(f"Edit {number}: the text to find {often}; it must stand exactly once. Nothing was changed.")
+            content = content.replace(find, replacement)
+        if not content:
+            raise ToolError("That would leave an empty document. Nothing was changed.")
+        return self.add(doc_id, newest["title"], self._next_version(doc_id), content, complete=True)
+
+    def _next_version(self, doc_id: str) -> int:
+        return max(document["version"] for document in self._versions if document["doc_id"] == doc_id) + 1
+
+
+def parse_edits(arguments: str) -> tuple[str, list[tuple[str, str]]]:
+    """The arguments of `edit_document`. Raises ToolError."""
+    try:
+        fields = json.loads(arguments, strict=False)
+    except ValueError:
+        raise ToolError("The arguments are not valid JSON.") from None
+    edits = fields.get("edits") if isinstance(fields, dict) else None
+    if not isinstance(edits, list) or not edits or not isinstance(fields.get("doc_id"), str):
+        raise ToolError("edit_document needs a doc_id and a list of edits, each with find and replace.")
+    pairs = []
+    for edit in edits:
+        find, replacement = (edit.get("find"), edit.get("replace")) if isinstance(edit, dict) else (None, None)
+        if not isinstance(find, str) or not isinstance(replacement, str):
+            raise ToolError("Each edit needs the texts find and replace.")
+        pairs.append((storable(find), storable(replacement)))
+    return fields["doc_id"], pairs
+
+
+def storable(text: str) -> str:
+    """The text without what no database and no UTF-8 can hold."""
+    return text.replace("\0", REPLACEMENT).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A reply
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call as the state keeps it, with the answer that the model gets."""
+
+    call_id: str
+    name: str
+    arguments: dict[str, Any]
+    answer: str
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    """A stretch of text between tool calls."""
+
+    waiting: list[str] = field(default_factory=list)
+    item: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A tool call while its arguments arrive."""
+
+    index: int
+    call_id: str
+    name: str
+    waiting: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    decoder: ArgumentsDecoder = field(default_factory=ArgumentsDecoder)
+    content: list[str] = field(default_factory=list)  # of the document, as far as it was read
+    held: int = 0  # so many of `content`, at its end, wait for the title
+    doc: tuple[int, str, str, int] | None = None  # item, doc_id, title, version, once the first piece is out
+    broken: str | None = None
+
+
+class Reply:
+    """One reply of the model. Texts and calls are given out one after the other, in the order in which they began.
+
+    What arrives for a later one while an earlier one is still open waits: the reader gets whole items, never mixed.
+    """
+
+    def __init__(self, documents: Documents, first_item: int, emit: Callable[[Piece], None]) -> None:
+        self.text = ""
+        self.calls: list[ToolCall] = []
+        self.new_documents: list[Document] = []
+        self.unfinished: set[int] = set()
+        self.next_item = first_item
+        self._documents = documents
+        self._emit = emit
+        self._parts: list[_Text | _Call] = []
+        self._texts: list[str] = []
+        self._by_index: dict[int, _Call] = {}
+
+    def feed(self, delta: TextDelta | ToolCallDelta) -> None:
+        if isinstance(delta, TextDelta):
+            if not self._parts or not isinstance(self._parts[-1], _Text):
+                self._parts.append(_Text())
+            self._parts[-1].waiting.append(delta.text)
+            self._texts.append(delta.text)
+        else:
+            call = self._by_index.get(delta.index)
+            if call is None:
+                call = _Call(delta.index, delta.call_id, delta.name)
+                self._by_index[delta.index] = call
+                self._parts.append(call)
+            else:
+                call.call_id = call.call_id or delta.call_id
+                call.name = call.name or delta.name
+            if delta.arguments:
+                call.waiting.append(delta.arguments)
+        self._advance()
+
+    def close(self, *, finished: bool) -> None:
+        """The reply is over. `finished`: the model came to its end, so nothing is cut off."""
+        while self._parts:
+            part = self._parts[0]
+            self._give_out(part)
+            if isinstance(part, _Call):
+                self._carry_out(part, finished=finished)
+            elif not finished and part.item is not None and len(self._parts) == 1:
+                self.unfinished.add(part.item)
+            self._parts.pop(0)
+        self.text = "".join(self._texts)
+
+    def _advance(self) -> None:
+        while self._parts:
+            part = self._parts[0]
+            self._give_out(part)
+            if isinstance(part, _Call):
+                if not (part.decoder.complete or part.broken):
+                    return
+                if part.broken and len(self._parts) == 1:
+                    return  # the rest of its arguments may still come
+                self._carry_out(part, finished=True)
+            elif len(self._parts) == 1:
+                return
+            self._parts.pop(0)
+
+    def _give_out(self, part: _Text | _Call) -> None:
+        if isinstance(part, _Call):
+            self._give_out_arguments(part)
+            return
+        for text in part.waiting:
+            if part.item is None:
+                part.item = self._take_item()
+            self._emit(Message(text, part.item))
+        part.waiting.clear()
+
+    def _take_item(self) -> int:
+        self.next_item += 1
+        return self.next_item - 1
+
+    def _give_out_arguments(self, call: _Call) -> None:
+        fragments, call.waiting = call.waiting, []
+        for fragment in fragments:
+            call.arguments.append(fragment)
+            if call.broken:
+                continue
+            try:
+                for name, text in call.decoder.feed(fragment):
+                    if name == "content" and call.name == WRITE:
+                        self._give_out_document(call, text)
+            except BrokenArguments as error:
+                call.broken = str(error)
+        if call.held and "title" in call.decoder.strings and not call.broken:
+            self._give_out_document(call, "")
+
+    def _give_out_document(self, call: _Call, text: str) -> None:
+        if text:
+            call.content.append(text)
+            call.held += 1
+        if "title" not in call.decoder.strings:
+            return  # a model that writes the content first: whose version it is, only the title tells
+        if call.doc is None:
+            title = storable(" ".join(call.decoder.strings["title"].split())[:TITLE_CHARS]) or "Untitled"
+            doc_id, version = self._documents.place(title)
+            call.doc = (self._take_item(), doc_id, title, version)
+        item, doc_id, title, version = call.doc
+        for piece in call.content[len(call.content) - call.held :]:
+            self._emit(Doc(piece, item, doc_id, title, version))
+        call.held = 0
+
+    def _carry_out(self, call: _Call, *, finished: bool) -> None:
+        """The call's arguments are all there, or no more will come."""
+        try:
+            document = self._execute(call, finished=finished)
+            answer: Mapping[str, object] = {name: document[name] for name in ("doc_id", "title", "version")}
+        except ToolError as error:
+            answer = {"error": str(error)}
+        name = call.name if TOOL_NAME.fullmatch(call.name) else "unknown"
+        call_id = call.call_id or f"call_{len(self.calls)}"
+        self.calls.append(ToolCall(call_id, name, _kept_arguments(call), orjson.dumps(answer).decode()))
+
+    def _execute(self, call: _Call, *, finished: bool) -> Document:
+        whole = call.decoder.complete and not call.broken
+        if call.doc is not None:
+            item, doc_id, title, version = call.doc
+            document = self._documents.add(doc_id, title, version, "".join(call.content), complete=whole)
+            self.new_documents.append(document)
+            if not whole:
+                self.unfinished.add(item)
+                raise ToolError(
+                    f"Version {version} of {doc_id} broke off in the middle"
+                    + (f" (the arguments are not valid JSON: {call.broken})." if call.broken else ".")
+                )
+            return document
+        if not whole:
+            raise ToolError("The arguments are not valid JSON." if finished else "The call broke off; nothing was done.")
+        if call.name == WRITE:
+            raise ToolError("write_document needs a title and a content, both texts and the content not empty.")
+        if call.name != EDIT:
+            raise ToolError(f"There is no tool {call.name!r}; there are {WRITE} and {EDIT}.")
+        document = self._documents.edit(*parse_edits("".join(call.arguments)))
+        self.new_documents.append(document)
+        item = self._take_item()
+        self._emit(Doc(document["content"], item, document["doc_id"], document["title"], document["version"]))
+        return document
+
+
+def _kept_arguments(call: _Call) -> dict[str, Any]:
+    """The arguments for the state. A document's text is the one that was given out, character for character."""
+    if call.doc is not None:
+        return {"title": call.doc[2], "content": "".join(call.content)}
+    try:
+        arguments = json.loads("".join(call.arguments), strict=False)
+    except ValueError:
+        return {}
+    if not isinstance(arguments, dict):
+        return {}
+    kept: dict[str, Any] = json.loads(storable(json.dumps(arguments, ensure_ascii=False)))
+    return kept

@@ -1,0 +1,64 @@
+-- Every table of the service. It is applied at each start, so each statement must be harmless when it was run before.
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- What a person reads: threads, their runs, and one row an item (a message, or a version of a document)
+
+CREATE TABLE IF NOT EXISTS threads (
+    owner      text        NOT NULL,
+    thread_id  text        NOT NULL,
+    title      text        NOT NULL,
+    last_seq   bigint      NOT NULL,                       -- the seq of the thread's newest run
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    PRIMARY KEY (owner, thread_id)
+);
+
+-- The list of an owner's threads, newest first. By creation, which never changes: so a page never skips or repeats.
+CREATE INDEX IF NOT EXISTS threads_newest ON threads (owner, created_at DESC, thread_id DESC);
+
+CREATE TABLE IF NOT EXISTS runs (
+    run_id        text        NOT NULL PRIMARY KEY,
+    owner         text        NOT NULL,
+    thread_id     text        NOT NULL,
+    seq           bigint      NOT NULL,                    -- counts the thread's runs from 1
+    status        text        NOT NULL CHECK (status IN (
+        'running',                                         -- → any of the others, once
+        'completed',                                       -- the model finished, or the provider cut it (see reason)
+        'cancelled',                                       -- a person, the run's time limit or a shutdown stopped it
+        'failed'                                           -- see error
+    )),
+    reason        text,                                    -- as the run's `end` said: stop, length, content_filter, …
+    error         jsonb,                                   -- as the run's `error` said: content, code, retryable
+    usage         jsonb,                                   -- input_tokens, output_tokens
+    model         text        NOT NULL,
+    checkpoint_id text,                                    -- the state that the run left
+    started_at    timestamptz NOT NULL,
+    ended_at      timestamptz,
+    UNIQUE (owner, thread_id, seq)                         -- the history in order; and no two runs in one place
+);
+
+CREATE TABLE IF NOT EXISTS messages (
+    owner      text        NOT NULL,
+    thread_id  text        NOT NULL,
+    seq        bigint      NOT NULL,                       -- of the run
+    item       integer     NOT NULL,                       -- -1: the user's message; from 0: what the run said, in order
+    run_id     text        NOT NULL,
+    role       text        NOT NULL CHECK (role IN ('user', 'assistant')),
+    type       text        NOT NULL CHECK (type IN ('message', 'doc')),
+    content    text        NOT NULL,
+    complete   boolean     NOT NULL,                       -- false: the run was stopped in the middle of it
+    doc_id     text,
+    title      text,
+    version    integer,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (owner, thread_id, seq, item)              -- a thread is read by one scan of this index, in order
+);
+
+-- A record that the database refused for its content, set aside so that the others could go on.
+CREATE TABLE IF NOT EXISTS dead_letters (
+    id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    thread     text        NOT NULL,                       -- owner/thread_id
+    error      text        NOT NULL,
+    writes     bytea       NOT NULL,                       -- JSON: [[sql, [arguments]], …]; bytes, as it may hold NUL
+    created_at timestamptz NOT NULL DEFAULT now()
+);

@@ -1,0 +1,122 @@
+"""The environment, read once into one frozen object."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+T = TypeVar("T")
+
+DEFAULT_MODEL = "gpt-5.1"
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class SettingsError(ValueError):
+    """A setting has a value that can't be used; the text is one line that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Each field is the environment variable of its name, in capitals. Times are in seconds."""
+
+    database_url: str | None
+    data_dir: Path
+    openai_api_key: str | None
+    openai_base_url: str | None
+    openai_model: str
+    host: str
+    port: int
+    log_level: str
+    max_body_bytes: int
+    max_message_chars: int
+    max_runs: int
+    write_queue_size: int
+    save_timeout_s: float
+    run_timeout_s: float
+    model_idle_timeout_s: float
+    heartbeat_s: float
+    drain_timeout_s: float
+    cors_allow_origins: tuple[str, ...]
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Settings":
+        """An empty variable counts as unset. Raises SettingsError."""
+
+        def read(name: str, parse: Callable[[str], T], default: T, what: str) -> T:
+            text = env.get(name, "").strip()
+            if not text:
+                return default
+            try:
+                return parse(text)
+            except ValueError:
+                shown = "" if name in ("DATABASE_URL", "OPENAI_API_KEY") else f", not {text!r}"
+                raise SettingsError(f"{name} must be {what}{shown}") from None
+
+        def whole(name: str, default: int, minimum: int, maximum: int = 2**31 - 1) -> int:
+            return read(name, _within(int, minimum, maximum), default, f"a whole number from {minimum} to {maximum}")
+
+        def seconds(name: str, default: float) -> float:
+            return read(name, _within(float, 0.05, 86_400), default, "a number of seconds from 0.05 to 86400")
+
+        return cls(
+            database_url=read("DATABASE_URL", _url("postgresql", "postgres"), None, "a postgresql:// URL"),
+            data_dir=read("DATA_DIR", Path, Path(".data"), "a folder"),
+            openai_api_key=env.get("OPENAI_API_KEY", "").strip() or None,
+            openai_base_url=read("OPENAI_BASE_URL", _url("http", "https"), None, "an http:// or https:// URL"),
+            openai_model=env.get("OPENAI_MODEL", "").strip() or DEFAULT_MODEL,
+            host=env.get("HOST", "").strip() or "127.0.0.1",
+            port=whole("PORT", 8005, 0, 65535),
+            log_level=read("LOG_LEVEL", _log_level, "INFO", f"one of {', '.join(LOG_LEVELS)}"),
+            max_body_bytes=whole("MAX_BODY_BYTES", 2**20, 1024),
+            max_message_chars=whole("MAX_MESSAGE_CHARS", 32_000, 1),
+            max_runs=whole("MAX_RUNS", 1000, 1),
+            write_queue_size=whole("WRITE_QUEUE_SIZE", 10_000, 1),
+            save_timeout_s=seconds("SAVE_TIMEOUT_S", 5),
+            run_timeout_s=seconds("RUN_TIMEOUT_S", 600),
+            model_idle_timeout_s=seconds("MODEL_IDLE_TIMEOUT_S", 60),
+            heartbeat_s=seconds("HEARTBEAT_S", 15),
+            drain_timeout_s=seconds("DRAIN_TIMEOUT_S", 30),
+            cors_allow_origins=read("CORS_ALLOW_ORIGINS", _origins, (), "a comma-separated list of origins, or *"),
+        )
+
+    @property
+    def offline(self) -> bool:
+        """Nothing says where a model is, so the service brings its own."""
+        return self.openai_api_key is None and self.openai_base_url is None
+
+
+def _within(kind: Callable[[str], T], minimum: float, maximum: float) -> Callable[[str], T]:
+    def parse(text: str) -> T:
+        number = kind(text)
+        if not minimum <= number <= maximum:  # type: ignore[operator]  # kind is int or float
+            raise ValueError
+        return number
+
+    return parse
+
+
+def _url(*schemes: str) -> Callable[[str], str | None]:
+    def parse(text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme not in schemes or (parts.scheme.startswith("http") and not parts.hostname):
+            raise ValueError
+        _ = parts.port  # raises for what is no port
+        return text
+
+    return parse
+
+
+def _log_level(text: str) -> str:
+    if text.upper() not in LOG_LEVELS:
+        raise ValueError
+    return text.upper()
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (parts.scheme not in ("http", "https") or parts.path or not parts.hostname):
+            raise ValueError
+    return origins

@@ -1,0 +1,72 @@
+"""Events to frames of `text/event-stream`, and the positions that their ids carry. Pure, and the hot path.
+
+A position is a place in the content, not in the frames: the number of code points of all the run's pieces up to and
+with this one. So a stream can go on from whatever still has the text, however it was cut the first time.
+"""
+
+import re
+from dataclasses import dataclass
+
+import orjson
+
+from chat import Doc, End, Error, Event, Message, Piece, Start
+
+RETRY = b"retry: 2000\n"  # ms until an EventSource reconnects; goes before a stream's first frame
+HEARTBEAT = b":\n\n"
+START, END = 0, "end"
+EVENT_ID = re.compile(r"([0-9a-f-]{36}):(0|[1-9][0-9]{0,14}|end)")
+
+
+def piece_frame(run_id: bytes, position: int, piece: Piece) -> bytes:
+    """The frame of a piece whose last code point is the run's `position`-th."""
+    content = orjson.dumps(piece.content)
+    if isinstance(piece, Message):
+        return b'id: %b:%d\ndata: {"type":"message","content":%b,"item":%d}\n\n' % (run_id, position, content, piece.item)
+    return b'id: %b:%d\ndata: {"type":"doc","content":%b,"item":%d,"doc_id":%b,"title":%b,"version":%d}\n\n' % (
+        *(run_id, position, content, piece.item),
+        *(orjson.dumps(piece.doc_id), orjson.dumps(piece.title), piece.version),
+    )
+
+
+def start_frame(run_id: bytes, start: Start) -> bytes:
+    data = orjson.dumps(
+        {"type": "start", "thread_id": start.thread_id, "run_id": start.run_id, "model": start.model}
+    )
+    return b"id: %b:0\ndata: %b\n\n" % (run_id, data)
+
+
+def last_frame(run_id: bytes, last: End | Error) -> bytes:
+    data = {"type": "end" if isinstance(last, End) else "error"}
+    data |= {field: getattr(last, field) for field in last.__slots__}
+    return b"id: %b:end\ndata: %b\n\n" % (run_id, orjson.dumps(data))
+
+
+@dataclass(frozen=True, slots=True)
+class EventId:
+    """What a client has of which run: `after` code points, or all of it."""
+
+    run_id: str
+    after: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> "EventId | None":
+        """Read a `Last-Event-ID`; None for what we never sent."""
+        match = EVENT_ID.fullmatch(text)
+        if match is None:
+            return None
+        return cls(match[1], None if match[2] == END else int(match[2]))
+
+
+def tail(piece: Piece, skip: int) -> Piece:
+    """The piece without its first `skip` code points."""
+    if isinstance(piece, Doc):
+        return Doc(piece.content[skip:], piece.item, piece.doc_id, piece.title, piece.version)
+    return Message(piece.content[skip:], piece.item)
+
+
+def parse_frame(frame: bytes) -> Event:
+    """The event of one of our own frames."""
+    fields = orjson.loads(frame[frame.index(b"data: ") + 6 :])
+    kinds = {"start": Start, "message": Message, "doc": Doc, "end": End, "error": Error}
+    event: Event = kinds[fields.pop("type")](**fields)
+    return event

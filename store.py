@@ -1,0 +1,544 @@
+"""What is kept: the pool and its reads, the bounded queue and the one task that writes.
+
+The writer makes three promises and no more: `put` waits when the queue is full; units are committed in the order in
+which they came, in batches, by one task on one connection of its own; leaving the block drains. A unit is a list of
+statements that stand or fall together, with a future that resolves when they are committed. Every statement is
+idempotent, so that a batch whose COMMIT got no answer is simply sent again.
+"""
+
+import asyncio
+import base64
+import logging
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TypedDict, TypeVar
+from urllib.parse import urlsplit
+
+import asyncpg
+import orjson
+
+from chat import USER_ITEM, Item, RunEnded, RunFailure, RunStarted, ThreadHead, graph_thread_id, title_from
+
+log = logging.getLogger("draftstream.store")
+
+SCHEMA = Path(__file__).with_name("schema.sql")
+SCHEMA_LOCK = 0x6472616674  # "draft": replicas that start at once apply the schema one after the other
+BATCH_UNITS = 64  # 20,700 small turns a second in batches of 64, 2,300 one by one
+COMMIT_BUDGET_S = 2.0  # a frozen connection is given up after this; a healthy batch takes milliseconds
+READ_BUDGET_S = 1.0
+BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+POOL_CONNECTIONS = 8
+
+Write = tuple[str, tuple[object, ...]]
+"""SQL with $1… and its arguments; idempotent."""
+
+T = TypeVar("T")
+
+
+class StoreUnavailable(RunFailure):
+    """The database can't be reached, or does not answer in time."""
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__("store_unavailable", "The database can't be reached at the moment.", retryable=True)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why or self.content
+
+
+class QueueFull(Exception):
+    """More is waiting to be written than WRITE_QUEUE_SIZE allows."""
+
+
+class Unstorable(Exception):
+    """The database refused a unit for its content; it was set aside in `dead_letters`."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The writer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unit:
+    """Statements of one thread that are committed together. `saved` resolves then, or fails with Unstorable."""
+
+    thread: str
+    writes: Sequence[Write]
+    saved: asyncio.Future[None]
+
+    def __repr__(self) -> str:
+        return f"<Unit of {self.thread}, {len(self.writes)} writes, {'saved' if self.saved.done() else 'waiting'}>"
+
+
+def statements(units: Sequence[Unit]) -> Iterator[tuple[str, list[tuple[object, ...]]]]:
+    """The batch's statements, those of a kind together.
+
+    Idempotent INSERTs of different tables commute, so they are gathered; anything else keeps its place.
+    """
+    gathered: dict[str, list[tuple[object, ...]]] = {}
+    for unit in units:
+        for sql, arguments in unit.writes:
+            if sql.startswith("INSERT"):
+                gathered.setdefault(sql, []).append(arguments)
+                continue
+            yield from gathered.items()
+            gathered = {}
+            yield sql, [arguments]
+    yield from gathered.items()
+
+
+def is_refused_content(error: Exception) -> bool:
+    """Whether the database refused the values themselves, so that sending them again can't help.
+
+    SQLSTATE classes 22 (data exception), 23 (integrity constraint) and 54 (program limit exceeded, a row too large).
+    """
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in ("22", "23", "54")
+    return isinstance(error, asyncpg.DataError | ValueError | TypeError)  # refused by the client's own encoder
+
+
+async def within(budget_s: float, connection: asyncpg.Connection, work: Awaitable[T]) -> T:
+    """Await `work` on the connection, and give the connection up when it takes longer.
+
+    asyncpg's own time-outs and a cancelled query wait for the server's answer to the cancellation, which a frozen
+    network never brings (25 s and more with 0.32); only `terminate()` returns. Raises TimeoutError.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=budget_s)
+    finally:
+        if not task.done():
+            connection.terminate()
+            await asyncio.wait({task})
+    if not done:
+        task.exception()  # the connection's end; what counts is that it was too slow
+        raise TimeoutError
+    return task.result()
+
+
+class Writer:
+    """The queue and its task. See the module's docstring for what it promises."""
+
+    def __init__(self, dsn: str, queue_size: int) -> None:
+        self._dsn = dsn
+        self._queue: asyncio.Queue[Unit | None] = asyncio.Queue(queue_size)
+        self._connection: asyncpg.Connection | None = None
+        self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
+        self.failing = False
+
+    def __repr__(self) -> str:
+        return f"<Writer {self._queue.qsize()} of {self._queue.maxsize} units waiting{', failing' * self.failing}>"
+
+    @property
+    def full(self) -> bool:
+        return self._queue.full()
+
+    @property
+    def waiting(self) -> int:
+        return self._queue.qsize()
+
+    def newest_unsaved(self, thread: str) -> Unit | None:
+        return self._unsaved.get(thread)
+
+    async def put(self, thread: str, writes: Sequence[Write]) -> Unit:
+        """Queue the writes as one unit. Waits while the queue is full."""
+        unit = Unit(thread, writes, asyncio.get_running_loop().create_future())
+        await self._queue.put(unit)
+        self._remember(unit)
+        return unit
+
+    def put_nowait(self, thread: str, writes: Sequence[Write]) -> Unit:
+        """Queue the writes as one unit. Raises QueueFull."""
+        unit = Unit(thread, writes, asyncio.get_running_loop().create_future())
+        try:
+            self._queue.put_nowait(unit)
+        except asyncio.QueueFull:
+            raise QueueFull from None
+        self._remember(unit)
+        return unit
+
+    def _remember(self, unit: Unit) -> None:
+        self._unsaved[unit.thread] = unit
+        unit.saved.add_done_callback(lambda _: self._forget(unit))
+
+    def _forget(self, unit: Unit) -> None:
+        if not unit.saved.cancelled():
+            unit.saved.exception()  # seen here, so that a unit nobody waits for does not warn
+        if self._unsaved.get(unit.thread) is unit:
+            del self._unsaved[unit.thread]
+
+    async def close(self) -> None:
+        """No more puts: let `run` return once all is committed."""
+        await self._queue.put(None)
+
+    async def run(self) -> None:
+        """Commit what is queued until `close`. Never raises for a fault of the database: it waits for its end."""
+        try:
+            closing = False
+            while not closing:
+                batch = [await self._queue.get()]
+                while len(batch) < BATCH_UNITS and not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
+                closing = batch[-1] is None
+                await self._commit([unit for unit in batch if unit is not None])
+        finally:
+            self._drop_connection()
+
+    async def _commit(self, units: Sequence[Unit]) -> None:
+        """Commit the units in order, by halves where one of them is refused, again and again while the database is away."""
+        failures = 0
+        size = len(units)
+        while units:
+            part = units[:size]
+            try:
+                await self._attempt(part)
+            except (OSError, TimeoutError, ValueError, TypeError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                if not is_refused_content(error):
+                    failures += 1
+                    await self._wait_out(error, failures)
+                    continue
+                if len(part) > 1:
+                    size = (len(part) + 1) // 2
+                    continue
+                if not await self._set_aside(part[0], error):
+                    continue
+            for unit in part:
+                if not unit.saved.done():
+                    unit.saved.set_result(None)
+            units = units[len(part) :]
+            size = len(units)
+            failures = 0
+            self.failing = False
+
+    async def _attempt(self, units: Sequence[Unit]) -> None:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
+        await within(COMMIT_BUDGET_S, self._connection, self._transaction(self._connection, units))
+
+    @staticmethod
+    async def _transaction(connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
+        async with connection.transaction():
+            for sql, rows in statements(units):
+                if len(rows) == 1:
+                    await connection.execute(sql, *rows[0])
+                else:
+                    await connection.executemany(sql, rows)
+
+    async def _wait_out(self, error: Exception, failures: int) -> None:
+        if not self.failing:
+            log.warning("the database can't be written to (%s); %d units wait", type(error).__name__, self.waiting)
+        self.failing = True
+        self._drop_connection()
+        await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
+
+    async def _set_aside(self, unit: Unit, error: Exception) -> bool:
+        """Put a refused unit into `dead_letters`; False if that failed too, for now."""
+        log.error("set aside a unit of %s: the database refused it (%s)", unit.thread, type(error).__name__)
+        dump = orjson.dumps(unit.writes, default=_dump_value)
+        letter = Unit(unit.thread, [(ADD_DEAD_LETTER, (unit.thread, type(error).__name__, dump))], unit.saved)
+        try:
+            await self._attempt([letter])
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as away:
+            await self._wait_out(away, 1)
+            return False
+        unit.saved.set_exception(Unstorable(type(error).__name__))
+        return True
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+
+def _dump_value(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else repr(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The statements
+
+ADD_DEAD_LETTER = "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
+
+PUT_THREAD = """INSERT INTO threads (owner, thread_id, title, last_seq, created_at, updated_at)
+VALUES ($1, $2, $3, $4, to_timestamp($5::float8), to_timestamp($5::float8))
+ON CONFLICT (owner, thread_id) DO UPDATE SET
+    last_seq = GREATEST(threads.last_seq, EXCLUDED.last_seq),
+    updated_at = GREATEST(threads.updated_at, EXCLUDED.updated_at)"""
+
+START_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at)
+VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8))
+ON CONFLICT (run_id) DO NOTHING"""
+
+# The whole row, so that it stands even if the run's start was set aside; a run ends once.
+END_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at,
+    reason, error, usage, checkpoint_id, ended_at)
+VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::float8), $8, $9::jsonb, $10::jsonb, $11, to_timestamp($12::float8))
+ON CONFLICT (run_id) DO UPDATE SET
+    status = EXCLUDED.status, reason = EXCLUDED.reason, error = EXCLUDED.error, usage = EXCLUDED.usage,
+    checkpoint_id = EXCLUDED.checkpoint_id, ended_at = EXCLUDED.ended_at
+WHERE runs.status = 'running'"""
+
+PUT_ITEM = """INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+    doc_id, title, version, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, to_timestamp($13::float8))
+ON CONFLICT (owner, thread_id, seq, item) DO NOTHING"""
+
+# Newest first from a place in that order; the place is the last row of the page before.
+LIST_THREADS = """SELECT thread_id, title, created_at, updated_at FROM threads
+WHERE owner = $1 AND (created_at, thread_id) < ($2, $3)
+ORDER BY created_at DESC, thread_id DESC LIMIT $4"""
+
+READ_THREAD = "SELECT thread_id, title, created_at, updated_at FROM threads WHERE owner = $1 AND thread_id = $2"
+
+READ_RUNS = """SELECT run_id, seq, status, reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
+FROM runs WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
+
+READ_ITEMS = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
+FROM messages WHERE owner = $1 AND thread_id = $2 ORDER BY seq, item"""
+
+# What must be known of a thread before a run of it may start: one look at two primary keys.
+READ_HEAD = """SELECT
+    (SELECT last_seq FROM threads WHERE owner = $1 AND thread_id = $2) AS last_seq,
+    EXISTS (SELECT 1 FROM checkpoints WHERE thread_id = $3 AND checkpoint_ns = '' AND checkpoint_id = $4) AS has_checkpoint"""
+
+
+def start_writes(run: RunStarted) -> list[Write]:
+    """The rows of a run's start: its thread, the run, the user's message."""
+    message: Item = {"item": USER_ITEM, "role": "user", "type": "message", "content": run.message, "complete": True}
+    return [
+        (PUT_THREAD, (run.owner, run.thread_id, title_from(run.message), run.seq, run.started_at)),
+        (START_RUN, (run.run_id, run.owner, run.thread_id, run.seq, run.model, run.started_at)),
+        _item_write(run, message, run.started_at),
+    ]
+
+
+def end_writes(end: RunEnded) -> list[Write]:
+    """The rows of a run's end: what it said, and how it ended."""
+    run = end.started
+    error = None
+    if end.error is not None:
+        error = {"content": end.error.content, "code": end.error.code, "retryable": end.error.retryable}
+    row = (
+        *(run.run_id, run.owner, run.thread_id, run.seq, end.status.value, run.model, run.started_at),
+        *(end.reason, _json(error), _json(end.usage), end.checkpoint_id, end.ended_at),
+    )
+    return [(END_RUN, row), *(_item_write(run, item, end.ended_at) for item in end.items)]
+
+
+def _item_write(run: RunStarted, item: Item, created_at: float) -> Write:
+    row = (
+        *(run.owner, run.thread_id, run.seq, item["item"], run.run_id, item["role"], item["type"], item["content"]),
+        *(item["complete"], item.get("doc_id"), item.get("title"), item.get("version"), created_at),
+    )
+    return PUT_ITEM, row
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The store
+
+
+class ThreadSummary(TypedDict):
+    thread_id: str
+    title: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class History(ThreadSummary):
+    """A thread with every message and document in order, and the runs that made them."""
+
+    messages: list[dict[str, object]]
+    runs: list[dict[str, object]]
+
+
+class Store:
+    """Reads go through the pool, concurrently; everything that is written goes through the one writer."""
+
+    def __init__(self, pool: asyncpg.Pool, writer: Writer) -> None:
+        self._pool = pool
+        self._writer = writer
+        self._open_runs: dict[str, list[Write]] = {}
+
+    @property
+    def full(self) -> bool:
+        return self._writer.full
+
+    # Writing
+
+    def start_run(self, run: RunStarted) -> asyncio.Future[None]:
+        """Queue a run's start. The future resolves when it is committed. Raises QueueFull."""
+        thread = graph_thread_id(run.owner, run.thread_id)
+        unit = self._writer.put_nowait(thread, start_writes(run))
+        self._open_runs[thread] = []
+        return unit.saved
+
+    async def end_run(self, end: RunEnded) -> asyncio.Future[None]:
+        """Queue a run's end and, with it, the checkpoints that were put since its start: one transaction."""
+        thread = graph_thread_id(end.started.owner, end.started.thread_id)
+        checkpoints = self._open_runs.pop(thread, [])
+        unit = await self._writer.put(thread, [*end_writes(end), *checkpoints])
+        return unit.saved
+
+    async def write(self, thread: str, writes: Sequence[Write]) -> None:
+        """Write for a thread of the graph ("owner/thread_id").
+
+        While a run is open on it, the writes are kept for the run's end, and this returns at once; otherwise it returns
+        when they are committed.
+        """
+        if (held := self._open_runs.get(thread)) is not None:
+            held.extend(writes)
+            return
+        unit = await self._writer.put(thread, writes)
+        await unit.saved
+
+    # Reading
+
+    async def settled(self, thread: str) -> None:
+        """Wait for what is still queued of the thread. Raises StoreUnavailable when that takes too long."""
+        unit = self._writer.newest_unsaved(thread)
+        if unit is not None:
+            await asyncio.wait({unit.saved}, timeout=READ_BUDGET_S)
+            if not unit.saved.done():
+                raise StoreUnavailable
+
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        """One read on the pool, within a second. Raises StoreUnavailable."""
+        try:
+            connection = await self._pool.acquire(timeout=READ_BUDGET_S)
+            try:
+                return await within(READ_BUDGET_S, connection, connection.fetch(sql, *arguments))
+            finally:
+                await self._pool.release(connection, timeout=READ_BUDGET_S)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreUnavailable(type(error).__name__) from error
+
+    async def ping(self) -> None:
+        """Raises StoreUnavailable."""
+        await self.fetch("SELECT 1")
+
+    async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
+        thread = graph_thread_id(owner, thread_id)
+        await self.settled(thread)
+        [row] = await self.fetch(READ_HEAD, owner, thread_id, thread, checkpoint_id)
+        return ThreadHead(row["last_seq"] or 0, row["has_checkpoint"])
+
+    async def threads(
+        self, owner: str, limit: int, before: tuple[datetime, str] | None
+    ) -> tuple[list[ThreadSummary], tuple[datetime, str] | None]:
+        """A page of the owner's threads, newest first, and the place where the next one starts."""
+        place = before or (datetime.max, "")
+        rows = await self.fetch(LIST_THREADS, owner, *place, limit + 1)
+        page: list[ThreadSummary] = [_summary(row) for row in rows[:limit]]
+        last = page[-1] if len(rows) > limit else None
+        return page, (last["created_at"], last["thread_id"]) if last else None
+
+    async def history(self, owner: str, thread_id: str) -> History | None:
+        """The thread and everything said in it; None for one that the owner does not have."""
+        await self.settled(graph_thread_id(owner, thread_id))
+        threads = await self.fetch(READ_THREAD, owner, thread_id)
+        if not threads:
+            return None
+        items = await self.fetch(READ_ITEMS, owner, thread_id)
+        runs = await self.fetch(READ_RUNS, owner, thread_id)
+        return {
+            **_summary(threads[0]),
+            "messages": [_item(row) for row in items],
+            "runs": [_run(row) for row in runs],
+        }
+
+
+def _summary(row: asyncpg.Record) -> ThreadSummary:
+    return {
+        "thread_id": row["thread_id"],
+        "title": row["title"],
+        "created_at": row["created_at"],
+        "updated_at": row["updated_at"],
+    }
+
+
+def _item(row: asyncpg.Record) -> dict[str, object]:
+    item = dict(row)
+    if item["type"] == "message":
+        del item["doc_id"], item["title"], item["version"]
+    return item
+
+
+def _run(row: asyncpg.Record) -> dict[str, object]:
+    run = dict(row)
+    for column in ("error", "usage"):
+        run[column] = None if run[column] is None else orjson.loads(run[column])
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Opening it
+
+
+def where(dsn: str) -> str:
+    """The database's place as it may be shown: host, port and name, never a user or a password."""
+    parts = urlsplit(dsn)
+    return f"{parts.hostname or 'a local socket'}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
+    """Connect, trying for `wait_s` seconds, as a database may start beside the service. Raises StoreUnavailable."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait_s
+    while True:
+        left = deadline - loop.time()
+        try:
+            return await asyncpg.connect(dsn, timeout=max(left, 0.1))
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
+            wrong = isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError)
+            if wrong or isinstance(error, ValueError) or deadline - loop.time() < BACKOFF_S[-1]:
+                raise StoreUnavailable(f"can't use the database at {where(dsn)} ({reason})") from error
+        await asyncio.sleep(BACKOFF_S[-1])
+
+
+async def apply_schema(connection: asyncpg.Connection) -> None:
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", SCHEMA_LOCK)
+        await connection.execute(SCHEMA.read_text("utf-8"))
+
+
+async def _no_reset(_: asyncpg.Connection) -> None:
+    """Reads leave nothing behind, so a connection goes back without the round trip of a reset."""
+
+
+@asynccontextmanager
+async def open_store(dsn: str, *, queue_size: int, connect_timeout_s: float, drain_timeout_s: float) -> AsyncIterator[Store]:
+    """Apply the schema, start the writer; on leaving, commit what is queued, for at most `drain_timeout_s`.
+
+    Raises StoreUnavailable.
+    """
+    connection = await connect(dsn, connect_timeout_s)
+    try:
+        await apply_schema(connection)
+    finally:
+        await connection.close()
+    writer = Writer(dsn, queue_size)
+    async with asyncpg.create_pool(
+        dsn, min_size=1, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S
+    ) as pool:
+        writing = asyncio.create_task(writer.run(), name="writer")
+        try:
+            yield Store(pool, writer)
+        finally:
+            try:
+                async with asyncio.timeout(drain_timeout_s):
+                    await writer.close()
+                    await writing
+            except TimeoutError:
+                log.error("the database stayed away: %d units were not saved", writer.waiting)
+            finally:
+                writing.cancel()
+                await asyncio.wait({writing})
+                pool.terminate()
