@@ -269,19 +269,20 @@ class Reply:
             call.arguments.append(fragment)
             if call.broken:
                 continue
+            content: list[str] = []
             try:
                 for name, text in call.decoder.feed(fragment):
                     if name == "content" and call.name == WRITE:
-                        self._give_out_document(call, text)
+                        content.append(text)
             except BrokenArguments as error:
                 call.broken = str(error)
-        if call.held and "title" in call.decoder.strings and not call.broken:
-            self._give_out_document(call, "")
+            if content:  # one piece a fragment, however many escapes it has
+                call.content.append("".join(content))
+                call.held += 1
+            if call.held:
+                self._give_out_document(call)
 
-    def _give_out_document(self, call: _Call, text: str) -> None:
-        if text:
-            call.content.append(text)
-            call.held += 1
+    def _give_out_document(self, call: _Call) -> None:
         if "title" not in call.decoder.strings:
             return  # a model that writes the content first: whose version it is, only the title tells
         if call.doc is None:

@@ -81,8 +81,8 @@ class Cursor:
         self._mode = mode
         self._heartbeat_s = heartbeat_s
         self._loop = asyncio.get_running_loop()
-        self._pending, self._next = run.seek(after) if mode == "pieces" else (b"", 0)
-        self._pending = RETRY + self._pending
+        rest_of_piece, self._next = run.seek(after) if mode == "pieces" else (b"", 0)
+        self._pending = RETRY + rest_of_piece
         self._waiter: asyncio.Future[bool] | None = None
         self._heard = self._loop.time()
         self._timer = self._loop.call_later(heartbeat_s, self._on_silence)
@@ -95,13 +95,11 @@ class Cursor:
     async def __anext__(self) -> bytes:
         while not self._closed:
             frames, self._next = self._run.frames_from(self._next, self._mode)
-            if frames:
+            if frames or self._pending:
                 frames, self._pending = self._pending + frames, b""
                 return frames
             if self._run.ended:
                 self.close()
-                if self._pending and self._pending != RETRY:
-                    return self._pending
                 break
             self._waiter = self._loop.create_future()
             if not await self._waiter:

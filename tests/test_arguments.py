@@ -1,0 +1,106 @@
+"""The decoder of growing tool-call arguments: whatever the cuts, the text is what JSON says it is."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arguments import REPLACEMENT, ArgumentsDecoder, BrokenArguments
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def decode(fragments: list[str]) -> tuple[ArgumentsDecoder, dict[str, str]]:
+    decoder = ArgumentsDecoder()
+    streamed: dict[str, str] = {}
+    for fragment in fragments:
+        for name, piece in decoder.feed(fragment):
+            streamed[name] = streamed.get(name, "") + piece
+    return decoder, streamed
+
+
+def cut(text: str, size: int) -> list[str]:
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+@given(st.dictionaries(TEXT, VALUES), st.booleans(), st.integers(1, 9), st.sampled_from([None, 2]))
+def test_any_object_cut_anywhere_gives_its_strings(
+    fields: dict[str, object], ascii_only: bool, size: int, indent: int | None
+) -> None:
+    text = json.dumps(fields, ensure_ascii=ascii_only, indent=indent)
+    decoder, streamed = decode(cut(text, size))
+    strings = {name: value for name, value in fields.items() if isinstance(value, str)}
+    assert decoder.complete
+    assert decoder.strings == strings
+    assert streamed == {name: value for name, value in strings.items() if value}
+
+
+@given(st.text(max_size=60), st.integers(1, 5))
+def test_rubbish_is_refused_or_waits_but_never_passes_for_an_object(text: str, size: int) -> None:
+    try:
+        decoder, _ = decode(cut(text, size))
+    except BrokenArguments:
+        return
+    if decoder.complete:
+        assert text.strip().startswith("{")
+        assert text.strip().endswith("}")
+
+
+def test_a_piece_comes_with_the_fragment_that_brings_it() -> None:
+    decoder = ArgumentsDecoder()
+    assert list(decoder.feed('{"content": "The pa')) == [("content", "The pa")]
+    assert list(decoder.feed("rties")) == [("content", "rties")]
+
+
+@pytest.mark.parametrize(
+    ("fragments", "text"),
+    [
+        (['{"c":"\\u00', 'e9"}'], "é"),
+        (['{"c":"\\', 'n"}'], "\n"),
+        (['{"c":"\\ud83d', "\\ude", '00"}'], "😀"),
+        (['{"c":"\\ud83d\\', 'u', 'de00"}'], "😀"),
+        (['{"c":"\\ud83d"}'], REPLACEMENT),
+        (['{"c":"\\ud83dx"}'], REPLACEMENT + "x"),
+        (['{"c":"\\ud83d\\n"}'], REPLACEMENT + "\n"),
+        (['{"c":"\\ud83d\\ud83d\\ude00"}'], REPLACEMENT + "😀"),
+        (['{"c":"\\ude00"}'], REPLACEMENT),
+        (['{"c":"a\\u0000b"}'], f"a{REPLACEMENT}b"),
+        (['{"c":"a\nb\tc"}'], "a\nb\tc"),
+    ],
+)
+def test_escapes(fragments: list[str], text: str) -> None:
+    decoder, streamed = decode(fragments)
+    assert decoder.complete
+    assert streamed == decoder.strings == {"c": text}
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '"x"', "{]", '{"a" 1}', '{"a":"x" "b"}', '{"c":"\\x"}', '{"c":"\\uZZZZ"}', '{"a":"1","a":"2"}', "{} {}"]
+)
+def test_what_is_not_one_object_is_refused(text: str) -> None:
+    with pytest.raises(BrokenArguments):
+        decode([text])
+
+
+def test_an_unfinished_object_is_not_complete() -> None:
+    decoder, streamed = decode(['{"title":"A","content":"half'])
+    assert not decoder.complete
+    assert streamed["content"] == "half"
+    assert decoder.strings == {"title": "A"}
+
+
+def test_the_work_is_linear_in_the_length() -> None:
+    """Counts what is looked at, not time: nothing but a cut escape is ever looked at twice."""
+    decoder = ArgumentsDecoder()
+    longest = 0
+    for fragment in cut(json.dumps({"content": 'x"\\😀' * 5000}), 3):
+        list(decoder.feed(fragment))
+        longest = max(longest, len(decoder._undecided))  # noqa: SLF001  # the only thing it carries over
+    assert decoder.complete
+    assert longest < 12

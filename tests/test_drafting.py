@@ -1,0 +1,193 @@
+"""A reply while it arrives: what the reader sees, and what the state keeps."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chat import Doc, Document, Message, ModelDelta, Piece, TextDelta, ToolCallDelta
+from drafting import Documents, Reply, ToolError, parse_edits
+
+
+class Desk:
+    """A reply on a desk of its own, and what it gave out."""
+
+    def __init__(self, versions: Sequence[Document] = ()) -> None:
+        self.pieces: list[Piece] = []
+        self.reply = Reply(Documents(versions), 0, self.pieces.append)
+
+    def feed(self, *deltas: ModelDelta | str) -> "Desk":
+        for delta in deltas:
+            if isinstance(delta, str):
+                self.reply.feed(TextDelta(delta))
+            elif isinstance(delta, TextDelta | ToolCallDelta):
+                self.reply.feed(delta)
+        return self
+
+    def close(self, *, finished: bool = True) -> "Desk":
+        self.reply.close(finished=finished)
+        return self
+
+    @property
+    def items(self) -> list[tuple[str, str]]:
+        """(kind and version, text) of each item."""
+        items: dict[int, tuple[str, str]] = {}
+        for piece in self.pieces:
+            kind = f"{piece.doc_id} v{piece.version}" if isinstance(piece, Doc) else "message"
+            items[piece.item] = (kind, items.get(piece.item, ("", ""))[1] + piece.content)
+        assert list(items) == sorted(items) == list(range(len(items)))
+        order = [piece.item for piece in self.pieces]
+        assert order == sorted(order), "items are mixed"
+        return list(items.values())
+
+    @property
+    def answers(self) -> list[dict[str, object]]:
+        return [json.loads(call.answer) for call in self.reply.calls]
+
+
+def write(title: str, content: str, index: int = 0, size: int = 7, *, order: str = "tc") -> list[ModelDelta]:
+    fields = {"title": title, "content": content}
+    ordered = fields if order == "tc" else dict(reversed(fields.items()))
+    return call("write_document", json.dumps(ordered), index, size)
+
+
+def call(name: str, arguments: str, index: int = 0, size: int = 7) -> list[ModelDelta]:
+    cuts = [arguments[start : start + size] for start in range(0, len(arguments), size)] or [""]
+    return [
+        ToolCallDelta(index, "" if number else f"call-{index}", "" if number else name, fragment)
+        for number, fragment in enumerate(cuts)
+    ]
+
+
+def edit(doc_id: str, *edits: tuple[str, str], index: int = 0) -> list[ModelDelta]:
+    pairs = [{"find": find, "replace": replacement} for find, replacement in edits]
+    return call("edit_document", json.dumps({"doc_id": doc_id, "edits": pairs}), index)
+
+
+def document(content: str, version: int = 1, *, doc_id: str = "d1", complete: bool = True) -> Document:
+    return {"doc_id": doc_id, "title": "NDA", "version": version, "content": content, "complete": complete}
+
+
+def test_text_before_between_and_after_calls_keeps_its_place() -> None:
+    desk = Desk().feed("One ", "moment.", *write("NDA", "# NDA"), "Now ", "the lease.", *write("Lease", "# L", 1), "Done.")
+    desk.close()
+    assert desk.items == [
+        ("message", "One moment."),
+        ("d1 v1", "# NDA"),
+        ("message", "Now the lease."),
+        ("d2 v1", "# L"),
+        ("message", "Done."),
+    ]
+    assert desk.reply.text == "One moment.Now the lease.Done."
+    assert [answer["doc_id"] for answer in desk.answers] == ["d1", "d2"]
+
+
+def test_the_first_characters_of_a_document_come_at_once() -> None:
+    desk = Desk().feed(ToolCallDelta(0, "c", "write_document", '{"title":"NDA","content":"The'))
+    assert desk.pieces == [Doc("The", 0, "d1", "NDA", 1)]
+
+
+def test_content_before_its_title_waits_for_it() -> None:
+    desk = Desk().feed(*write("NDA", "# NDA\n\ntext", order="ct")).close()
+    assert desk.items == [("d1 v1", "# NDA\n\ntext")]
+    assert desk.reply.new_documents[0]["title"] == "NDA"
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 11))
+def test_interleaved_calls_come_out_one_after_the_other(random: "object", size: int) -> None:
+    from random import Random
+
+    assert isinstance(random, Random)
+    queues = [write(f"Doc {index}", f'text "{index}" \\ 😀' * 5, index, size) for index in range(3)]
+    desk = Desk()
+    while any(queues):
+        queue = random.choice([queue for queue in queues if queue])
+        desk.feed(queue.pop(0))
+    desk.close()
+    texts = {call.arguments["title"]: call.arguments["content"] for call in desk.reply.calls}
+    assert texts == {f"Doc {index}": f'text "{index}" \\ 😀' * 5 for index in range(3)}
+    assert sorted(text for _, text in desk.items) == sorted(texts.values())
+    assert [d["content"] for d in desk.reply.new_documents] == [text for _, text in desk.items]
+
+
+def test_a_title_in_use_makes_a_new_version() -> None:
+    desk = Desk([document("one")]).feed(*write("NDA", "two"), *write("NDA", "three", 1)).close()
+    assert desk.items == [("d1 v2", "two"), ("d1 v3", "three")]
+
+
+def test_an_edit_gives_the_new_version_whole() -> None:
+    desk = Desk([document("The term is one year. The law is X.")])
+    desk.feed(*edit("d1", ("one year", "two years"), ("X", "Y"))).close()
+    assert desk.items == [("d1 v2", "The term is two years. The law is Y.")]
+    assert desk.answers == [{"doc_id": "d1", "title": "NDA", "version": 2}]
+
+
+def test_an_edit_in_one_reply_with_writes_counts_the_versions_as_they_come() -> None:
+    desk = Desk().feed(*write("NDA", "a b"), *edit("d1", ("b", "c"), index=1), *write("NDA", "new", 2)).close()
+    assert desk.items == [("d1 v1", "a b"), ("d1 v2", "a c"), ("d1 v3", "new")]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "reason"),
+    [
+        (edit("d1", ("missing", "x")), "does not stand in the document"),
+        (edit("d1", ("twice", "x")), "stands 2 times"),
+        (edit("d1", ("", "x")), "does not stand"),
+        (edit("d9", ("once", "x")), "There is no document 'd9'; there are: d1"),
+        (edit("d1"), "a list of edits"),
+        (call("edit_document", '{"doc_id":"d1","edits":[{"find":1}]}'), "find and replace"),
+        (call("edit_document", '{"doc_id":"d1"'), "not valid JSON"),
+        (call("write_document", '{"title":"NDA"}'), "needs a title and a content"),
+        (call("write_document", '{"title":"NDA","content":""}'), "needs a title and a content"),
+        (call("write_document", '{"content":"text"}'), "needs a title and a content"),
+        (call("write_document", "not json"), "not valid JSON"),
+        (call("delete_everything", "{}"), "There is no tool 'delete_everything'"),
+        (call("", ""), "not valid JSON"),
+    ],
+)
+def test_a_call_that_cannot_be_carried_out_is_answered_and_changes_nothing(deltas: list[ModelDelta], reason: str) -> None:
+    desk = Desk([document("twice twice once")]).feed(*deltas).close()
+    assert reason in str(desk.answers[0]["error"])
+    assert desk.pieces == []
+    assert desk.reply.new_documents == []
+    assert desk.reply.calls[0].name in ("edit_document", "write_document", "delete_everything", "unknown")
+
+
+def test_a_failed_call_does_not_hold_up_the_next() -> None:
+    desk = Desk().feed(*call("write_document", "{oops"), *write("NDA", "text", 1), "after").close()
+    assert desk.items == [("d1 v1", "text"), ("message", "after")]
+
+
+def test_a_document_that_breaks_off_is_kept_and_marked() -> None:
+    desk = Desk().feed("Here:", *write("NDA", "a long text that", size=5)[:-1]).close(finished=False)
+    [kept] = desk.reply.new_documents
+    assert not kept["complete"]
+    assert desk.items == [("message", "Here:"), ("d1 v1", kept["content"])]
+    assert desk.reply.unfinished == {1}
+    assert "broke off" in str(desk.answers[0]["error"])
+    assert desk.reply.calls[0].arguments == {"title": "NDA", "content": kept["content"]}
+
+
+def test_an_edit_never_builds_on_a_document_that_broke_off() -> None:
+    desk = Desk([document("whole text"), document("whole te", 2, complete=False)]).feed(*edit("d1", ("text", "paper")))
+    assert desk.close().items == [("d1 v3", "whole paper")]
+
+
+def test_a_reply_that_is_cut_leaves_its_last_message_unfinished() -> None:
+    desk = Desk().feed("Half a sen").close(finished=False)
+    assert desk.reply.unfinished == {0}
+    assert Desk().feed("All.").close().reply.unfinished == set()
+    assert desk.pieces == [Message("Half a sen", 0)]
+
+
+def test_what_no_text_can_hold_is_replaced_alike_in_the_stream_and_in_the_state() -> None:
+    desk = Desk().feed(*call("write_document", '{"title":"N\\u0000DA","content":"a\\ud83d\\u0000b"}', size=2)).close()
+    [kept] = desk.reply.new_documents
+    assert desk.items == [("d1 v1", kept["content"])]
+    assert kept["content"] == "a\ufffd\ufffdb"
+    assert kept["title"] == "N\ufffdDA"
+    with pytest.raises(ToolError):
+        parse_edits("[]")
+    assert parse_edits('{"doc_id":"d1","edits":[{"find":"\\ud83d","replace":"\\u0000"}]}')[1] == [("\ufffd", "\ufffd")]

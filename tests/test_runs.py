@@ -1,0 +1,385 @@
+"""Runs with a scripted agent: the log, cursors into it, one run a thread, stopping, draining."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chat import (
+    ChatRequest,
+    Doc,
+    End,
+    Message,
+    ModelError,
+    Outcome,
+    Piece,
+    RunEnded,
+    RunStarted,
+    RunStatus,
+    Start,
+    StopCause,
+    ThreadHead,
+    Turn,
+)
+from runs import Cursor, Draining, Emit, Run, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
+
+pytestmark = pytest.mark.anyio
+
+Agent = Callable[[Turn, Emit, "asyncio.Future[StopCause]"], Awaitable[Outcome]]
+PIECES: list[Piece] = [
+    Message("Hello ", 0),
+    Message("😀 world", 0),
+    Doc("# N", 1, "d1", "NDA", 1),
+    Doc("DA \u2028", 1, "d1", "NDA", 1),
+    Message("Bye", 2),
+]
+TOTAL = sum(len(piece.content) for piece in PIECES)
+
+
+def outcome(reason: str | None = "stop", **fields: object) -> Outcome:
+    return Outcome(**{"reason": reason, "error": None, "unfinished": frozenset(), "usage": None, "checkpoint_id": None} | fields)  # type: ignore[arg-type]
+
+
+class Records:
+    """Where a registry's records go in these tests."""
+
+    def __init__(self, *, saves: bool = True) -> None:
+        self.started: list[RunStarted] = []
+        self.ended: list[RunEnded] = []
+        self.saves = saves
+        self.heads: dict[str, ThreadHead] = {}
+
+    def _future(self) -> asyncio.Future[None]:
+        future = asyncio.get_running_loop().create_future()
+        if self.saves:
+            future.set_result(None)
+        return future
+
+    def start_run(self, run: RunStarted) -> asyncio.Future[None]:
+        self.started.append(run)
+        return self._future()
+
+    async def end_run(self, run: RunEnded) -> asyncio.Future[None]:
+        self.ended.append(run)
+        return self._future()
+
+    async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
+        await asyncio.sleep(0)
+        return self.heads.get(thread_id, ThreadHead(0, has_checkpoint=False))
+
+
+@asynccontextmanager
+async def registry(agent: Agent, records: Records | None = None, **settings: float) -> AsyncIterator[Runs]:
+    records = records or Records()
+    limits = {"max_runs": 10, "run_timeout_s": 60, "save_timeout_s": 0.05, "drain_timeout_s": 0.05} | settings
+    async with Runs(
+        agent=agent,
+        model="scripted",
+        head=records.head,
+        start_run=records.start_run,
+        end_run=records.end_run,
+        **limits,  # type: ignore[arg-type]
+    ) as runs:
+        yield runs
+
+
+async def says(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+    for piece in PIECES:
+        emit(piece)
+        await asyncio.sleep(0)
+    return outcome()
+
+
+async def waits(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+    emit(Message("As far as", 0))
+    await stopping
+    return outcome("cancelled", unfinished=frozenset({0}))
+
+
+async def read(cursor: Cursor) -> list[tuple[str, dict[str, object]]]:
+    body = b"".join([frames async for frames in cursor]).decode()
+    assert body.startswith("retry: 2000\n")
+    frames = body.removeprefix("retry: 2000\n").split("\n\n")
+    assert frames.pop() == ""
+    parsed = []
+    for frame in frames:
+        name, data = frame.split("\n")
+        parsed.append((name.removeprefix("id: ").partition(":")[2], json.loads(data.removeprefix("data: "))))
+    return parsed
+
+
+def text(events: list[tuple[str, dict[str, object]]]) -> str:
+    return "".join(str(event["content"]) for _, event in events if event["type"] in ("message", "doc"))
+
+
+def a_run(pieces: list[Piece]) -> Run:
+    run = Run("o", "t", "00000000-0000-0000-0000-000000000000")
+    run.begin(Start("t", run.run_id, "scripted"))
+    for piece in pieces:
+        run.emit(piece)
+    return run
+
+
+async def test_a_run_says_start_pieces_and_end_with_their_positions() -> None:
+    async with registry(says) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        events = await read(run.follow(None, heartbeat_s=60))
+    assert [place for place, _ in events] == ["0", "6", "13", "16", "20", "23", "end"]
+    assert events[0][1] == {"type": "start", "thread_id": run.thread_id, "run_id": run.run_id, "model": "scripted"}
+    assert events[-1][1]["type"] == "end"
+    assert events[-1][1]["saved"] is True
+
+
+async def test_the_start_is_in_the_log_before_the_agent_has_done_anything() -> None:
+    async def never(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+        await stopping
+        return outcome("cancelled")
+
+    async with registry(never) as runs:
+        cursor = (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60)
+        assert b'"type":"start"' in await anext(cursor)
+        cursor.close()
+
+
+async def test_any_cut_of_the_stream_can_be_gone_on_from() -> None:
+    run = a_run(PIECES)
+    whole = "".join(piece.content for piece in PIECES)
+    for after in range(TOTAL + 1):
+        cursor = run.follow(after, heartbeat_s=60)
+        frames = (await anext(cursor)).decode().removeprefix("retry: 2000\n").split("\n\n")[:-1]
+        pieces = [json.loads(frame.partition("data: ")[2])["content"] for frame in frames]
+        assert "".join(pieces) == whole[after:], "of a run that goes on"
+        cursor.close()
+    run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
+    for after in range(TOTAL + 1):
+        events = await read(run.follow(after, heartbeat_s=60))
+        assert text(events) == whole[after:], "of a run that has ended"
+        assert events[-1][1]["type"] == "end"
+        assert all(place == "end" or int(place) > after for place, _ in events)
+
+
+@pytest.mark.parametrize("after", [None, 0, 3, TOTAL])
+async def test_a_reader_that_comes_early_sees_what_one_sees_that_comes_late(after: int | None) -> None:
+    async with registry(says) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        early = asyncio.create_task(read(run.follow(after, heartbeat_s=60)))
+        while not run.ended:
+            await asyncio.sleep(0)
+        late = await read(run.follow(after, heartbeat_s=60))
+        expected = "".join(piece.content for piece in PIECES)[after or 0 :]
+        assert text(late) == expected
+        if after in (None, 0):
+            assert await early == late
+        else:
+            await early
+
+
+async def test_items_mode_sends_each_item_once_it_is_whole() -> None:
+    go_on = asyncio.Event()
+
+    async def in_two_parts(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+        for piece in PIECES[:3]:
+            emit(piece)
+        await go_on.wait()
+        for piece in PIECES[3:]:
+            emit(piece)
+        return outcome()
+
+    async with registry(in_two_parts) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        cursor = run.follow(None, mode="items", heartbeat_s=60)
+        await asyncio.sleep(0.01)
+        first = await anext(cursor)
+        assert b'"content":"Hello \xf0\x9f\x98\x80 world"' in first
+        assert b"# N" not in first
+        go_on.set()
+        rest = b"".join([frames async for frames in cursor])
+    assert rest.count(b'"type":"doc"') == 1
+    assert '"content":"# NDA \u2028"'.encode() in rest
+    assert rest.count(b"data: ") == 3
+
+
+async def test_what_arrives_together_leaves_in_one_write() -> None:
+    async def at_once(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+        for _ in range(100):
+            emit(Message("x", 0))
+        await stopping
+        return outcome("cancelled")
+
+    async with registry(at_once) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        cursor = run.follow(None, heartbeat_s=60)
+        await asyncio.sleep(0.01)
+        assert (await anext(cursor)).count(b"data: ") == 101
+        cursor.close()
+
+
+async def test_a_silent_run_sends_a_comment() -> None:
+    async with registry(waits) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        await asyncio.sleep(0.01)
+        cursor = run.follow(None, heartbeat_s=0.05)
+        await anext(cursor)
+        assert await anext(cursor) == b":\n\n"
+        assert await anext(cursor) == b":\n\n"
+        cursor.close()
+
+
+async def test_a_cursor_that_is_closed_from_outside_ends() -> None:
+    run = a_run([])
+    cursor = run.follow(None, heartbeat_s=60)
+    await anext(cursor)
+    asyncio.get_running_loop().call_later(0.01, cursor.close)
+    assert [frames async for frames in cursor] == []
+    assert repr(run).endswith("running, 1 events, 0 readers>")
+
+
+async def test_a_thousand_readers_of_one_run_read_the_same() -> None:
+    async with registry(says) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        streams = await asyncio.gather(*(read(run.follow(None, heartbeat_s=60)) for _ in range(1000)))
+    assert all(stream == streams[0] for stream in streams)
+
+
+async def test_a_thread_has_one_run_at_a_time() -> None:
+    async with registry(waits) as runs:
+        first = await runs.start("o", ChatRequest("Hi", "t"))
+        with pytest.raises(ThreadBusy) as busy:
+            await runs.start("o", ChatRequest("Hi again", "t"))
+        assert busy.value.run_id == first.run_id
+        await runs.start("someone else", ChatRequest("Hi", "t"))
+        first.stop(StopCause.USER)
+        await read(first.follow(None, heartbeat_s=60))
+        await asyncio.sleep(0)
+        await runs.start("o", ChatRequest("Hi again", "t"))
+
+
+async def test_two_that_come_for_one_thread_at_once_get_one_run() -> None:
+    async with registry(waits) as runs:
+        results = await asyncio.gather(
+            *(runs.start("o", ChatRequest("Hi", "t")) for _ in range(5)), return_exceptions=True
+        )
+    assert sum(isinstance(result, Run) for result in results) == 1
+    assert sum(isinstance(result, ThreadBusy) for result in results) == 4
+
+
+async def test_a_run_counts_on_from_the_threads_last() -> None:
+    records = Records()
+    records.heads["t"] = ThreadHead(4, has_checkpoint=False)
+    async with registry(says, records) as runs:
+        await runs.start("o", ChatRequest("Hi", "t"))
+        await runs.start("o", ChatRequest("Hi"))
+        with pytest.raises(UnknownCheckpoint):
+            await runs.start("o", ChatRequest("Hi", "t2", "1f1e7774-6f1f-6390-bffe-2da23c4264ef"))
+        await runs.start("o", ChatRequest("Hi", "t2"))
+    assert [run.seq for run in records.started] == [5, 1, 1]
+
+
+async def test_there_are_no_more_runs_than_allowed() -> None:
+    async with registry(waits, max_runs=2) as runs:
+        await runs.start("o", ChatRequest("Hi"))
+        await runs.start("o", ChatRequest("Hi"))
+        assert runs.full
+        with pytest.raises(TooManyRuns):
+            await runs.start("o", ChatRequest("Hi"))
+
+
+async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
+    records = Records()
+    async with registry(waits, records) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        await asyncio.sleep(0.01)
+        run.stop(StopCause.USER)
+        events = await read(run.follow(None, heartbeat_s=60))
+    assert events[-1][1] == {"type": "end", "reason": "cancelled", "saved": True, "checkpoint_id": None, "usage": None}
+    [ended] = records.ended
+    assert ended.status is RunStatus.CANCELLED
+    assert [(item["content"], item["complete"]) for item in ended.items] == [("As far as", False)]
+
+
+async def test_a_run_that_takes_too_long_ends_with_an_error() -> None:
+    async with registry(waits, run_timeout_s=0.05) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        events = await read(run.follow(None, heartbeat_s=60))
+    assert events[-1][1]["code"] == "run_timeout"
+    assert events[-1][0] == "end"
+
+
+async def test_the_end_waits_for_the_commit_and_says_when_it_did_not_come() -> None:
+    records = Records(saves=False)
+    async with registry(says, records) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        events = await read(run.follow(None, heartbeat_s=60))
+    assert events[-1][1]["saved"] is False
+
+
+async def test_an_error_ends_the_stream_and_what_was_said_is_kept() -> None:
+    records = Records()
+
+    async def fails(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+        emit(Message("So far", 0))
+        error = ModelError("model_unavailable", "The provider has a fault.", retryable=True)
+        return outcome(None, error=error, unfinished=frozenset({0}))
+
+    async with registry(fails, records) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        events = await read(run.follow(None, heartbeat_s=60))
+    assert events[-1][1] == {
+        "type": "error",
+        "content": "The provider has a fault.",
+        "code": "model_unavailable",
+        "retryable": True,
+    }
+    assert records.ended[0].status is RunStatus.FAILED
+    assert records.ended[0].items[0]["complete"] is False
+
+
+async def test_a_fault_of_ours_shows_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
+    async def breaks(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+        raise KeyError("postgresql://user:secret@host/db")
+
+    async with registry(breaks) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        events = await read(run.follow(None, heartbeat_s=60))
+    assert events[-1][1]["code"] == "internal"
+    assert "secret" not in str(events)
+    assert run.run_id in caplog.text
+
+
+async def test_leaving_ends_every_run_and_starts_no_more() -> None:
+    async with registry(waits) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        drain = asyncio.create_task(runs.drain())
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            await runs.start("o", ChatRequest("Hi"))
+        events = await read(run.follow(None, heartbeat_s=60))
+        await drain
+    assert events[-1][1]["code"] == "shutting_down"
+    assert repr(runs) == "<Runs 0 in progress, 0 ended, draining>"
+
+
+async def test_a_run_of_another_owner_is_not_to_be_had() -> None:
+    async with registry(waits) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        assert runs.get("o", run.run_id) is run
+        assert runs.get("p", run.run_id) is None
+        assert runs.get("o", "00000000-0000-0000-0000-000000000000") is None
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5), max_size=8), st.data())
+def test_resuming_anywhere_gives_the_rest_exactly(texts: list[str], data: st.DataObject) -> None:
+    async def check() -> None:
+        run = a_run([Message(piece, index // 3) for index, piece in enumerate(texts)])
+        run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
+        whole = "".join(texts)
+        after = data.draw(st.integers(0, len(whole)))
+        events = await read(run.follow(after, heartbeat_s=60))
+        assert text(events) == whole[after:]
+        assert sum(event["type"] == "end" for _, event in events) == 1
+
+    asyncio.run(check())

@@ -1,0 +1,66 @@
+"""Frames: what any text looks like on the wire, and that it comes back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chat import Doc, End, Error, Message, Piece, Start
+from sse import EventId, last_frame, parse_frame, piece_frame, start_frame, tail
+
+RUN = b"123e4567-e89b-12d3-a456-426614174000"
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+PIECES = st.builds(Message, TEXT, st.integers(0, 99)) | st.builds(
+    Doc, TEXT, st.integers(0, 99), st.just("d1"), TEXT, st.integers(1, 99)
+)
+
+
+@given(PIECES, st.integers(1, 10**9))
+def test_a_frame_is_an_id_line_a_data_line_and_an_empty_one_whatever_the_text(piece: Piece, position: int) -> None:
+    frame = piece_frame(RUN, position, piece)
+    lines = frame.decode().split("\n")
+    assert len(lines) == 4
+    assert lines[0] == f"id: {RUN.decode()}:{position}"
+    assert json.loads(lines[1].removeprefix("data: "))["content"] == piece.content
+    assert lines[2:] == ["", ""]
+    assert "\r" not in frame.decode()
+    assert parse_frame(frame) == piece
+
+
+@given(PIECES, st.data())
+def test_a_tail_is_the_rest_of_a_piece(piece: Piece, data: st.DataObject) -> None:
+    skip = data.draw(st.integers(0, len(piece.content)))
+    rest = tail(piece, skip)
+    assert piece.content[:skip] + rest.content == piece.content
+    assert type(rest) is type(piece)
+    assert rest.item == piece.item
+
+
+def test_the_first_and_last_frames_have_the_fields_of_the_contract_in_order() -> None:
+    assert start_frame(RUN, Start("t", "r", "m")).endswith(
+        b':0\ndata: {"type":"start","thread_id":"t","run_id":"r","model":"m"}\n\n'
+    )
+    end = End("stop", saved=True, checkpoint_id="c", usage={"input_tokens": 1, "output_tokens": 2})
+    assert last_frame(RUN, end).endswith(
+        b':end\ndata: {"type":"end","reason":"stop","saved":true,"checkpoint_id":"c",'
+        b'"usage":{"input_tokens":1,"output_tokens":2}}\n\n'
+    )
+    assert last_frame(RUN, Error("What happened.", "code", retryable=False)).endswith(
+        b'data: {"type":"error","content":"What happened.","code":"code","retryable":false}\n\n'
+    )
+
+
+@pytest.mark.parametrize("place", ["0", "17", "end"])
+def test_an_event_id_of_ours_is_read(place: str) -> None:
+    assert EventId.parse(f"{RUN.decode()}:{place}") == EventId(RUN.decode(), None if place == "end" else int(place))
+
+
+@given(st.text(max_size=60))
+def test_any_other_event_id_is_not(text: str) -> None:
+    assert EventId.parse(text) is None
+
+
+@pytest.mark.parametrize("place", ["", "-1", "01", "1.5", "END", "1" * 16, "5\n"])
+def test_a_place_that_is_none_is_not_read(place: str) -> None:
+    assert EventId.parse(f"{RUN.decode()}:{place}") is None
