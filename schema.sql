@@ -62,3 +62,46 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     writes     bytea       NOT NULL,                       -- JSON: [[sql, [arguments]], …]; bytes, as it may hold NUL
     created_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- What the agent remembers: LangGraph's checkpoints, in the table layout of langgraph-checkpoint-postgres, so that either
+-- reads what the other wrote. thread_id is "owner/thread_id". Its further indexes on thread_id alone are left out: the
+-- primary keys begin with it.
+
+CREATE TABLE IF NOT EXISTS checkpoints (
+    thread_id            text  NOT NULL,
+    checkpoint_ns        text  NOT NULL DEFAULT '',
+    checkpoint_id        text  NOT NULL,                   -- a UUIDv6: newer ones sort after older ones
+    parent_checkpoint_id text,
+    type                 text,
+    checkpoint           jsonb NOT NULL,
+    metadata             jsonb NOT NULL DEFAULT '{}',
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
+);
+
+CREATE TABLE IF NOT EXISTS checkpoint_blobs (
+    thread_id     text NOT NULL,
+    checkpoint_ns text NOT NULL DEFAULT '',
+    channel       text NOT NULL,
+    version       text NOT NULL,
+    type          text NOT NULL,
+    blob          bytea,
+    PRIMARY KEY (thread_id, checkpoint_ns, channel, version)
+);
+
+CREATE TABLE IF NOT EXISTS checkpoint_writes (
+    thread_id     text    NOT NULL,
+    checkpoint_ns text    NOT NULL DEFAULT '',
+    checkpoint_id text    NOT NULL,
+    task_id       text    NOT NULL,
+    idx           integer NOT NULL,
+    channel       text    NOT NULL,
+    type          text,
+    blob          bytea   NOT NULL,
+    task_path     text    NOT NULL DEFAULT '',
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+);
+
+-- The official saver's own count of its migrations, so that its setup() finds nothing to do.
+CREATE TABLE IF NOT EXISTS checkpoint_migrations (v integer PRIMARY KEY);
+INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9) ON CONFLICT DO NOTHING;

@@ -1,0 +1,185 @@
+"""What the tests stand on: a real PostgreSQL, the real service as a process, a strict OpenAI-wire server."""
+
+import asyncio
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from urllib.error import URLError
+
+import asyncpg
+import pytest
+from openai_server import OpenAIServer
+
+from checkpointer import Checkpointer
+from embedded import embedded_postgres
+from store import Store, apply_schema, open_store
+
+ROOT = Path(__file__).resolve().parent.parent
+NUMBERS = itertools.count(1)
+UNCLEAN = ("Traceback", "was never retrieved", "never awaited", "was destroyed but it is pending")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def required(program: str) -> str:
+    """The program's path. Where it is missing the test is skipped; in CI, where nothing may be, it fails."""
+    path = shutil.which(program)
+    if path is None:
+        if os.environ.get("REQUIRE_ALL"):
+            pytest.fail(f"{program} is not installed")
+        pytest.skip(f"{program} is not installed")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# PostgreSQL: one server, a database a test, cloned from one that has the schema
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("postgres")
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o755)
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        dsn = runner.run(stack.enter_async_context(embedded_postgres(folder)))
+        runner.run(_make_template(dsn))
+        yield dsn
+        runner.run(stack.aclose())
+
+
+async def _make_template(dsn: str) -> None:
+    await _execute(dsn, "CREATE DATABASE template_with_schema")
+    connection = await asyncpg.connect(_in_database(dsn, "template_with_schema"))
+    await apply_schema(connection)
+    await connection.close()
+
+
+async def _execute(dsn: str, sql: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(sql)
+    await connection.close()
+
+
+def _in_database(dsn: str, name: str) -> str:
+    return dsn.replace("@/postgres", f"@/{name}")
+
+
+@pytest.fixture
+def database_url(postgres: str) -> Iterator[str]:
+    name = f"test_{next(NUMBERS)}"
+    asyncio.run(_execute(postgres, f"CREATE DATABASE {name} TEMPLATE template_with_schema"))
+    yield _in_database(postgres, name)
+    asyncio.run(_execute(postgres, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with open_store(database_url, queue_size=100, connect_timeout_s=5, drain_timeout_s=5) as store:
+        yield store
+
+
+@pytest.fixture
+def checkpointer(store: Store) -> Checkpointer:
+    return Checkpointer(store)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The model's server, and the service
+
+
+@pytest.fixture
+def openai() -> Iterator[OpenAIServer]:
+    with OpenAIServer() as server:
+        yield server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Service:
+    """The service as a process of its own, by default `uvicorn asgi_app:app`."""
+
+    def __init__(self, env: dict[str, str], log: Path, command: list[str] | None = None) -> None:
+        self.port = int(env.get("PORT") or free_port())
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = env
+        self._log = log
+        uvicorn = [sys.executable, "-m", "uvicorn", "asgi_app:app", "--port", str(self.port), "--ws", "none"]
+        self._command = command or [*uvicorn, "--timeout-graceful-shutdown", "10"]
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def wait_until_ready(self) -> "Service":
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                pytest.fail(f"the service ended with {self.process.returncode}:\n{self.log}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
+                    return self
+            except (URLError, OSError):
+                time.sleep(0.05)
+        pytest.fail(f"the service does not become ready:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text("utf-8", "replace")
+
+    def stop(self) -> int:
+        """SIGTERM; gives the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def restart(self) -> "Service":
+        if self.process.poll() is None:
+            assert self.stop() == 0, self.log
+        self.start()
+        return self.wait_until_ready()
+
+
+@pytest.fixture
+def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start the service with settings: `service(openai=server, MAX_RUNS="3")`. At the end it must go down cleanly."""
+    services: list[Service] = []
+
+    def start(openai: OpenAIServer | None = None, **settings: str) -> Service:
+        env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        env |= {"DATABASE_URL": database_url, "PYTHONASYNCIODEBUG": "0", "PYTHONUNBUFFERED": "1"}
+        if openai is not None:
+            env |= {"OPENAI_BASE_URL": openai.base_url, "OPENAI_API_KEY": openai.key, "OPENAI_MODEL": "gpt-test"}
+        started = Service(env | settings, tmp_path / f"service-{len(services)}.log")
+        services.append(started)
+        return started.wait_until_ready()
+
+    yield start
+    for started in services:
+        if started.process.poll() is None:
+            code = started.stop()
+            assert code == 0, f"it exited with {code}:\n{started.log}"
+            assert not [word for word in UNCLEAN if word in started.log], started.log
