@@ -39,7 +39,8 @@ class OpenAIModel:
 
     def __init__(self, name: str, *, api_key: str | None, base_url: str | None, idle_timeout_s: float) -> None:
         self.name = name
-        self._http = openai.DefaultAioHttpClient(timeout=httpx2.Timeout(idle_timeout_s, connect=CONNECT_TIMEOUT_S))
+        timeout = httpx2.Timeout(idle_timeout_s, connect=CONNECT_TIMEOUT_S)
+        self._http = openai.DefaultAioHttpClient(timeout=timeout)
         url, query = _split_query(base_url)
         self._chat = ChatOpenAI(
             model=name,
@@ -47,6 +48,7 @@ class OpenAIModel:
             base_url=url,
             default_query=query,
             http_async_client=self._http,
+            timeout=timeout,  # without it ChatOpenAI switches the HTTP client's own off
             use_responses_api=False,
             stream_usage=True,
         )
@@ -78,6 +80,8 @@ class OpenAIModel:
                 yield decoder.finished()
         except openai.APIError as error:
             raise _model_error(error) from error
+        except httpx2.TimeoutException as error:
+            raise ModelError("model_timeout", "The model fell silent.", retryable=True) from error
         except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             raise ModelError("model_disconnected", "The connection to the model broke off.", retryable=True) from error
 
@@ -192,6 +196,8 @@ def _model_error(error: openai.APIError) -> ModelError:
         return ModelError("model_context", "This thread has become too long for the model.", retryable=False)
     if error.code == "insufficient_quota":
         return ModelError("model_quota", "The quota at the model's provider is used up.", retryable=False)
+    if isinstance(error.__cause__, httpx2.ConnectTimeout):  # how its aiohttp transport reports a refused connection, too
+        return ModelError("model_unreachable", "The model can't be reached.", retryable=True)
     for kind, code, content, retryable in STATUS_ERRORS:
         if isinstance(error, kind):
             return ModelError(code, content, retryable=retryable)
