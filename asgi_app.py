@@ -146,7 +146,12 @@ class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._start_drain)
         before = self._before[signal.Signals(number)]
-        if callable(before):
+        server = getattr(before, "__self__", None)
+        if isinstance(server, uvicorn.Server):
+            # Its own handler would raise the signal again after the shutdown, and the exit code would not be 0.
+            server.force_exit = server.should_exit and number == signal.SIGINT
+            server.should_exit = True
+        elif callable(before):
             before(number, frame)
 
     def _start_drain(self) -> None:

@@ -1,0 +1,21 @@
+FROM python:3.13.0-slim-bookworm
+
+ENV PYTHONUNBUFFERED=1
+WORKDIR /app
+
+COPY requirements.txt ./
+RUN pip install --no-cache-dir -r requirements.txt
+
+COPY agent.py arguments.py asgi.py asgi_app.py chat.py checkpointer.py drafting.py embedded.py model.py offline.py runs.py settings.py sse.py store.py ./
+COPY clauses.toml debug.html schema.sql ./
+RUN python -m compileall -q .
+
+USER 10001
+ENV PYTHONDONTWRITEBYTECODE=1
+EXPOSE 8005
+STOPSIGNAL SIGTERM
+
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8005/healthz', timeout=2)"]
+
+# DATABASE_URL must be set: the image does not carry the embedded PostgreSQL.
+CMD ["uvicorn", "asgi_app:app", "--host", "0.0.0.0", "--port", "8005", "--ws", "none", "--no-access-log", "--timeout-graceful-shutdown", "35"]

@@ -1,0 +1,130 @@
+"""The container without Docker: the Dockerfile is read and held to its rules, and its very steps are run."""
+
+import json
+import os
+import pwd
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Service, free_port
+
+LINES = (ROOT / "Dockerfile").read_text().splitlines()
+ORDINARY_USER = 10001
+
+
+def instructions(name: str) -> list[str]:
+    return [line.removeprefix(f"{name} ") for line in LINES if line.startswith(f"{name} ")]
+
+
+def copied() -> list[str]:
+    return [file for line in instructions("COPY") for file in line.split()[:-1]]
+
+
+def test_the_dockerfile_is_plain() -> None:
+    [base] = instructions("FROM")
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base), "a slim base, pinned"
+    assert instructions("ADD") == []
+    assert instructions("USER") == [str(ORDINARY_USER)]
+    for command in (*instructions("CMD"), instructions("HEALTHCHECK")[0].partition("CMD ")[2]):
+        assert isinstance(json.loads(command), list), "exec form"
+    assert "--timeout-graceful-shutdown" in json.loads(instructions("CMD")[0])
+    order = [line.split()[0] for line in LINES if line and not line.startswith("#")]
+    assert order.index("USER") > max(index for index, name in enumerate(order) if name in ("RUN", "COPY"))
+
+
+def test_it_copies_all_that_ships_and_nothing_else() -> None:
+    ships = {path.name for pattern in ("*.py", "*.sql", "*.html") for path in ROOT.glob(pattern)}
+    assert set(copied()) == ships | {"clauses.toml", "requirements.txt"}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert all(f"!*{Path(file).suffix}" in ignored for file in copied())
+
+
+def test_every_package_is_pinned_and_each_of_ours_has_its_reason() -> None:
+    text = (ROOT / "requirements.txt").read_text()
+    ours = text.partition("# What these bring")[0]
+    packages = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(re.match(r"[\w.-]+==[\w.]+( +# .+)?$", line) for line in packages)
+    assert all("  # " in line for line in ours.splitlines() if line and not line.startswith("#"))
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the Dockerfile builds: an environment with requirements.txt alone, and the tree, read-only."""
+    folder = tmp_path_factory.mktemp("image")
+    for parent in (folder, *list(folder.parents)[:2]):
+        parent.chmod(0o755)
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    pip = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-r", ROOT / "requirements.txt"], check=True)
+    tree = folder / "app"
+    tree.mkdir()
+    for file in copied():
+        shutil.copy(ROOT / file, tree)
+    subprocess.run([folder / "venv/bin/python", "-m", "compileall", "-q", "."], cwd=tree, check=True)
+    for path in (*tree.rglob("*"), tree):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return folder
+
+
+@pytest.mark.usefixtures("reachable_python")
+def test_its_steps_run_as_an_ordinary_user_on_a_read_only_tree(image: Path, database_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    command = [str(port) if word == "8005" else word for word in json.loads(instructions("CMD")[0])]
+    command = [word.replace("0.0.0.0", "127.0.0.1") for word in command]
+    command[0] = str(image / "venv/bin" / command[0])
+    env = {"PATH": "/usr/bin:/bin", "DATABASE_URL": database_url, "PYTHONDONTWRITEBYTECODE": "1", "PORT": str(port)}
+    service = Container(env, tmp_path / "log", command, cwd=image / "app")
+    try:
+        service.wait_until_ready()
+        with urllib.request.urlopen(f"{service.url}/chat?message=Draft+an+NDA") as answer:
+            frames = answer.read().decode()
+        assert '"type":"end","reason":"stop","saved":true' in frames
+        health = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
+        check = [image / "venv/bin/python", health[1], health[2].replace("8005", str(port))]
+        assert subprocess.run(check, check=False).returncode == 0
+    finally:
+        code = service.stop()
+    assert code == 0, service.log
+    assert subprocess.run(check, check=False, stderr=subprocess.DEVNULL).returncode != 0
+
+
+@pytest.fixture
+def reachable_python() -> Iterator[None]:
+    """Lets an ordinary user run an interpreter that lives in root's home."""
+    closed = [folder for folder in Path(sys.base_prefix).parents if not folder.stat().st_mode & stat.S_IXOTH]
+    modes = [folder.stat().st_mode for folder in closed]
+    for folder, mode in zip(closed, modes, strict=True):
+        folder.chmod(mode | stat.S_IXOTH)
+    yield
+    for folder, mode in zip(closed, modes, strict=True):
+        folder.chmod(mode)
+
+
+class Container(Service):
+    """The service as an ordinary user, in the container's tree."""
+
+    def __init__(self, env: dict[str, str], log: Path, command: list[str], cwd: Path) -> None:
+        self._cwd = cwd
+        super().__init__(env, log, command)
+
+    def start(self) -> None:
+        # Any ordinary user will do; this one is who may open the test database's socket.
+        user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+        with self._log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self._command,
+                cwd=self._cwd,
+                env=self.env,
+                stdout=output,
+                stderr=output,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
+            )

@@ -1,0 +1,66 @@
+"""The rules of the house: which room may import which, and that what ships and what is settable is written down."""
+
+import ast
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from asgi_app import ROUTES
+from settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {path.stem for path in ROOT.glob("*.py")}
+MAY_IMPORT = {
+    "asgi_app": MODULES - {"asgi_app"},
+    "agent": {"chat", "drafting"},
+    "drafting": {"chat", "arguments"},
+    "arguments": set[str](),
+    "store": {"chat"},
+    "chat": set[str](),
+    "sse": {"chat"},
+    "runs": {"chat", "sse"},
+    "model": {"chat"},
+    "offline": {"chat"},
+    "checkpointer": {"store"},
+    "embedded": set[str](),
+    "asgi": set[str](),
+    "settings": set[str](),
+}
+
+
+def imports(module: str) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_room_imports_only_downward(module: str) -> None:
+    assert imports(module) & MODULES <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_framework_has_moved_in(module: str) -> None:
+    assert imports(module).isdisjoint({"fastapi", "starlette", "gradio", "streamlit"})
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [field.name for field in fields(Settings) if f"`{field.name.upper()}`" not in readme] == []
+
+
+def test_every_route_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    paths = [re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", pattern.pattern) for pattern, _ in ROUTES]
+    assert [path for path in paths if f"{path}`" not in readme and f"{path}?" not in readme] == []
+
+
+def test_every_room_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [module for module in sorted(MODULES) if f"`{module}.py`" not in readme] == []
