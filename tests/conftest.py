@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TypeVar
 from urllib.error import URLError
 
 import asyncpg
@@ -25,6 +27,9 @@ from store import Store, apply_schema, open_store
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = itertools.count(1)
+T = TypeVar("T")
+THREAD = ThreadPoolExecutor(1)
+RUNNER = asyncio.Runner()
 UNCLEAN = ("Traceback", "was never retrieved", "never awaited", "was destroyed but it is pending")
 
 
@@ -52,12 +57,18 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("postgres")
     for parent in (folder, folder.parent, folder.parent.parent):
         parent.chmod(0o755)
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        dsn = runner.run(stack.enter_async_context(embedded_postgres(folder)))
-        runner.run(_make_template(dsn))
-        yield dsn
-        runner.run(stack.aclose())
+    stack = AsyncExitStack()
+    dsn = run(stack.enter_async_context(embedded_postgres(folder)))
+    run(_make_template(dsn))
+    yield dsn
+    run(stack.aclose())
+    THREAD.submit(RUNNER.close).result()
+    THREAD.shutdown()
+
+
+def run(work: Coroutine[None, None, T]) -> T:
+    """To its end, on a thread of its own: a browser's driver has a loop going on this one."""
+    return THREAD.submit(RUNNER.run, work).result()
 
 
 async def _make_template(dsn: str) -> None:
@@ -80,9 +91,9 @@ def _in_database(dsn: str, name: str) -> str:
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
     name = f"test_{next(NUMBERS)}"
-    asyncio.run(_execute(postgres, f"CREATE DATABASE {name} TEMPLATE template_with_schema"))
+    run(_execute(postgres, f"CREATE DATABASE {name} TEMPLATE template_with_schema"))
     yield _in_database(postgres, name)
-    asyncio.run(_execute(postgres, f"DROP DATABASE {name} WITH (FORCE)"))
+    run(_execute(postgres, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture

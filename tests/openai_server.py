@@ -8,6 +8,7 @@ A reply is a list of steps; requests take the replies in order, and "OK." when t
 """
 
 import asyncio
+import itertools
 import json
 import re
 import threading
@@ -23,6 +24,7 @@ KNOWN = {
     *("max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty", "user", "parallel_tool_calls", "store"),
     *("response_format", "logprobs", "top_logprobs", "metadata", "reasoning_effort", "service_tier", "verbosity"),
 }
+KNOWN_IN_MESSAGE = {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"}
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MUST_ANSWER = (
     "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. "
@@ -121,13 +123,16 @@ def tool(
     name: str,
     arguments: Any,
     *,
-    cut: int = 8,
+    cut: int | Sequence[int] = 8,
     call_id: str | None = None,
     index: int | None = None,
     whole: bool = False,
     ascii_only: bool = False,
 ) -> Step:
-    """A tool call; `arguments` a dict, or text that goes out as it is. `whole`: in one chunk, without an index."""
+    """A tool call; `arguments` a dict, or text that goes out as it is.
+
+    `cut`: every so many characters, or at these places; `whole`: in one chunk, without an index.
+    """
 
     async def step(stream: Stream) -> None:
         body = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=ascii_only)
@@ -139,8 +144,9 @@ def tool(
             await stream.delta({"tool_calls": [call | {"function": {"name": name, "arguments": body}}]})
             return
         await stream.delta({"tool_calls": [call | {"function": {"name": name, "arguments": ""}}]})
-        for start in range(0, len(body), cut):
-            await arguments_piece(number, body[start : start + cut])(stream)
+        places = range(cut, len(body), cut) if isinstance(cut, int) else cut
+        for start, stop in itertools.pairwise((0, *places, len(body))):
+            await arguments_piece(number, body[start:stop])(stream)
 
     return step
 
@@ -307,6 +313,8 @@ class OpenAIServer:
         for name in body:
             if name not in KNOWN:
                 raise Refusal(f"Unrecognized request argument supplied: {name}", code="unknown_parameter")
+        if body.get("n") not in (None, 1):
+            raise Refusal("Invalid value for 'n': this server gives one choice.")
         if body.get("stream_options") is not None and not body.get("stream"):
             raise Refusal("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
         check_tools(body.get("tools"))
@@ -320,10 +328,11 @@ def check_tools(tools: Any) -> None:
     if not isinstance(tools, list) or not tools:
         raise Refusal("[] is too short - 'tools'")
     for entry in tools:
-        function = entry.get("function") if entry.get("type") == "function" else None
+        is_function = isinstance(entry, dict) and entry.get("type") == "function"
+        function = entry.get("function") if is_function else None
         if not isinstance(function, dict) or not NAME.fullmatch(str(function.get("name", ""))):
             raise Refusal("Invalid 'tools': each must be a function with a name of the pattern ^[a-zA-Z0-9_-]+$")
-        if function.get("parameters", {}).get("type") != "object":
+        if "parameters" in function and function["parameters"].get("type") != "object":
             raise Refusal("Invalid schema for function: schema must be of 'type: \"object\"'")
 
 
@@ -332,6 +341,8 @@ def check_messages(messages: Any) -> None:
         raise Refusal("[] is too short - 'messages'")
     unanswered: list[str] = []
     for place, message in enumerate(messages):
+        if not isinstance(message, dict) or not message.keys() <= KNOWN_IN_MESSAGE:
+            raise Refusal(f"Invalid type or additional properties. messages[{place}]")
         sender = message.get("role")
         if sender not in ("system", "developer", "user", "assistant", "tool"):
             raise Refusal(f"Invalid value: {sender!r}. messages[{place}].role")
@@ -347,18 +358,25 @@ def check_messages(messages: Any) -> None:
         content = message.get("content")
         if content is None and not (sender == "assistant" and calls):
             raise Refusal(f"Invalid value for 'content': expected a string, got null. messages[{place}].content")
-        if content is not None and not isinstance(content, str | list):
+        if not (content is None or isinstance(content, str) or is_parts(content)):
             raise Refusal(f"Invalid type for 'messages[{place}].content'")
     if unanswered:
         raise Refusal(MUST_ANSWER.format(", ".join(unanswered)))
+
+
+def is_parts(content: Any) -> bool:
+    """Content in several parts; only text, which is all that the service has."""
+    return isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
+    )
 
 
 def check_calls(sender: str, calls: Any) -> list[str]:
     if sender != "assistant" or not isinstance(calls, list) or not calls:
         raise Refusal("[] is too short - 'messages.tool_calls'")
     for call in calls:
-        function = call.get("function", {})
-        if call.get("type") != "function" or not call.get("id") or not NAME.fullmatch(function.get("name", "")):
+        function = (call.get("function") if isinstance(call, dict) else None) or {}
+        if not function or call.get("type") != "function" or not call.get("id") or not NAME.fullmatch(function.get("name", "")):
             raise Refusal("Invalid 'messages.tool_calls': each needs an id, a type and a function with a valid name")
         if not isinstance(function.get("arguments"), str):
             raise Refusal("Invalid type for 'messages.tool_calls.function.arguments': expected a string")
