@@ -243,6 +243,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         thread, namespace = _place(config)
+        if self._store.is_new(thread):
+            return None  # so that a new thread chats without the database
         where, arguments = " WHERE c.thread_id = $1 AND c.checkpoint_ns = $2", [thread, namespace]
         if checkpoint_id := get_checkpoint_id(config):
             where, arguments = where + " AND c.checkpoint_id = $3", [*arguments, checkpoint_id]

@@ -11,7 +11,7 @@ import base64
 import logging
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -358,13 +358,21 @@ class History(ThreadSummary):
     runs: list[dict[str, object]]
 
 
+@dataclass(slots=True)
+class OpenRun:
+    """A run in progress: what its end will commit, and whether it is the thread's first."""
+
+    first: bool
+    writes: list[Write] = field(default_factory=list)
+
+
 class Store:
     """Reads go through the pool, concurrently; everything that is written goes through the one writer."""
 
     def __init__(self, pool: asyncpg.Pool, writer: Writer) -> None:
         self._pool = pool
         self._writer = writer
-        self._open_runs: dict[str, list[Write]] = {}
+        self._open_runs: dict[str, OpenRun] = {}
 
     @property
     def full(self) -> bool:
@@ -376,13 +384,13 @@ class Store:
         """Queue a run's start. The future resolves when it is committed. Raises QueueFull."""
         thread = graph_thread_id(run.owner, run.thread_id)
         unit = self._writer.put_nowait(thread, start_writes(run))
-        self._open_runs[thread] = []
+        self._open_runs[thread] = OpenRun(first=run.seq == 1)
         return unit.saved
 
     async def end_run(self, end: RunEnded) -> asyncio.Future[None]:
         """Queue a run's end and, with it, the checkpoints that were put since its start: one transaction."""
         thread = graph_thread_id(end.started.owner, end.started.thread_id)
-        checkpoints = self._open_runs.pop(thread, [])
+        checkpoints = self._open_runs.pop(thread).writes if thread in self._open_runs else []
         unit = await self._writer.put(thread, [*end_writes(end), *checkpoints])
         return unit.saved
 
@@ -392,13 +400,18 @@ class Store:
         While a run is open on it, the writes are kept for the run's end, and this returns at once; otherwise it returns
         when they are committed.
         """
-        if (held := self._open_runs.get(thread)) is not None:
-            held.extend(writes)
+        if (run := self._open_runs.get(thread)) is not None:
+            run.writes.extend(writes)
             return
         unit = await self._writer.put(thread, writes)
         await unit.saved
 
     # Reading
+
+    def is_new(self, thread: str) -> bool:
+        """Whether the thread is in its first run, so that nothing of it can have been stored before."""
+        run = self._open_runs.get(thread)
+        return run is not None and run.first
 
     async def settled(self, thread: str) -> None:
         """Wait for what is still queued of the thread. Raises StoreUnavailable when that takes too long."""

@@ -20,8 +20,28 @@ from typing import Any, Self
 from aiohttp import web
 
 KNOWN = {
-    *("model", "messages", "stream", "stream_options", "tools", "tool_choice", "temperature", "top_p", "n", "stop", "seed"),
-    *("max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty", "user", "parallel_tool_calls", "store"),
+    *(
+        "model",
+        "messages",
+        "stream",
+        "stream_options",
+        "tools",
+        "tool_choice",
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "seed",
+    ),
+    *(
+        "max_tokens",
+        "max_completion_tokens",
+        "presence_penalty",
+        "frequency_penalty",
+        "user",
+        "parallel_tool_calls",
+        "store",
+    ),
     *("response_format", "logprobs", "top_logprobs", "metadata", "reasoning_effort", "service_tier", "verbosity"),
 }
 KNOWN_IN_MESSAGE = {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"}
@@ -36,7 +56,9 @@ MUST_FOLLOW = "messages with role 'tool' must be a response to a preceeding mess
 class Refusal(Exception):
     """A request that OpenAI would refuse."""
 
-    def __init__(self, message: str, *, http_status: int = 400, code: str | None = None, headers: dict[str, str] | None = None):
+    def __init__(
+        self, message: str, *, http_status: int = 400, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         kind = "invalid_request_error" if http_status < 429 else "server_error"
         self.body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
@@ -77,7 +99,13 @@ class Stream:
             await asyncio.sleep(0)
 
     async def chunk(self, choices: list[dict[str, Any]], **more: Any) -> None:
-        data = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-test", "choices": choices}
+        data = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "gpt-test",
+            "choices": choices,
+        }
         end = self.options.get("line_end", "\n")
         body = json.dumps(data | more, ensure_ascii=self.options.get("ascii", False))
         await self.write(f"data: {body}{end}{end}".encode("utf-8", "surrogatepass"))
@@ -212,7 +240,9 @@ def reset() -> Step:
     return step
 
 
-def status(code: int, error: str | None = None, *, retry_after: int | None = None, message: str = "no: sk-canary") -> Step:
+def status(
+    code: int, error: str | None = None, *, retry_after: int | None = None, message: str = "no: sk-canary"
+) -> Step:
     async def step(_: Stream) -> None:
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         raise Refusal(message, http_status=code, code=error, headers=headers)
@@ -258,7 +288,9 @@ class OpenAIServer:
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
@@ -376,7 +408,12 @@ def check_calls(sender: str, calls: Any) -> list[str]:
         raise Refusal("[] is too short - 'messages.tool_calls'")
     for call in calls:
         function = (call.get("function") if isinstance(call, dict) else None) or {}
-        if not function or call.get("type") != "function" or not call.get("id") or not NAME.fullmatch(function.get("name", "")):
+        if (
+            not function
+            or call.get("type") != "function"
+            or not call.get("id")
+            or not NAME.fullmatch(function.get("name", ""))
+        ):
             raise Refusal("Invalid 'messages.tool_calls': each needs an id, a type and a function with a valid name")
         if not isinstance(function.get("arguments"), str):
             raise Refusal("Invalid type for 'messages.tool_calls.function.arguments': expected a string")

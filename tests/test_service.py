@@ -1,0 +1,581 @@
+"""The service as a client meets it: a real process, a real socket, a real database."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+import requests
+from conftest import ROOT, Service, free_port, run
+from openai_server import OpenAIServer, echo, finish, pause, reset, stall, text, tool, wait
+from sse_client import Stream, chat, request
+
+from agent import Agent
+from checkpointer import Checkpointer
+from offline import OfflineModel
+from store import open_store
+
+Start = Callable[..., Service]
+HOSTILE = "\"quotes\" 'single' \\back\\slash\\n \n\nnew lines\r\n\ttab 😀👩‍👩‍👧 \u2028\u2029 \u202ertl </script> data: x\n\nevent: end\n\n e\u0301" * 3
+
+
+def history(service: Service, thread_id: str) -> dict[str, Any]:
+    answer: dict[str, Any] = requests.get(f"{service.url}/api/threads/{thread_id}", timeout=10).json()
+    return answer
+
+
+def graph_state(database_url: str, thread_id: str) -> dict[str, Any]:
+    """What the graph holds of a thread, read by a graph of its own."""
+
+    async def read() -> dict[str, Any]:
+        async with open_store(database_url, queue_size=1, connect_timeout_s=5, drain_timeout_s=5) as store:
+            saver = Checkpointer(store)
+            agent = Agent(OfflineModel(), saver, newest_checkpoint=saver.newest, model_idle_timeout_s=1)
+            return dict(await agent.state("anonymous", thread_id))
+
+    return run(read())
+
+
+def rows(database_url: str, sql: str) -> list[asyncpg.Record]:
+    async def read() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(database_url)
+        try:
+            return await connection.fetch(sql)
+        finally:
+            await connection.close()
+
+    return run(read())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The conversation
+
+
+def test_the_seed_conversation_makes_three_versions_and_survives_a_restart(service: Start) -> None:
+    running = service()
+    chat(running.url, "Draft an NDA", thread_id="test-456")
+    running.restart()
+    chat(running.url, "Make it mutual", thread_id="test-456")
+    last = chat(running.url, "Add 2-year term", thread_id="test-456")
+    docs = [message for message in history(running, "test-456")["messages"] if message["type"] == "doc"]
+    assert [(doc["doc_id"], doc["version"], doc["complete"]) for doc in docs] == [("d1", n, True) for n in (1, 2, 3)]
+    assert len({doc["title"] for doc in docs}) == 1
+    one, two, three = (doc["content"].split("\n\n") for doc in docs)
+    assert sum(before != after for before, after in zip(one, two, strict=True)) == 8
+    changed = [(before, after) for before, after in zip(two, three, strict=True) if before != after]
+    assert len(changed) == 1
+    assert "a term of two (2) years" in changed[0][1]
+    assert last.last["reason"] == "stop"
+    assert last.last["saved"] is True
+
+
+def test_what_was_streamed_stored_and_remembered_is_the_same_byte_for_byte(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    arguments = {"title": "Ünïcode 😀", "content": HOSTILE}
+    edits = {"doc_id": "d1", "edits": [{"find": "x", "replace": "y"}]}
+    openai.reply(
+        text(*HOSTILE), tool("write_document", arguments, cut=1, ascii_only=True), tool("edit_document", edits), text(HOSTILE), finish("tool_calls")
+    )
+    running = service(openai=openai)
+    stream = chat(running.url, HOSTILE, thread_id="t")
+    items = stream.items
+    assert [item["type"] for item in items.values()] == ["message", "doc", "message", "message"]
+    stored = history(running, "t")["messages"]
+    assert stored[0]["content"] == HOSTILE
+    for item in stored[1:]:
+        assert {name: item[name] for name in items[item["item"]]} == items[item["item"]]
+    state = graph_state(database_url, "t")
+    assert state["messages"][0].content == HOSTILE
+    assert state["messages"][1].content == items[0]["content"] + items[2]["content"]
+    [document] = state["documents"]
+    assert document["content"] == items[1]["content"] == HOSTILE
+    assert document["title"] == items[1]["title"]
+    assert state["messages"][1].tool_calls[0]["args"] == arguments
+    assert "stands 3 times" in state["messages"][3].content
+    assert state["messages"][-1].content == items[3]["content"] == "OK."
+    assert openai.refusals == []
+
+
+def test_two_clients_on_two_threads_never_see_each_others_words(service: Start, openai: OpenAIServer) -> None:
+    openai.default = (echo(),)
+    running = service(openai=openai)
+
+    def converse(name: str) -> list[str]:
+        return [chat(running.url, f"{name} says {turn}", thread_id=name).text for turn in range(4)]
+
+    names = [f"client-{number}" for number in range(12)]
+    with ThreadPoolExecutor(12) as threads:
+        conversations = list(threads.map(converse, names))
+    for name, replies in zip(names, conversations, strict=True):
+        said = [content for role, content in json.loads(replies[-1]) if role == "user"]
+        assert said == [f"{name} says {turn}" for turn in range(4)]
+        assert not any(other in reply for other in names if other != name and not name.startswith(other) for reply in replies if f'"{other} ' in reply)
+    assert openai.refusals == []
+
+
+def test_a_model_error_in_the_middle_of_a_document_leaves_the_thread_usable(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    begun = '{"title":"NDA","content":"# NDA\\n\\nThe first half'
+    openai.reply(text("Here it comes."), tool("write_document", begun), reset())
+    running = service(openai=openai)
+    broken = chat(running.url, "Draft", thread_id="t")
+    assert broken.last["code"] == "model_disconnected"
+    assert "canary" not in str(broken.last)
+    stored = history(running, "t")
+    assert [(item["content"], item["complete"]) for item in stored["messages"]] == [
+        ("Draft", True),
+        ("Here it comes.", True),
+        ("# NDA\n\nThe first half", False),
+    ]
+    assert stored["runs"][0]["status"] == "failed"
+    openai.reply(tool("write_document", {"title": "NDA", "content": "# NDA\n\nAll of it."}), finish("tool_calls"))
+    again = chat(running.url, "Go on", thread_id="t")
+    assert again.last["type"] == "end"
+    assert again.items[0]["version"] == 2
+    assert [document["complete"] for document in graph_state(database_url, "t")["documents"]] == [False, True]
+    assert openai.refusals == []
+
+
+def test_what_the_model_is_sent_is_what_was_said(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    openai.reply(text("First answer."), finish())
+    chat(running.url, "First", thread_id="t")
+    openai.default = (echo(),)
+    sent = json.loads(chat(running.url, "Second", thread_id="t").text)
+    assert sent[1:] == [["user", "First"], ["assistant", "First answer."], ["user", "Second"]]
+    assert sent[0][0] == "system"
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_reply_that_the_provider_cuts_says_so_and_is_never_complete(service: Start, openai: OpenAIServer, reason: str) -> None:
+    openai.reply(tool("write_document", '{"title":"NDA","content":"half'), finish(reason))
+    running = service(openai=openai)
+    stream = chat(running.url, "Draft", thread_id="t")
+    assert stream.last["reason"] == reason
+    assert history(running, "t")["messages"][-1]["complete"] is False
+    assert chat(running.url, "On", thread_id="t").last["reason"] == "stop"
+    assert openai.refusals == []
+
+
+def test_a_model_that_never_stops_calling_tools_is_bounded(service: Start, openai: OpenAIServer) -> None:
+    openai.default = (tool("nonsense", {}), finish("tool_calls"))
+    running = service(openai=openai)
+    assert chat(running.url, "Go", thread_id="t").last["reason"] == "length"
+    assert 2 < len(openai.requests) <= 10
+    assert "tools" not in openai.requests[-1].body
+    openai.default = (text("Fine."), finish())
+    assert chat(running.url, "On", thread_id="t").text == "Fine."
+    assert openai.refusals == []
+
+
+def test_a_cancelled_run_closes_the_providers_connection_and_keeps_what_it_has(service: Start, openai: OpenAIServer) -> None:
+    openai.reply(text("So far"), stall())
+    running = service(openai=openai)
+    with requests.get(f"{running.url}/chat?message=Hi&thread_id=t", stream=True, timeout=10) as answer:
+        lines = answer.iter_lines(chunk_size=1)
+        run_id = next(line for line in lines if line.startswith(b"id: ")).decode()[4:40]
+        assert any(b"So far" in line for line in lines)
+        assert requests.post(f"{running.url}/api/runs/{run_id}/cancel", timeout=10).status_code == 202
+        assert any(b'"reason":"cancelled","saved":true' in line for line in lines)
+    assert openai.requests[0].closed.wait(5)
+    stored = history(running, "t")
+    assert [(item["content"], item["complete"]) for item in stored["messages"]] == [("Hi", True), ("So far", False)]
+    assert stored["runs"][0]["status"] == "cancelled"
+    openai.default = (echo(),)
+    assert json.loads(chat(running.url, "On", thread_id="t").text)[1:] == [["user", "Hi"], ["assistant", "So far"], ["user", "On"]]
+
+
+def test_a_client_that_leaves_does_not_stop_its_run(service: Start, openai: OpenAIServer) -> None:
+    gate = threading.Event()
+    openai.reply(text("one "), wait(gate), text("two"), finish())
+    running = service(openai=openai)
+    with requests.get(f"{running.url}/chat?message=Hi&thread_id=t", stream=True, timeout=10) as answer:
+        run_id = next(line for line in answer.iter_lines(chunk_size=1) if line.startswith(b"id: ")).decode()[4:40]
+    gate.set()
+    followed = request("GET", f"{running.url}/api/runs/{run_id}/events")
+    assert followed.text == "one two"
+    rest = request("GET", f"{running.url}/chat?message=Hi&thread_id=t", headers={"Last-Event-ID": f"{run_id}:2"})
+    assert rest.text == "e two"
+    over = request("GET", f"{running.url}/chat?message=Hi", headers={"Last-Event-ID": f"{run_id}:end"})
+    assert over.status == 204
+    assert len(openai.requests) == 1
+    assert history(running, "t")["messages"][-1]["content"] == "one two"
+
+
+def test_a_busy_thread_is_answered_409_with_the_run_to_follow(service: Start, openai: OpenAIServer) -> None:
+    gate = threading.Event()
+    openai.reply(text("one"), wait(gate), finish())
+    running = service(openai=openai)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(chat, running.url, "Hi", thread_id="t")
+        while not openai.requests:
+            time.sleep(0.01)
+        second = chat(running.url, "Hi again", thread_id="t")
+        gate.set()
+        assert second.status == 409
+        assert second.problem["run_id"] == first.result().run_id
+        assert second.headers["retry-after"].isdigit()
+    assert len(openai.requests) == 1
+
+
+def test_items_mode_sends_each_item_whole(service: Start) -> None:
+    running = service()
+    pieces = chat(running.url, "Draft an NDA")
+    items = chat(running.url, "Draft an NDA", stream="items")
+    assert [event["type"] for event in items.events] == ["start", "message", "doc", "message", "end"]
+    assert items.items == pieces.items
+    query = request("GET", f"{running.url}/chat?message=Hello&stream=items")
+    assert len(query.events) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The three clients that people write first
+
+
+def test_python_requests_with_iter_lines(service: Start) -> None:
+    url = service().url
+    # README: the Python client
+    with requests.post(f"{url}/api/chat", json={"message": "Draft an NDA"}, stream=True, timeout=60) as response:
+        events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith(b"data: ")]
+    assert events[0]["type"] == "start"
+    assert events[-1]["saved"] is True
+
+
+def test_fetch_with_a_reader_in_node(service: Start) -> None:
+    from conftest import required
+
+    readme = (ROOT / "README.md").read_text()
+    snippet = readme.partition("<!-- fetch -->\n```js\n")[2].partition("```")[0]
+    assert snippet
+    script = snippet.replace("http://localhost:8005", service().url)
+    done = subprocess.run([required("node"), "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert '"type":"end"' in done.stdout.replace(" ", "") or "end" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def query(message: str = "Hi", **more: str) -> str:
+    return "/chat?" + "&".join(f"{name}={quote(value)}" for name, value in {"message": message, **more}.items())
+
+
+JSON = {"Content-Type": "application/json"}
+REFUSED: list[tuple[str, str, str | bytes | None, dict[str, str], int, str]] = [
+    ("GET", "/nope", None, {}, 404, "not_found"),
+    ("GET", "//chat?message=Hi", None, {}, 404, "not_found"),
+    ("GET", "/chat/?message=Hi", None, {}, 404, "not_found"),
+    ("GET", "/CHAT?message=Hi", None, {}, 404, "not_found"),
+    ("GET", "/chat%00?message=Hi", None, {}, 404, "not_found"),
+    ("GET", "/api/threads/unknown", None, {}, 404, "not_found"),
+    ("GET", "/api/runs/00000000-0000-0000-0000-000000000000/events", None, {}, 404, "not_found"),
+    ("POST", "/api/runs/00000000-0000-0000-0000-000000000000/cancel", None, {}, 404, "not_found"),
+    ("POST", "/chat", None, {}, 405, "method_not_allowed"),
+    ("GET", "/api/chat", None, {}, 405, "method_not_allowed"),
+    ("DELETE", "/api/threads", None, {}, 405, "method_not_allowed"),
+    ("GET", "/chat", None, {}, 422, "invalid_request"),
+    ("GET", query(""), None, {}, 422, "invalid_request"),
+    ("GET", query("a\0b"), None, {}, 422, "invalid_request"),
+    ("GET", query(thread_id="a/b"), None, {}, 422, "invalid_request"),
+    ("GET", query(unknown="x"), None, {}, 422, "invalid_request"),
+    ("GET", "/chat?message=a&message=b", None, {}, 400, "bad_query"),
+    ("GET", "/chat?message=%ff", None, {}, 400, "bad_query"),
+    ("GET", "/chat?message=%zz", None, {}, 400, "bad_query"),
+    ("GET", "/chat?message=100%", None, {}, 400, "bad_query"),
+    ("GET", query("x" * 200), None, {}, 413, "message_too_long"),
+    ("GET", query(), None, {"Sec-Purpose": "prefetch;prerender"}, 403, "prefetch"),
+    ("GET", query(), None, {"Origin": "https://evil.example"}, 403, "bad_origin"),
+    ("GET", query(), None, {"Sec-Fetch-Site": "cross-site"}, 403, "bad_origin"),
+    ("POST", "/api/chat", '{"message":"Hi"}', JSON | {"Origin": "https://evil.example"}, 403, "bad_origin"),
+    ("GET", query(thread_id="t", checkpoint_id="1f1e7774-6f1f-6390-bffe-2da23c4264ef"), None, {}, 422, "invalid_request"),
+    ("POST", "/api/chat", "{}", {}, 415, "not_json"),
+    ("POST", "/api/chat", "{}", {"Content-Type": "text/plain"}, 415, "not_json"),
+    ("POST", "/api/chat", "{}", {"Content-Type": "application/json; charset=latin-1"}, 415, "not_json"),
+    ("POST", "/api/chat", "{}", JSON | {"Content-Encoding": "gzip"}, 415, "not_json"),
+    ("POST", "/api/chat", "", JSON, 400, "invalid_json"),
+    ("POST", "/api/chat", "{", JSON, 400, "invalid_json"),
+    ("POST", "/api/chat", '{"message": NaN}', JSON, 400, "invalid_json"),
+    ("POST", "/api/chat", '{"message": 1e999}', JSON, 400, "invalid_json"),
+    ("POST", "/api/chat", "[" * 1500, JSON, 400, "invalid_json"),
+    ("POST", "/api/chat", b'{"message": "\xff"}', JSON, 400, "invalid_json"),
+    ("POST", "/api/chat", '{"message": "\\ud800"}', JSON, 400, "invalid_json"),
+    ("POST", "/api/chat", b'\xef\xbb\xbf{"message": "Hi"}', JSON, 400, "invalid_json"),
+    ("POST", "/api/chat", "[]", JSON, 422, "invalid_request"),
+    ("POST", "/api/chat", '{"message": "a\\u0000b"}', JSON, 422, "invalid_request"),
+    ("POST", "/api/chat", '{"message": ["a"]}', JSON, 422, "invalid_request"),
+    ("POST", "/api/chat", '{"message": "x", "extra": 1}', JSON, 422, "invalid_request"),
+    ("POST", "/api/chat", json.dumps({"message": "x" * 200}), JSON, 413, "message_too_long"),
+    ("POST", "/api/chat", json.dumps({"message": "x" * 4000}), JSON, 413, "body_too_large"),
+    ("GET", "/api/threads?limit=0", None, {}, 422, "invalid_request"),
+    ("GET", "/api/threads?limit=x", None, {}, 422, "invalid_request"),
+    ("GET", "/api/threads?cursor=x", None, {}, 422, "invalid_request"),
+    ("GET", "/api/threads?what=x", None, {}, 422, "invalid_request"),
+]
+
+
+def test_every_refusal_is_a_problem_and_stores_nothing(service: Start, openai: OpenAIServer, database_url: str) -> None:
+    running = service(openai=openai, MAX_BODY_BYTES="2000", MAX_MESSAGE_CHARS="100")
+    for method, path, body, headers, status, code in REFUSED:
+        answer = request(method, running.url + path, body, headers)
+        case = f"{method} {path} {body!r:.60} {headers}"
+        assert (answer.status, answer.problem and answer.problem["code"]) == (status, code), case
+        assert answer.headers["content-type"] == "application/problem+json", case
+        assert answer.headers["cache-control"] == "no-store", case
+        assert answer.headers["x-content-type-options"] == "nosniff", case
+        assert answer.problem["status"] == status, case
+        assert answer.problem["title"], case
+        if status == 405:
+            assert answer.headers["allow"], case
+        if code == "invalid_request":
+            assert answer.problem["errors"][0].keys() == {"pointer", "detail"}, case
+    assert openai.requests == []
+    for table in ("threads", "runs", "messages", "checkpoints"):
+        assert rows(database_url, f"SELECT 1 FROM {table}") == []
+
+
+def test_a_connection_stays_usable_after_refusals(service: Start) -> None:
+    running = service(MAX_BODY_BYTES="2000")
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+    connection.connect()
+    first = connection.sock
+    for method, path, body, headers, _, code in REFUSED:
+        if code in ("body_too_large",) or (body is not None and len(body) > 1000):
+            continue
+        connection.request(method, path, body, headers)
+        connection.getresponse().read()
+        assert connection.sock is first, f"{method} {path} {body!r}"
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def raw(port: int, data: bytes, *, then: bytes = b"", delay: float = 0.0) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(data)
+        if then:
+            time.sleep(delay)
+            client.sendall(then)
+        answer = b""
+        while part := client.recv(65536):
+            answer += part
+        return answer
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(service: Start) -> None:
+    running = service(MAX_BODY_BYTES="2000")
+    head = b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    declared = raw(running.port, head + b"Content-Length: 100000000\r\nExpect: 100-continue\r\n\r\n")
+    assert declared.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in declared.lower()
+    chunk = b"400\r\n" + b"x" * 0x400 + b"\r\n"
+    arriving = raw(running.port, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 4)
+    assert arriving.startswith(b"HTTP/1.1 413 ")
+    chunked = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n11\r\n" + b'{"message": "Hi"}' + b"\r\n0\r\n\r\n"
+    assert b'"type":"end"' in raw(running.port, head + chunked)
+
+
+def test_odd_requests_do_no_harm(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    two_hosts = raw(running.port, b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n")
+    assert two_hosts.startswith(b"HTTP/1.1 400 ")
+    no_host = raw(running.port, b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert no_host.startswith(b"HTTP/1.1 400 ")
+    assert b'"ok"' in raw(running.port, b"GET /healthz HTTP/1.0\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", running.port)) as client:
+        client.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{")
+    upgrade = b"GET /chat?message=Hi HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running.port)) as client:
+        client.sendall(upgrade)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert requests.get(f"{running.url}/healthz", timeout=10).json() == {"status": "ok"}
+
+
+def test_options_and_head_are_answered(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    options = requests.options(f"{running.url}/api/threads", timeout=10)
+    assert (options.status_code, options.headers["Allow"]) == (204, "GET, OPTIONS, HEAD")
+    head = requests.head(f"{running.url}/api/threads", timeout=10)
+    assert head.status_code == 200
+    assert int(head.headers["Content-Length"]) == len(requests.get(f"{running.url}/api/threads", timeout=10).content)
+    refused = requests.head(f"{running.url}/chat?message=Hi", timeout=10)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, OPTIONS")
+    assert openai.requests == []
+
+
+def test_cross_origin_requests_of_the_origins_configured(service: Start) -> None:
+    running = service(CORS_ALLOW_ORIGINS="https://app.example, http://localhost:3000")
+    for origin in ("https://app.example", "http://localhost:3000"):
+        answer = chat(running.url, "Hello", headers={"Origin": origin})
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert answer.headers["vary"] == "Origin"
+    preflight = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    allowed = requests.options(f"{running.url}/api/chat", headers=preflight, timeout=10)
+    assert "POST" in allowed.headers["Access-Control-Allow-Methods"]
+    assert "Content-Type" in allowed.headers["Access-Control-Allow-Headers"]
+    refused = chat(running.url, "Hello", headers={"Origin": "https://evil.example"})
+    assert refused.status == 403
+    assert "access-control-allow-origin" not in refused.headers
+    same = chat(running.url, "Hello", headers={"Origin": running.url})
+    assert same.status == 200
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Headers, lists, the service's own state
+
+
+def test_a_stream_has_the_headers_of_the_contract(service: Start) -> None:
+    stream = chat(service().url, "Hello")
+    expected = {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache, no-transform",
+        "connection": "keep-alive",
+        "x-accel-buffering": "no",
+        "location": f"/api/runs/{stream.run_id}/events",
+        "referrer-policy": "no-referrer",
+    }
+    assert {name: stream.headers[name] for name in expected} == expected
+
+
+def test_the_start_comes_before_any_work_on_a_new_thread(service: Start, openai: OpenAIServer) -> None:
+    openai.default = (stall(),)
+    running = service(openai=openai)
+    with requests.post(f"{running.url}/api/chat", json={"message": "Hi"}, stream=True, timeout=10) as answer:
+        line = next(line for line in answer.iter_lines(chunk_size=1) if line.startswith(b"data: "))
+        assert json.loads(line[6:])["type"] == "start"
+        requests.post(f"{running.url}{answer.headers['Location'].replace('events', 'cancel')}", timeout=10)
+
+
+def test_threads_are_listed_newest_first_without_gap_or_repetition(service: Start) -> None:
+    running = service()
+    for number in range(7):
+        chat(running.url, f"Thread {number}\nand more", thread_id=f"t{number}", stream="items")
+    titles, cursor, pages = [], "", 0
+    while True:
+        page = requests.get(f"{running.url}/api/threads", params={"limit": "3", **({"cursor": cursor} if cursor else {})}, timeout=10).json()
+        titles += [thread["title"] for thread in page["threads"]]
+        chat(running.url, "Again", thread_id=f"t{pages}", stream="items")
+        cursor, pages = page["next_cursor"], pages + 1
+        if cursor is None:
+            break
+    assert titles == [f"Thread {number}" for number in reversed(range(7))]
+    assert pages == 3
+
+
+def test_it_is_alive_and_ready_and_sends_a_browser_to_the_page(service: Start) -> None:
+    running = service()
+    assert requests.get(f"{running.url}/healthz", timeout=10).json() == {"status": "ok"}
+    assert requests.get(f"{running.url}/readyz", timeout=10).json() == {"status": "ready", "reasons": []}
+    root = requests.get(running.url, timeout=10, allow_redirects=False)
+    assert (root.status_code, root.headers["Location"]) == (302, "/debug")
+
+
+def test_no_log_line_carries_a_message_or_a_key(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai, LOG_LEVEL="DEBUG")
+    request("GET", f"{running.url}/chat?message=secretword")
+    chat(running.url, "secretword")
+    assert "secretword" not in running.log
+    assert openai.key not in running.log
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Starting and stopping
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"PORT": "abc"}, "PORT must be a whole number from 0 to 65535, not 'abc'"),
+        ({"MAX_RUNS": "0"}, "MAX_RUNS must be a whole number from 1 to 2147483647, not '0'"),
+        ({"DATABASE_URL": "mysql://user:secret@x/y"}, "DATABASE_URL must be a postgresql:// URL"),
+        ({"DATABASE_URL": "postgresql://user:secret@127.0.0.1:1/x"}, "can't use the database at 127.0.0.1:1/x"),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, not 'loud'"),
+        ({"CORS_ALLOW_ORIGINS": "app.example"}, "CORS_ALLOW_ORIGINS must be"),
+    ],
+)
+def test_a_start_that_cannot_be_ends_with_one_clear_line(settings: dict[str, str], line: str) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PORT": str(free_port())} | settings
+    done = subprocess.run([sys.executable, "asgi_app.py"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    [said] = [text for text in done.stderr.splitlines() if "Draftstream can't start" in text]
+    assert line in said
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_sigterm_lets_a_run_finish_and_saves_it(service: Start, openai: OpenAIServer) -> None:
+    openai.reply(text("one "), pause(1), text("two"), finish())
+    running = service(openai=openai)
+    with ThreadPoolExecutor(1) as threads:
+        reply = threads.submit(chat, running.url, "Hi", thread_id="t")
+        while not openai.requests:
+            time.sleep(0.01)
+        running.process.send_signal(signal.SIGTERM)
+        stream: Stream = reply.result()
+    assert stream.text == "one two"
+    assert stream.last["saved"] is True
+    assert running.process.wait(20) == 0
+    running.restart()
+    assert history(running, "t")["messages"][-1]["content"] == "one two"
+
+
+def test_sigterm_stops_a_run_that_does_not_end_and_keeps_what_it_has(service: Start, openai: OpenAIServer) -> None:
+    openai.reply(text("half"), stall())
+    running = service(openai=openai, DRAIN_TIMEOUT_S="0.5")
+    with ThreadPoolExecutor(1) as threads:
+        reply = threads.submit(chat, running.url, "Hi", thread_id="t")
+        while not openai.requests:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert running.stop() == 0
+        assert reply.result().last["code"] == "shutting_down"
+    running.restart()
+    assert [item["content"] for item in history(running, "t")["messages"]] == ["Hi", "half"]
+
+
+def test_a_database_that_is_away_is_told_within_a_second_and_new_threads_chat_on(
+    service: Start, openai: OpenAIServer, tmp_path: Any
+) -> None:
+    """The database of this one is a server of its own, which is stopped and started."""
+    from embedded import _Server
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
+        parent.chmod(0o755)
+    database = _Server(folder)
+    database.start()
+    try:
+        running = service(openai=openai, DATABASE_URL=database.dsn, SAVE_TIMEOUT_S="1")
+        assert chat(running.url, "Hi", thread_id="known").last["saved"] is True
+        database._run("pg_ctl", "stop", "-m", "immediate", "-D", str(folder / "postgres"))
+        began = time.monotonic()
+        refused = chat(running.url, "Hi", thread_id="known")
+        assert (refused.status, refused.problem["code"]) == (503, "store_unavailable")
+        assert time.monotonic() - began < 5
+        assert requests.get(f"{running.url}/readyz", timeout=10).json()["reasons"] == ["store_unavailable"]
+        assert requests.get(f"{running.url}/healthz", timeout=10).status_code == 200
+        fresh = chat(running.url, "Hello")
+        assert fresh.last == {**fresh.last, "type": "end", "saved": False}
+        database.leave()
+        database.start()
+        running.wait_until_ready()
+        thread_id = fresh.events[0]["thread_id"]
+        assert [item["content"] for item in history(running, thread_id)["messages"]] == ["Hello", "OK."]
+        assert chat(running.url, "On", thread_id=thread_id).last["saved"] is True
+        assert running.stop() == 0
+    finally:
+        database.leave()
