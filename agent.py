@@ -43,21 +43,22 @@ SNAPSHOT_FREQUENCY = 200
 PROMPT = """You draft legal documents in a conversation, as a careful lawyer's associate would.
 
 Drafting
-- Write documents with the tools, never in your reply: write_document for a new document or a rewrite, edit_document to \
-change passages. The user sees the document beside the conversation as you write it. Keep one document under one title; \
-a changed document is a new version of it.
-- Draft at once with sensible assumptions. Ask first only if you cannot draft without the answer, and then ask once, briefly.
-- Never invent facts. Where a name, date, amount or address is not known, put a placeholder in brackets, like [Company Name].
-- Draft complete documents: a title, the parties, definitions, numbered clauses with headings, the usual closing \
-provisions and signature blocks. Use defined terms consistently and keep cross references right. Use Markdown: \
-"# " for the title, "## 1. Heading" for clauses, "1.1" for sub-clauses.
+- Write documents with the tools, never in your reply: write_document for a new document or a rewrite, edit_document to
+  change passages. The user sees the document beside the conversation as you write it. Keep one document under one
+  title; a changed document is a new version of it.
+- Draft at once, with sensible assumptions. Ask first only if you cannot draft without the answer, once and
+  briefly.
+- Never invent facts. Where a name, date, amount or address is not known, put a placeholder in brackets: [Company Name].
+- Draft complete documents: a title, the parties, definitions, numbered clauses with headings, the usual closing
+  provisions and signature blocks. Use defined terms consistently and keep cross references right. Use Markdown:
+  "# " for the title, "## 1. Heading" for clauses, "1.1" for sub-clauses.
 - Name the governing law you assumed, in the document and in your reply.
-- When asked for a change, change what was asked and what follows from it, and nothing else. Pass to edit_document the \
-exact text to find, long enough to stand only once.
+- When asked for a change, change what was asked and what follows from it, and nothing else. Pass to edit_document the
+  exact text to find, long enough to stand only once.
 
 Replying
-- Before a tool call say in a sentence what you are about to draft. Afterwards say in a few sentences what you assumed, \
-which placeholders are to be filled and what the user may want to decide. Do not repeat the document.
+- Before a tool call say in a sentence what you are about to draft. Afterwards say in a few sentences what you assumed,
+  which placeholders are to be filled and what the user may want to decide. Do not repeat the document.
 - Say once in a conversation that a lawyer should review the document before it is signed; do not repeat it.
 - A tool's answer with an "error" means that nothing was done: correct the call and try again.
 - Answer in the user's language."""
@@ -83,7 +84,7 @@ def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
 
 
 class State(TypedDict):
-    """A thread as the graph keeps it. Deltas only are stored, so a thread's storage grows with its length, not its square."""
+    """A thread as the graph keeps it. Deltas are stored, so that a thread's storage does not grow with its square."""
 
     messages: Annotated[list[AnyMessage], DeltaChannel(append, list, snapshot_frequency=SNAPSHOT_FREQUENCY)]
     documents: Annotated[list[Document], DeltaChannel(append, list, snapshot_frequency=SNAPSHOT_FREQUENCY)]
@@ -140,9 +141,7 @@ class Agent:
         graph.add_conditional_edges("tools", _after_tools)
         self._graph = graph.compile(checkpointer=saver)
 
-    async def __call__(
-        self, turn: Turn, emit: Callable[[Piece], None], stopping: asyncio.Future[StopCause]
-    ) -> Outcome:
+    async def __call__(self, turn: Turn, emit: Callable[[Piece], None], stopping: asyncio.Future[StopCause]) -> Outcome:
         """Raises what the saver raises; a fault of the model is part of the outcome."""
         thread = graph_thread_id(turn.owner, turn.thread_id)
         config: RunnableConfig = {
@@ -155,9 +154,7 @@ class Agent:
         progress = Progress(emit, stopping)
         message = HumanMessage(turn.message, id=turn.run_id)
         # "exit": one checkpoint a turn. It is committed with the turn's rows, or not at all.
-        await self._graph.ainvoke(
-            {"messages": [message], "documents": []}, config, context=progress, durability="exit"
-        )
+        await self._graph.ainvoke({"messages": [message], "documents": []}, config, context=progress, durability="exit")
         return Outcome(
             reason=_end_reason(progress),
             error=progress.error,
@@ -225,7 +222,7 @@ class Agent:
 
 
 async def _tools(state: State, runtime: Runtime[Progress]) -> dict[str, Any]:
-    """Answer the reply's calls. They were carried out as their arguments arrived, since the reader watches the document."""
+    """Answer the reply's calls. They were carried out as they arrived, since the reader watches the document."""
     reply = runtime.context.reply
     if reply is None:
         return {}

@@ -37,7 +37,13 @@ class Problem(Exception):
 
     def body(self) -> bytes:
         title = HTTPStatus(self.status).phrase
-        problem = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail, "code": self.code}
+        problem = {
+            "type": "about:blank",
+            "title": title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
         return orjson.dumps(problem | self.more)
 
 

@@ -1,4 +1,4 @@
-"""The hand-written ASGI callable `app`: the lifespan, where the parts are put together, the routes, a short handler each.
+"""The hand-written ASGI callable `app`: the lifespan, where the parts are put together, and the routes.
 
 `uvicorn asgi_app:app` serves it; `python asgi_app.py` does so at HOST and PORT, and says where to go.
 """
@@ -163,7 +163,9 @@ def page_policy(page: str) -> str:
     """The page's Content-Security-Policy: its own script and its own style, by their hashes, and nothing else."""
 
     def sources(tag: str) -> str:
-        digests = (hashlib.sha256(text.encode()).digest() for text in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL))
+        digests = (
+            hashlib.sha256(text.encode()).digest() for text in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        )
         return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
     return (
@@ -369,11 +371,12 @@ NO_HEAD = (get_chat, get_run_events)  # a stream has no length to tell, and a ch
 
 async def dispatch(service: Service, request: Request, response: Response) -> None:
     """Find the route and call its handler. Raises Problem, and what handlers raise."""
-    for pattern, handlers in ROUTES:
-        if match := pattern.fullmatch(request.path):
-            break
-    else:
+    found = next(
+        ((match, handlers) for pattern, handlers in ROUTES if (match := pattern.fullmatch(request.path))), None
+    )
+    if found is None:
         raise Problem(404, "not_found", "There is nothing at this path.")
+    match, handlers = found
     allowed = [*handlers, "OPTIONS"]
     if "GET" in handlers and handlers["GET"] not in NO_HEAD:
         allowed.append("HEAD")
@@ -507,7 +510,7 @@ def set_up_logging(level: str) -> None:
 
 def without_query(record: logging.LogRecord) -> bool:
     """uvicorn's access log prints the query, and with it the message of a GET /chat."""
-    if isinstance(record.args, tuple) and len(record.args) == 5:  # noqa: PLR2004  # client, method, path, version, status
+    if isinstance(record.args, tuple) and len(record.args) == 5:  # client, method, path, version, status
         client, method, path, *rest = record.args
         record.args = (client, method, str(path).partition("?")[0], *rest)
     return True

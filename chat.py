@@ -308,7 +308,7 @@ USER_ITEM = -1  # the user's message stands before the run's item 0
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """What is stored when a run begins: the thread, the run and the user's message. `seq` counts a thread's runs from 1."""
+    """What is stored when a run begins, with the user's message. `seq` counts a thread's runs from 1."""
 
     owner: str
     thread_id: str

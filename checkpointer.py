@@ -1,5 +1,5 @@
-"""LangGraph's checkpointer on asyncpg, in the table layout of `langgraph-checkpoint-postgres`, so that either can read what
-the other wrote. It puts through the writer and reads through the pool, one round trip a read.
+"""LangGraph's checkpointer on asyncpg, in the table layout of `langgraph-checkpoint-postgres`, so that either can read
+what the other wrote. It puts through the writer and reads through the pool, one round trip a read.
 
 Deserialisation is strict: of what stored bytes name, only the serializer's own short list of harmless types is made.
 Deliberately not here: the synchronous methods; the service has one event loop and no thread to block.
@@ -35,7 +35,8 @@ PUT_BLOB = """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, v
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING"""
 
-PUT_CHECKPOINT = """INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+PUT_CHECKPOINT = """INSERT INTO checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
 VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb)
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
     checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata"""
@@ -62,8 +63,8 @@ READ_TUPLES = """SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_
             AND w.checkpoint_id = c.checkpoint_id) AS writes
 FROM checkpoints c"""
 
-# A delta channel's way back: from $3 up its parents to the nearest one that has a value of the channel stored (a blob, or a
-# plain value inline); then the writes of all of these, oldest first, and that value.
+# A delta channel's way back: from $3 up its parents to the nearest one that has a value of the channel stored (a blob,
+# or a plain value inline); then the writes of all of these, oldest first, and that value.
 READ_DELTAS = """WITH RECURSIVE chain AS (
     SELECT w.channel, 0 AS depth, c.checkpoint_id, c.parent_checkpoint_id, NULL::text AS version, NULL::jsonb AS inline,
         false AS stored
@@ -106,10 +107,12 @@ COPY_THREAD = (
     """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
 SELECT $2, checkpoint_ns, channel, version, type, blob FROM checkpoint_blobs WHERE thread_id = $1
 ON CONFLICT DO NOTHING""",
-    """INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
+    """INSERT INTO checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
 SELECT $2, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
 FROM checkpoints WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
-    """INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+    """INSERT INTO checkpoint_writes
+    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 SELECT $2, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
 FROM checkpoint_writes WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
 )
@@ -134,10 +137,10 @@ chain AS (
     WHERE cardinality(chain.open) > 0
 ) """
 PRUNE_THREAD = (
-    _KEPT
+    _KEPT  # noqa: S608  # our own text
     + """DELETE FROM checkpoint_writes w WHERE w.thread_id = $1 AND NOT EXISTS (
     SELECT 1 FROM chain k WHERE k.checkpoint_ns = w.checkpoint_ns AND k.checkpoint_id = w.checkpoint_id)""",
-    _KEPT
+    _KEPT  # noqa: S608  # our own text
     + """DELETE FROM checkpoints c WHERE c.thread_id = $1 AND NOT EXISTS (
     SELECT 1 FROM chain k WHERE k.checkpoint_ns = c.checkpoint_ns AND k.checkpoint_id = c.checkpoint_id)""",
     """DELETE FROM checkpoint_blobs b WHERE b.thread_id = $1 AND NOT EXISTS (

@@ -24,12 +24,15 @@ TOOLS: Sequence[Mapping[str, Any]] = (
         "type": "function",
         "function": {
             "name": WRITE,
-            "description": "Write a complete document in Markdown. A title that is already in use makes a new version of "
-            "that document. The user sees the text while you write it: do not repeat it in your reply.",
+            "description": "Write a complete document in Markdown. A title that is in use already makes a new version "
+            "of that document. The user sees the text while you write it: do not repeat it in your reply.",
             "parameters": {
                 "type": "object",
                 "properties": {
-                    "title": {"type": "string", "description": "The document's title; the same for each of its versions."},
+                    "title": {
+                        "type": "string",
+                        "description": "The document's title; the same for each of its versions.",
+                    },
                     "content": {"type": "string", "description": "The whole document, in Markdown."},
                 },
                 "required": ["title", "content"],
@@ -41,8 +44,8 @@ TOOLS: Sequence[Mapping[str, Any]] = (
         "type": "function",
         "function": {
             "name": EDIT,
-            "description": "Change passages of a document's newest version; makes a new version. Prefer it to writing the "
-            "document anew when most of it stays.",
+            "description": "Change passages of a document's newest version; makes a new version. Prefer it to writing "
+            "the document anew when most of it stays.",
             "parameters": {
                 "type": "object",
                 "properties": {
@@ -115,7 +118,9 @@ class Documents:
             count = content.count(find) if find else 0
             if count != 1:
                 often = "does not stand in the document" if count == 0 else f"stands {count} times in the document"
-                raise ToolError(f"Edit {number}: the text to find {often}; it must stand exactly once. Nothing was changed.")
+                raise ToolError(
+                    f"Edit {number}: the text to find {often}; it must stand exactly once. Nothing was changed."
+                )
             content = content.replace(find, replacement)
         if not content:
             raise ToolError("That would leave an empty document. Nothing was changed.")
@@ -319,7 +324,9 @@ class Reply:
                 )
             return document
         if not whole:
-            raise ToolError("The arguments are not valid JSON." if finished else "The call broke off; nothing was done.")
+            raise ToolError(
+                "The arguments are not valid JSON." if finished else "The call broke off; nothing was done."
+            )
         if call.name == WRITE:
             raise ToolError("write_document needs a title and a content, both texts and the content not empty.")
         if call.name != EDIT:

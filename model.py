@@ -4,7 +4,7 @@ own event objects.) Works with whatever speaks this wire: vLLM, Ollama, llama.cp
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -59,7 +59,9 @@ class OpenAIModel:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def stream(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]) -> AsyncIterator[ModelDelta]:
+    async def stream(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
+    ) -> AsyncGenerator[ModelDelta, None]:
         """The reply's deltas, the last one a Finished. Raises ModelError."""
         parameters: dict[str, Any] = {"tools": list(tools)} if tools else {}
         # Private, but it is what every call of ChatOpenAI goes through, and the version is pinned.
@@ -196,7 +198,9 @@ def _model_error(error: openai.APIError) -> ModelError:
         return ModelError("model_context", "This thread has become too long for the model.", retryable=False)
     if error.code == "insufficient_quota":
         return ModelError("model_quota", "The quota at the model's provider is used up.", retryable=False)
-    if isinstance(error.__cause__, httpx2.ConnectTimeout):  # how its aiohttp transport reports a refused connection, too
+    if isinstance(
+        error.__cause__, httpx2.ConnectTimeout
+    ):  # how its aiohttp transport reports a refused connection, too
         return ModelError("model_unreachable", "The model can't be reached.", retryable=True)
     for kind, code, content, retryable in STATUS_ERRORS:
         if isinstance(error, kind):

@@ -21,19 +21,24 @@ PAUSE_S = 0.006  # between two pieces: a brisk model's pace
 PIECE_CHARS = 24  # of a tool call's arguments
 CHARS_A_TOKEN = 4  # for the usage figures
 
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
-DRAFT = re.compile(r"\b(draft|write|create|prepare|generate|make|need|want)\b.*\b(nda|non-?disclosure|confidentiality)\b", re.I | re.S)
-ANEW = re.compile(r"\b(a|an|another|new)\b[\w\s-]*\b(nda|non-?disclosure|confidentiality)\b", re.I)
-MUTUAL = re.compile(r"\b(mutual|two-way|bilateral|reciprocal|both (ways|parties|sides))\b", re.I)
-ONE_WAY = re.compile(r"\b(one-way|unilateral)\b", re.I)
-TERM = re.compile(rf"\b(\d{{1,3}}|{'|'.join(NUMBERS[1:])})[\s-]*(year|month)s?\b", re.I)
-LAW = re.compile(
-    r"\b(?:govern(?:ing|ed)(?: law)?|laws?|jurisdiction)\b.*?\b(?:to|of|by|under)\s+(?:the )?(?:laws? of )?((?:the )?[A-Z][\w .,-]*\w)", re.S
+NUMBERS = (  # by value
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
-BETWEEN = re.compile(r"\bbetween\s+(.{2,80}?)\s+and\s+(.{2,80}?)(?=[,;.]?\s+(?:with|under|for|governed)\b|[.;]?\s*$)", re.I)
+AGREEMENT = r"\b(nda|non-?disclosure|confidentiality)\b"
+DRAFT = re.compile(rf"\b(draft|write|create|prepare|generate|make|need|want)\b.*{AGREEMENT}", re.IGNORECASE | re.DOTALL)
+ANEW = re.compile(rf"\b(a|an|another|new)\b[\w\s-]*{AGREEMENT}", re.IGNORECASE)
+MUTUAL = re.compile(r"\b(mutual|two-way|bilateral|reciprocal|both (ways|parties|sides))\b", re.IGNORECASE)
+ONE_WAY = re.compile(r"\b(one-way|unilateral)\b", re.IGNORECASE)
+TERM = re.compile(rf"\b(\d{{1,3}}|{'|'.join(NUMBERS[1:])})[\s-]*(year|month)s?\b", re.IGNORECASE)
+LAW = re.compile(
+    r"\b(?:govern(?:ing|ed)(?: law)?|laws?|jurisdiction)\b.*?\b(?:to|of|by|under)\s+"
+    r"(?:the )?(?:laws? of )?((?:the )?[A-Z][\w .,-]*\w)",
+    re.DOTALL,
+)
+BETWEEN = re.compile(
+    r"\bbetween\s+(.{2,80}?)\s+and\s+(.{2,80}?)(?=[,;.]?\s+(?:with|under|for|governed)\b|[.;]?\s*$)", re.IGNORECASE
+)
 
 
 @cache

@@ -74,7 +74,18 @@ class UnknownCheckpoint(Exception):
 class Cursor:
     """A reader of a run: iterate for what to write next, as bytes; `close` ends the iteration from outside."""
 
-    __slots__ = ("_closed", "_heard", "_heartbeat_s", "_loop", "_mode", "_next", "_pending", "_run", "_timer", "_waiter")
+    __slots__ = (
+        "_closed",
+        "_heard",
+        "_heartbeat_s",
+        "_loop",
+        "_mode",
+        "_next",
+        "_pending",
+        "_run",
+        "_timer",
+        "_waiter",
+    )
 
     def __init__(self, run: "Run", after: int | None, mode: StreamMode, heartbeat_s: float) -> None:
         self._run = run
@@ -239,7 +250,9 @@ class Run:
         frames = []
         if index == 0 and self._frames:
             frames.append(self._frames[0])
-        frames += [piece_frame(self._id, item.end, item.whole()) for item in self.items[max(index - 1, 0) : max(whole, 0)]]
+        frames += [
+            piece_frame(self._id, item.end, item.whole()) for item in self.items[max(index - 1, 0) : max(whole, 0)]
+        ]
         if self.ended and index <= len(self.items) + 1:
             frames.append(self._frames[-1])
         return b"".join(frames), index + len(frames)
@@ -381,7 +394,9 @@ class Runs:
             return last or Error("The run ended without a reason.", "internal", retryable=True)
         await asyncio.wait({saved}, timeout=self._save_timeout_s)
         if saved.done() and saved.exception() is not None:
-            return Error("The database refused this turn for its content; it was set aside.", "unstorable", retryable=False)
+            return Error(
+                "The database refused this turn for its content; it was set aside.", "unstorable", retryable=False
+            )
         return End(outcome.reason, saved.done(), outcome.checkpoint_id, outcome.usage)
 
     def _linger(self, run: Run) -> None:
@@ -418,7 +433,9 @@ class Runs:
 
 
 STOPPED = {
-    StopCause.TIMEOUT: RunFailure("run_timeout", "The run took longer than it may; what it has was kept.", retryable=True),
+    StopCause.TIMEOUT: RunFailure(
+        "run_timeout", "The run took longer than it may; what it has was kept.", retryable=True
+    ),
     StopCause.SHUTDOWN: RunFailure("shutting_down", "The service is restarting; what it has was kept.", retryable=True),
 }
 """The stops that a client hears of as an error; a person's own cancel is an `end`."""

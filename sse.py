@@ -21,7 +21,12 @@ def piece_frame(run_id: bytes, position: int, piece: Piece) -> bytes:
     """The frame of a piece whose last code point is the run's `position`-th."""
     content = orjson.dumps(piece.content)
     if isinstance(piece, Message):
-        return b'id: %b:%d\ndata: {"type":"message","content":%b,"item":%d}\n\n' % (run_id, position, content, piece.item)
+        return b'id: %b:%d\ndata: {"type":"message","content":%b,"item":%d}\n\n' % (
+            run_id,
+            position,
+            content,
+            piece.item,
+        )
     return b'id: %b:%d\ndata: {"type":"doc","content":%b,"item":%d,"doc_id":%b,"title":%b,"version":%d}\n\n' % (
         *(run_id, position, content, piece.item),
         *(orjson.dumps(piece.doc_id), orjson.dumps(piece.title), piece.version),
@@ -29,9 +34,7 @@ def piece_frame(run_id: bytes, position: int, piece: Piece) -> bytes:
 
 
 def start_frame(run_id: bytes, start: Start) -> bytes:
-    data = orjson.dumps(
-        {"type": "start", "thread_id": start.thread_id, "run_id": start.run_id, "model": start.model}
-    )
+    data = orjson.dumps({"type": "start", "thread_id": start.thread_id, "run_id": start.run_id, "model": start.model})
     return b"id: %b:0\ndata: %b\n\n" % (run_id, data)
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
+from asyncpg.pool import PoolConnectionProxy
 
 from chat import USER_ITEM, Item, RunEnded, RunFailure, RunStarted, ThreadHead, graph_thread_id, title_from
 
@@ -34,6 +35,8 @@ POOL_CONNECTIONS = 8
 
 Write = tuple[str, tuple[object, ...]]
 """SQL with $1… and its arguments; idempotent."""
+
+Connection = asyncpg.Connection | PoolConnectionProxy
 
 T = TypeVar("T")
 
@@ -100,7 +103,7 @@ def is_refused_content(error: Exception) -> bool:
     return isinstance(error, asyncpg.DataError | ValueError | TypeError)  # refused by the client's own encoder
 
 
-async def within(budget_s: float, connection: asyncpg.Connection, work: Awaitable[T]) -> T:
+async def within(budget_s: float, connection: Connection, work: Awaitable[T]) -> T:
     """Await `work` on the connection, and give the connection up when it takes longer.
 
     asyncpg's own time-outs and a cancelled query wait for the server's answer to the cancellation, which a frozen
@@ -188,14 +191,21 @@ class Writer:
             self._drop_connection()
 
     async def _commit(self, units: Sequence[Unit]) -> None:
-        """Commit the units in order, by halves where one of them is refused, again and again while the database is away."""
+        """Commit the units in order: by halves where one is refused, again and again while the database is away."""
         failures = 0
         size = len(units)
         while units:
             part = units[:size]
             try:
                 await self._attempt(part)
-            except (OSError, TimeoutError, ValueError, TypeError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (
+                OSError,
+                TimeoutError,
+                ValueError,
+                TypeError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+            ) as error:
                 if not is_refused_content(error):
                     failures += 1
                     await self._wait_out(error, failures)
@@ -302,7 +312,8 @@ FROM messages WHERE owner = $1 AND thread_id = $2 ORDER BY seq, item"""
 # What must be known of a thread before a run of it may start: one look at two primary keys.
 READ_HEAD = """SELECT
     (SELECT last_seq FROM threads WHERE owner = $1 AND thread_id = $2) AS last_seq,
-    EXISTS (SELECT 1 FROM checkpoints WHERE thread_id = $3 AND checkpoint_ns = '' AND checkpoint_id = $4) AS has_checkpoint"""
+    EXISTS (SELECT 1 FROM checkpoints
+        WHERE thread_id = $3 AND checkpoint_ns = '' AND checkpoint_id = $4) AS has_checkpoint"""
 
 
 def start_writes(run: RunStarted) -> list[Write]:
@@ -446,7 +457,7 @@ class Store:
         self, owner: str, limit: int, before: tuple[datetime, str] | None
     ) -> tuple[list[ThreadSummary], tuple[datetime, str] | None]:
         """A page of the owner's threads, newest first, and the place where the next one starts."""
-        place = before or (datetime.max, "")
+        place = before or (datetime.max, "")  # noqa: DTZ901  # asyncpg's word for infinity
         rows = await self.fetch(LIST_THREADS, owner, *place, limit + 1)
         page: list[ThreadSummary] = [_summary(row) for row in rows[:limit]]
         last = page[-1] if len(rows) > limit else None
@@ -527,7 +538,9 @@ async def _no_reset(_: asyncpg.Connection) -> None:
 
 
 @asynccontextmanager
-async def open_store(dsn: str, *, queue_size: int, connect_timeout_s: float, drain_timeout_s: float) -> AsyncIterator[Store]:
+async def open_store(
+    dsn: str, *, queue_size: int, connect_timeout_s: float, drain_timeout_s: float
+) -> AsyncIterator[Store]:
     """Apply the schema, start the writer; on leaving, commit what is queued, for at most `drain_timeout_s`.
 
     Raises StoreUnavailable.

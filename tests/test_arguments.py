@@ -31,7 +31,10 @@ def cut(text: str, size: int) -> list[str]:
 
 @given(st.dictionaries(TEXT, VALUES), st.booleans(), st.integers(1, 9), st.sampled_from([None, 2]))
 def test_any_object_cut_anywhere_gives_its_strings(
-    fields: dict[str, object], ascii_only: bool, size: int, indent: int | None
+    fields: dict[str, object],
+    ascii_only: bool,  # noqa: FBT001  # hypothesis gives it so
+    size: int,
+    indent: int | None,
 ) -> None:
     text = json.dumps(fields, ensure_ascii=ascii_only, indent=indent)
     decoder, streamed = decode(cut(text, size))
@@ -64,7 +67,7 @@ def test_a_piece_comes_with_the_fragment_that_brings_it() -> None:
         (['{"c":"\\u00', 'e9"}'], "é"),
         (['{"c":"\\', 'n"}'], "\n"),
         (['{"c":"\\ud83d', "\\ude", '00"}'], "😀"),
-        (['{"c":"\\ud83d\\', 'u', 'de00"}'], "😀"),
+        (['{"c":"\\ud83d\\', "u", 'de00"}'], "😀"),
         (['{"c":"\\ud83d"}'], REPLACEMENT),
         (['{"c":"\\ud83dx"}'], REPLACEMENT + "x"),
         (['{"c":"\\ud83d\\n"}'], REPLACEMENT + "\n"),
@@ -81,7 +84,8 @@ def test_escapes(fragments: list[str], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", '"x"', "{]", '{"a" 1}', '{"a":"x" "b"}', '{"c":"\\x"}', '{"c":"\\uZZZZ"}', '{"a":"1","a":"2"}', "{} {}"]
+    "text",
+    ["[]", '"x"', "{]", '{"a" 1}', '{"a":"x" "b"}', '{"c":"\\x"}', '{"c":"\\uZZZZ"}', '{"a":"1","a":"2"}', "{} {}"],
 )
 def test_what_is_not_one_object_is_refused(text: str) -> None:
     with pytest.raises(BrokenArguments):
@@ -101,6 +105,6 @@ def test_the_work_is_linear_in_the_length() -> None:
     longest = 0
     for fragment in cut(json.dumps({"content": 'x"\\😀' * 5000}), 3):
         list(decoder.feed(fragment))
-        longest = max(longest, len(decoder._undecided))  # noqa: SLF001  # the only thing it carries over
+        longest = max(longest, len(decoder._undecided))  # the only thing it carries over
     assert decoder.complete
     assert longest < 12

@@ -16,7 +16,8 @@ def test_a_message_is_all_that_is_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", ["x" * 100, "\n\ndata: x\n\nevent: end", "</script>", "a\u2028b", "\u202e", "e" + "\u0301" * 90, "tab\there\r\n"]
+    "message",
+    ["x" * 100, "\n\ndata: x\n\nevent: end", "</script>", "a\u2028b", "\u202e", "e" + "\u0301" * 90, "tab\there\r\n"],
 )
 def test_any_text_a_person_can_send_is_taken_as_it_is(message: str) -> None:
     assert check({"message": message}).message == message

@@ -111,7 +111,7 @@ async def test_the_official_saver_and_ours_go_on_with_each_others_threads(
 
 async def test_the_way_back_of_delta_channels_is_that_of_the_base_class(checkpointer: Checkpointer) -> None:
     seed = random.randrange(10**6)
-    choices = random.Random(seed)  # noqa: S311  # no secret
+    choices = random.Random(seed)  # no secret
     known: list[str | None] = [None]
     for number in range(14):
         await turn(checkpointer, at("o/t", choices.choice(known)), f"turn {number}")
@@ -158,7 +158,7 @@ async def test_stored_bytes_make_only_harmless_types(checkpointer: Checkpointer,
 
 
 async def test_a_message_comes_back_as_it_was_stored(checkpointer: Checkpointer) -> None:
-    hostile = "\"quotes\" \\ \n\r\t 😀 \u2028 \u202e </script> e\u0301"
+    hostile = '"quotes" \\ \n\r\t 😀 \u2028 \u202e </script> e\u0301'
     assert (await turn(checkpointer, at("o/t"), hostile))[0] == hostile
     state = await graph(checkpointer).aget_state(at("o/t"))
     assert state.values["messages"][0] == HumanMessage(hostile, id=state.values["messages"][0].id)

@@ -87,7 +87,7 @@ def test_its_steps_run_as_an_ordinary_user_on_a_read_only_tree(image: Path, data
             frames = answer.read().decode()
         assert '"type":"end","reason":"stop","saved":true' in frames
         health = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
-        check = [image / "venv/bin/python", health[1], health[2].replace("8005", str(port))]
+        check: list[str | Path] = [image / "venv/bin/python", health[1], health[2].replace("8005", str(port))]
         assert subprocess.run(check, check=False).returncode == 0
     finally:
         code = service.stop()

@@ -71,7 +71,9 @@ def document(content: str, version: int = 1, *, doc_id: str = "d1", complete: bo
 
 
 def test_text_before_between_and_after_calls_keeps_its_place() -> None:
-    desk = Desk().feed("One ", "moment.", *write("NDA", "# NDA"), "Now ", "the lease.", *write("Lease", "# L", 1), "Done.")
+    desk = Desk().feed(
+        "One ", "moment.", *write("NDA", "# NDA"), "Now ", "the lease.", *write("Lease", "# L", 1), "Done."
+    )
     desk.close()
     assert desk.items == [
         ("message", "One moment."),
@@ -147,7 +149,9 @@ def test_an_edit_in_one_reply_with_writes_counts_the_versions_as_they_come() -> 
         (call("", ""), "not valid JSON"),
     ],
 )
-def test_a_call_that_cannot_be_carried_out_is_answered_and_changes_nothing(deltas: list[ModelDelta], reason: str) -> None:
+def test_a_call_that_cannot_be_carried_out_is_answered_and_changes_nothing(
+    deltas: list[ModelDelta], reason: str
+) -> None:
     desk = Desk([document("twice twice once")]).feed(*deltas).close()
     assert reason in str(desk.answers[0]["error"])
     assert desk.pieces == []

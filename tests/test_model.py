@@ -31,16 +31,17 @@ from model import OpenAIModel
 
 pytestmark = pytest.mark.anyio
 
-HOSTILE = "\"quotes\" \\ \n\r\t 😀 \u2028 \u202e </script> e\u0301"
+HOSTILE = '"quotes" \\ \n\r\t 😀 \u2028 \u202e </script> e\u0301'
 
 
 async def ask(
     server: OpenAIServer, messages: Sequence[BaseMessage] = (HumanMessage("Hi"),), **settings: Any
 ) -> tuple[str, dict[int, tuple[str, str, str]], Finished]:
     """The reply's text, its calls by index (id, name, arguments), and how it finished."""
-    fields = {"api_key": server.key, "base_url": server.base_url, "idle_timeout_s": 5.0} | settings
+    fields: dict[str, Any] = {"api_key": server.key, "base_url": server.base_url, "idle_timeout_s": 5.0} | settings
     model = OpenAIModel("gpt-test", **fields)
-    said, calls, finished = "", {}, None
+    said, finished = "", None
+    calls: dict[int, tuple[str, str, str]] = {}
     try:
         async with aclosing(model.stream(messages, TOOLS)) as deltas:
             async for delta in deltas:
@@ -67,10 +68,17 @@ async def test_a_reply_comes_with_its_usage(openai: OpenAIServer) -> None:
 @pytest.mark.parametrize("bytes_a_write", [1, 2, 7, 1000])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("ascii_only", [True, False])
-async def test_bytes_may_be_cut_anywhere(openai: OpenAIServer, bytes_a_write: int, line_end: str, *, ascii_only: bool) -> None:
+async def test_bytes_may_be_cut_anywhere(
+    openai: OpenAIServer, bytes_a_write: int, line_end: str, *, ascii_only: bool
+) -> None:
     arguments = {"title": "NDA", "content": HOSTILE}
     wire = option(bytes_a_write=bytes_a_write, line_end=line_end, ascii=ascii_only)
-    openai.reply(wire, text(HOSTILE, HOSTILE), tool("write_document", arguments, cut=1, ascii_only=ascii_only), finish("tool_calls"))
+    openai.reply(
+        wire,
+        text(HOSTILE, HOSTILE),
+        tool("write_document", arguments, cut=1, ascii_only=ascii_only),
+        finish("tool_calls"),
+    )
     said, calls, _ = await ask(openai)
     assert said == HOSTILE * 2
     assert json.loads(calls[0][2]) == arguments
@@ -82,7 +90,7 @@ async def test_bytes_may_be_cut_anywhere(openai: OpenAIServer, bytes_a_write: in
         (text("OK"), finish(usage=False)),
         (text("OK"), finish(done=False)),
         (text("OK"), finish(empty_choices=False)),
-        (raw(b": keep-alive\n\n"), role(), raw(b"event: x\n\ndata: {\"choices\":[]}\n\n"), text("OK"), finish()),
+        (raw(b": keep-alive\n\n"), role(), raw(b'event: x\n\ndata: {"choices":[]}\n\n'), text("OK"), finish()),
         (raw(b'data:{"choices":[{"delta":{"content":"OK"}}]}\n\n'), finish()),
         (raw(b'data: {"choices":[{"delta":{"content":"OK"},"finish_reason":"stop"}]}'),),
         (raw(b'data: {"choices":[{"delta":null,"index":0}]}\n\n'), text("OK"), finish()),
@@ -125,7 +133,9 @@ async def test_what_no_text_can_hold_is_replaced(openai: OpenAIServer, wire: byt
 
 
 async def test_a_surrogate_pair_that_is_cut_between_two_chunks_is_joined(openai: OpenAIServer) -> None:
-    halves = (raw(b'data: {"choices":[{"delta":{"content":"' + half + b'"}}]}\n\n') for half in (b"x\\ud83d", b"\\ude00y"))
+    halves = (
+        raw(b'data: {"choices":[{"delta":{"content":"' + half + b'"}}]}\n\n') for half in (b"x\\ud83d", b"\\ude00y")
+    )
     openai.reply(*halves, finish())
     assert (await ask(openai))[0] == "x😀y"
 
@@ -139,7 +149,11 @@ async def test_a_surrogate_pair_that_is_cut_between_two_chunks_is_joined(openai:
         ((text("half"), reset()), "model_disconnected", True),
         ((text("half"), raw(b"data: {broken\n\n")), "model_protocol", True),
         ((text("half"), raw(b"data: [1]\n\n")), "model_protocol", True),
-        ((text("half"), raw(b'data: {"error":{"message":"sk-canary","type":"server_error"}}\n\n')), "model_unavailable", True),
+        (
+            (text("half"), raw(b'data: {"error":{"message":"sk-canary","type":"server_error"}}\n\n')),
+            "model_unavailable",
+            True,
+        ),
         ((text("half"), raw(b'data: {"error":{"code":"rate_limit_exceeded"}}\n\n')), "model_rate_limited", True),
         ((raw(b'data: {"error":"sk-canary"}\n\n'),), "model_unavailable", True),
         ((status(401, "invalid_api_key"),), "model_auth", False),
@@ -169,7 +183,9 @@ async def test_each_fault_has_its_code_and_shows_no_secret(
         (status(503, retry_after=0), "model_unavailable"),
     ],
 )
-async def test_a_passing_fault_is_tried_again_before_it_is_given_up(openai: OpenAIServer, step: Step, code: str) -> None:
+async def test_a_passing_fault_is_tried_again_before_it_is_given_up(
+    openai: OpenAIServer, step: Step, code: str
+) -> None:
     for _ in range(3):
         openai.reply(step)
     with pytest.raises(ModelError) as failed:
@@ -222,7 +238,14 @@ async def test_the_request_is_what_openai_takes(openai: OpenAIServer) -> None:
     assert body["stream"] is True
     assert body["stream_options"] == {"include_usage": True}
     assert [entry["function"]["name"] for entry in body["tools"]] == ["write_document", "edit_document"]
-    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool", "assistant", "user"]
+    assert [message["role"] for message in body["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "user",
+    ]
     assert json.loads(body["messages"][2]["tool_calls"][0]["function"]["arguments"]) == call["args"]
 
 

@@ -43,7 +43,9 @@ def send(page: Page, message: str, how: str = "POST") -> None:
 
 
 @pytest.mark.parametrize("how", ["GET", "POST"])
-def test_a_draft_streams_into_the_conversation_and_the_document(page: Page, service: Callable[..., Service], how: str) -> None:
+def test_a_draft_streams_into_the_conversation_and_the_document(
+    page: Page, service: Callable[..., Service], how: str
+) -> None:
     page.goto(f"{service().url}/debug")
     send(page, "Draft an NDA", how)
     expect(page.locator("#sheet h1")).to_have_text("Non-Disclosure Agreement")
@@ -89,7 +91,9 @@ def test_a_thread_is_opened_again_and_goes_on_with_its_versions(page: Page, serv
 
 
 def test_hostile_text_shows_as_text(page: Page, service: Callable[..., Service], openai: OpenAIServer) -> None:
-    openai.reply(text(HOSTILE), tool("write_document", {"title": HOSTILE[:40], "content": HOSTILE}), finish("tool_calls"))
+    openai.reply(
+        text(HOSTILE), tool("write_document", {"title": HOSTILE[:40], "content": HOSTILE}), finish("tool_calls")
+    )
     page.goto(f"{service(openai=openai).url}/debug")
     send(page, HOSTILE)
     for view in ("Text", "Raw", "Changes", "Text"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,11 +13,13 @@ from chat import (
     ChatRequest,
     Doc,
     End,
+    EndReason,
     Message,
     ModelError,
     Outcome,
     Piece,
     RunEnded,
+    RunFailure,
     RunStarted,
     RunStatus,
     Start,
@@ -40,8 +42,10 @@ PIECES: list[Piece] = [
 TOTAL = sum(len(piece.content) for piece in PIECES)
 
 
-def outcome(reason: str | None = "stop", **fields: object) -> Outcome:
-    return Outcome(**{"reason": reason, "error": None, "unfinished": frozenset(), "usage": None, "checkpoint_id": None} | fields)  # type: ignore[arg-type]
+def outcome(
+    reason: EndReason | None = "stop", error: RunFailure | None = None, unfinished: Sequence[int] = ()
+) -> Outcome:
+    return Outcome(reason=reason, error=error, unfinished=frozenset(unfinished), usage=None, checkpoint_id=None)
 
 
 class Records:
@@ -97,7 +101,7 @@ async def says(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") ->
 async def waits(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
     emit(Message("As far as", 0))
     await stopping
-    return outcome("cancelled", unfinished=frozenset({0}))
+    return outcome("cancelled", unfinished=[0])
 
 
 async def read(cursor: Cursor) -> list[tuple[str, dict[str, object]]]:
@@ -323,7 +327,7 @@ async def test_an_error_ends_the_stream_and_what_was_said_is_kept() -> None:
     async def fails(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
         emit(Message("So far", 0))
         error = ModelError("model_unavailable", "The provider has a fault.", retryable=True)
-        return outcome(None, error=error, unfinished=frozenset({0}))
+        return outcome(None, error=error, unfinished=[0])
 
     async with registry(fails, records) as runs:
         run = await runs.start("o", ChatRequest("Hi"))

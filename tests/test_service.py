@@ -27,7 +27,10 @@ from offline import OfflineModel
 from store import open_store
 
 Start = Callable[..., Service]
-HOSTILE = "\"quotes\" 'single' \\back\\slash\\n \n\nnew lines\r\n\ttab 😀👩‍👩‍👧 \u2028\u2029 \u202ertl </script> data: x\n\nevent: end\n\n e\u0301" * 3
+HOSTILE = (
+    "\"quotes\" 'single' \\back\\slash\\n \n\nnew lines\r\n\ttab 😀👩‍👩‍👧 \u2028\u2029 \u202ertl </script> data: x\n\nevent: end\n\n e\u0301"
+    * 3
+)
 
 
 def history(service: Service, thread_id: str) -> dict[str, Any]:
@@ -86,7 +89,11 @@ def test_what_was_streamed_stored_and_remembered_is_the_same_byte_for_byte(
     arguments = {"title": "Ünïcode 😀", "content": HOSTILE}
     edits = {"doc_id": "d1", "edits": [{"find": "x", "replace": "y"}]}
     openai.reply(
-        text(*HOSTILE), tool("write_document", arguments, cut=1, ascii_only=True), tool("edit_document", edits), text(HOSTILE), finish("tool_calls")
+        text(*HOSTILE),
+        tool("write_document", arguments, cut=1, ascii_only=True),
+        tool("edit_document", edits),
+        text(HOSTILE),
+        finish("tool_calls"),
     )
     running = service(openai=openai)
     stream = chat(running.url, HOSTILE, thread_id="t")
@@ -121,7 +128,13 @@ def test_two_clients_on_two_threads_never_see_each_others_words(service: Start, 
     for name, replies in zip(names, conversations, strict=True):
         said = [content for role, content in json.loads(replies[-1]) if role == "user"]
         assert said == [f"{name} says {turn}" for turn in range(4)]
-        assert not any(other in reply for other in names if other != name and not name.startswith(other) for reply in replies if f'"{other} ' in reply)
+        assert not any(
+            other in reply
+            for other in names
+            if other != name and not name.startswith(other)
+            for reply in replies
+            if f'"{other} ' in reply
+        )
     assert openai.refusals == []
 
 
@@ -160,7 +173,9 @@ def test_what_the_model_is_sent_is_what_was_said(service: Start, openai: OpenAIS
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
-def test_a_reply_that_the_provider_cuts_says_so_and_is_never_complete(service: Start, openai: OpenAIServer, reason: str) -> None:
+def test_a_reply_that_the_provider_cuts_says_so_and_is_never_complete(
+    service: Start, openai: OpenAIServer, reason: str
+) -> None:
     openai.reply(tool("write_document", '{"title":"NDA","content":"half'), finish(reason))
     running = service(openai=openai)
     stream = chat(running.url, "Draft", thread_id="t")
@@ -181,7 +196,9 @@ def test_a_model_that_never_stops_calling_tools_is_bounded(service: Start, opena
     assert openai.refusals == []
 
 
-def test_a_cancelled_run_closes_the_providers_connection_and_keeps_what_it_has(service: Start, openai: OpenAIServer) -> None:
+def test_a_cancelled_run_closes_the_providers_connection_and_keeps_what_it_has(
+    service: Start, openai: OpenAIServer
+) -> None:
     openai.reply(text("So far"), stall())
     running = service(openai=openai)
     with requests.get(f"{running.url}/chat?message=Hi&thread_id=t", stream=True, timeout=10) as answer:
@@ -195,7 +212,11 @@ def test_a_cancelled_run_closes_the_providers_connection_and_keeps_what_it_has(s
     assert [(item["content"], item["complete"]) for item in stored["messages"]] == [("Hi", True), ("So far", False)]
     assert stored["runs"][0]["status"] == "cancelled"
     openai.default = (echo(),)
-    assert json.loads(chat(running.url, "On", thread_id="t").text)[1:] == [["user", "Hi"], ["assistant", "So far"], ["user", "On"]]
+    assert json.loads(chat(running.url, "On", thread_id="t").text)[1:] == [
+        ["user", "Hi"],
+        ["assistant", "So far"],
+        ["user", "On"],
+    ]
 
 
 def test_a_client_that_leaves_does_not_stop_its_run(service: Start, openai: OpenAIServer) -> None:
@@ -261,7 +282,9 @@ def test_fetch_with_a_reader_in_node(service: Start) -> None:
     snippet = readme.partition("<!-- fetch -->\n```js\n")[2].partition("```")[0]
     assert snippet
     script = snippet.replace("http://localhost:8005", service().url)
-    done = subprocess.run([required("node"), "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [required("node"), "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60
+    )
     assert done.stderr == ""
     assert '"type":"end"' in done.stdout.replace(" ", "") or "end" in done.stdout
 
@@ -301,7 +324,14 @@ REFUSED: list[tuple[str, str, str | bytes | None, dict[str, str], int, str]] = [
     ("GET", query(), None, {"Origin": "https://evil.example"}, 403, "bad_origin"),
     ("GET", query(), None, {"Sec-Fetch-Site": "cross-site"}, 403, "bad_origin"),
     ("POST", "/api/chat", '{"message":"Hi"}', JSON | {"Origin": "https://evil.example"}, 403, "bad_origin"),
-    ("GET", query(thread_id="t", checkpoint_id="1f1e7774-6f1f-6390-bffe-2da23c4264ef"), None, {}, 422, "invalid_request"),
+    (
+        "GET",
+        query(thread_id="t", checkpoint_id="1f1e7774-6f1f-6390-bffe-2da23c4264ef"),
+        None,
+        {},
+        422,
+        "invalid_request",
+    ),
     ("POST", "/api/chat", "{}", {}, 415, "not_json"),
     ("POST", "/api/chat", "{}", {"Content-Type": "text/plain"}, 415, "not_json"),
     ("POST", "/api/chat", "{}", {"Content-Type": "application/json; charset=latin-1"}, 415, "not_json"),
@@ -353,7 +383,7 @@ def test_a_connection_stays_usable_after_refusals(service: Start) -> None:
     connection.connect()
     first = connection.sock
     for method, path, body, headers, _, code in REFUSED:
-        if code in ("body_too_large",) or (body is not None and len(body) > 1000):
+        if code == "body_too_large" or (body is not None and len(body) > 1000):
             continue
         connection.request(method, path, body, headers)
         connection.getresponse().read()
@@ -396,7 +426,9 @@ def test_odd_requests_do_no_harm(service: Start, openai: OpenAIServer) -> None:
     assert no_host.startswith(b"HTTP/1.1 400 ")
     assert b'"ok"' in raw(running.port, b"GET /healthz HTTP/1.0\r\n\r\n")
     with socket.create_connection(("127.0.0.1", running.port)) as client:
-        client.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{")
+        client.sendall(
+            b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+        )
     upgrade = b"GET /chat?message=Hi HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     with socket.create_connection(("127.0.0.1", running.port)) as client:
         client.sendall(upgrade)
@@ -465,7 +497,9 @@ def test_threads_are_listed_newest_first_without_gap_or_repetition(service: Star
         chat(running.url, f"Thread {number}\nand more", thread_id=f"t{number}", stream="items")
     titles, cursor, pages = [], "", 0
     while True:
-        page = requests.get(f"{running.url}/api/threads", params={"limit": "3", **({"cursor": cursor} if cursor else {})}, timeout=10).json()
+        page = requests.get(
+            f"{running.url}/api/threads", params={"limit": "3", **({"cursor": cursor} if cursor else {})}, timeout=10
+        ).json()
         titles += [thread["title"] for thread in page["threads"]]
         chat(running.url, "Again", thread_id=f"t{pages}", stream="items")
         cursor, pages = page["next_cursor"], pages + 1
@@ -508,7 +542,9 @@ def test_no_log_line_carries_a_message_or_a_key(service: Start, openai: OpenAISe
 )
 def test_a_start_that_cannot_be_ends_with_one_clear_line(settings: dict[str, str], line: str) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PORT": str(free_port())} | settings
-    done = subprocess.run([sys.executable, "asgi_app.py"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "asgi_app.py"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode != 0
     [said] = [text for text in done.stderr.splitlines() if "Draftstream can't start" in text]
     assert line in said
