@@ -193,4 +193,4 @@ def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Service
         if started.process.poll() is None:
             code = started.stop()
             assert code == 0, f"it exited with {code}:\n{started.log}"
-            assert not [word for word in UNCLEAN if word in started.log], started.log
+        assert not [word for word in UNCLEAN if word in started.log], started.log

@@ -61,7 +61,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parent in (folder, *list(folder.parents)[:2]):
         parent.chmod(0o755)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    pip = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-r", ROOT / "requirements.txt"], check=True)
     tree = folder / "app"
     tree.mkdir()
@@ -87,7 +87,7 @@ def test_its_steps_run_as_an_ordinary_user_on_a_read_only_tree(image: Path, data
             frames = answer.read().decode()
         assert '"type":"end","reason":"stop","saved":true' in frames
         health = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
-        check: list[str | Path] = [image / "venv/bin/python", health[1], health[2].replace("8005", str(port))]
+        check = [str(image / "venv/bin/python"), health[1], health[2].replace("8005", str(port))]
         assert subprocess.run(check, check=False).returncode == 0
     finally:
         code = service.stop()

@@ -19,11 +19,11 @@ class Nginx:
     def __init__(self, program: str, folder: Path, upstream: int, *, read_timeout_s: int = 60) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "access.log"
+        self.log = folder / "draftstream.log"
         site = SITE.replace("127.0.0.1:8005", f"127.0.0.1:{upstream}").replace(
             "listen 80", f"listen 127.0.0.1:{self.port}"
         )
-        site = site.replace("/var/log/nginx/draftstream.log", str(self.log))
+        site = site.replace("/var/log/nginx/", f"{folder}/")
         site = site.replace("proxy_read_timeout 60s", f"proxy_read_timeout {read_timeout_s}s")
         temporary = "".join(
             f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -122,6 +122,31 @@ def test_no_log_line_carries_the_message(nginx: Callable[..., Nginx], service: C
     assert re.search(r'"GET /chat" 200', front.log.read_text())
     assert "secretword" not in front.log.read_text()
     assert "secretword" not in behind.log
+
+
+def test_no_log_line_carries_the_message_of_a_chat_that_fails(
+    nginx: Callable[..., Nginx], service: Callable[..., Service]
+) -> None:
+    behind = service()
+    front = nginx(behind.port)
+    assert behind.stop() == 0
+    assert requests.get(f"{front.url}/chat", params={"message": "secretword"}, timeout=20).status_code == 502
+    front.stop()
+    logs = [path.read_text() for path in front.log.parent.glob("*.log")]
+    assert any('"GET /chat" 502' in log for log in logs)
+    assert not any("secretword" in log for log in logs)
+
+
+def test_a_stream_goes_on_behind_nginx_where_the_client_left_it(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    openai.reply(text("Hello ", "world"), finish())
+    front = nginx(service(openai=openai).port)
+    first = requests.get(f"{front.url}/chat?message=Hi", timeout=20).text
+    [event_id] = re.findall(r"id: (.+:6)\n", first)
+    rest = requests.get(f"{front.url}/chat?message=Hi", headers={"Last-Event-ID": event_id}, timeout=20).text
+    assert re.findall(r'"content":"([^"]*)"', rest) == ["world"]
+    assert len(openai.requests) == 1
 
 
 def test_a_body_over_the_limit_is_refused(nginx: Callable[..., Nginx], service: Callable[..., Service]) -> None:
