@@ -198,9 +198,10 @@ class Agent:
         tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
         try:
             async with asyncio.timeout(self._model_idle_timeout_s) as patience:
+                listening = True
 
                 def stop(_: asyncio.Future[StopCause]) -> None:
-                    if not patience.expired():
+                    if listening and not patience.expired():
                         patience.reschedule(now())
 
                 progress.stopping.add_done_callback(stop)
@@ -216,6 +217,7 @@ class Agent:
                                 return
                             patience.reschedule(now() + self._model_idle_timeout_s)
                 finally:
+                    listening = False  # the callback may be on its way already
                     progress.stopping.remove_done_callback(stop)
         except TimeoutError as silence:
             if not progress.stopping.done():

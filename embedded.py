@@ -78,7 +78,8 @@ class _Server:
                 self._initialise()
             if self._run("pg_ctl", "status", "-D", str(self._data), check=False) != 0:
                 self._own(self._sockets)
-                options = ["-c", "listen_addresses=", "-c", f'unix_socket_directories="{self._sockets}"']
+                sockets = str(self._sockets).replace('"', '""')  # it is a list; this is one quoted name of it
+                options = ["-c", "listen_addresses=", "-c", f'unix_socket_directories="{sockets}"']
                 options += ["-c", "unix_socket_permissions=0700"]
                 logfile = str(self._data / "server.log")
                 self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", logfile, "-o", shlex.join(options))

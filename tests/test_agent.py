@@ -1,0 +1,117 @@
+"""The graph with a scripted model: stops, silences, a history that was broken off."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+
+from agent import LOST_ANSWER, Agent, append, mended
+from chat import Finished, Message, ModelDelta, Outcome, Piece, StopCause, TextDelta, ToolCallDelta, Turn
+from checkpointer import Checkpointer
+
+pytestmark = pytest.mark.anyio
+
+
+class Scripted:
+    """Says its replies one after the other; None is a silence."""
+
+    name = "scripted"
+
+    def __init__(self, *replies: Sequence[ModelDelta | None]) -> None:
+        self.replies = list(replies)
+        self.sent: list[list[BaseMessage]] = []
+
+    async def stream(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
+    ) -> AsyncGenerator[ModelDelta, None]:
+        self.sent.append(list(messages))
+        for delta in self.replies.pop(0):
+            if delta is None:
+                await asyncio.Event().wait()
+            else:
+                yield delta
+
+
+async def turn(model: Scripted, saver: Checkpointer, *, stop_at: str | None = None) -> tuple[Outcome, list[Piece]]:
+    agent = Agent(model, saver, newest_checkpoint=saver.newest, model_idle_timeout_s=0.3)
+    stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
+    pieces: list[Piece] = []
+
+    def emit(piece: Piece) -> None:
+        pieces.append(piece)
+        if piece.content == stop_at:
+            stopping.set_result(StopCause.USER)
+
+    return await agent(Turn("o", "t", "r", "Hi"), emit, stopping), pieces
+
+
+async def test_a_stop_ends_a_silence_at_once_and_keeps_what_was_said(checkpointer: Checkpointer) -> None:
+    model = Scripted([TextDelta("So far"), None], [TextDelta("On."), Finished("stop")])
+    outcome, pieces = await turn(model, checkpointer, stop_at="So far")
+    assert (outcome.reason, outcome.error, set(outcome.unfinished)) == ("cancelled", None, {0})
+    assert pieces == [Message("So far", 0)]
+    await turn(model, checkpointer)
+    assert [message.content for message in model.sent[1][1:]] == ["Hi", "So far", "Hi"]
+
+
+async def test_a_stop_between_the_calls_of_a_model_ends_the_turn(checkpointer: Checkpointer) -> None:
+    write = ToolCallDelta(0, "c", "write_document", '{"title":"NDA","content":"text"}')
+    model = Scripted([write, Finished("tool_calls")])
+    outcome, _ = await turn(model, checkpointer, stop_at="text")
+    assert outcome.reason == "cancelled"
+    assert len(model.sent) == 1
+
+
+async def test_a_model_that_falls_silent_is_given_up(checkpointer: Checkpointer) -> None:
+    outcome, pieces = await turn(Scripted([TextDelta("Half"), None]), checkpointer)
+    assert outcome.error is not None
+    assert outcome.error.code == "model_timeout"
+    assert pieces == [Message("Half", 0)]
+
+
+async def test_usage_adds_up_over_the_calls_of_a_turn(checkpointer: Checkpointer) -> None:
+    call = ToolCallDelta(0, "c", "nothing", "{}")
+    usage = {"input_tokens": 5, "output_tokens": 2}
+    finished = Finished("tool_calls", usage)  # type: ignore[arg-type]  # a Usage
+    outcome, _ = await turn(
+        Scripted([call, finished], [TextDelta("x"), Finished("stop", finished.usage)]), checkpointer
+    )
+    assert outcome.usage == {"input_tokens": 10, "output_tokens": 4}
+    assert outcome.checkpoint_id == checkpointer.newest("o/t")
+
+
+def calls(*ids: str) -> AIMessage:
+    return AIMessage("", tool_calls=[{"id": call_id, "name": "f", "args": {}} for call_id in ids])
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([calls("a")], [("a", LOST_ANSWER)]),
+        ([calls("a", "b"), ToolMessage("B", tool_call_id="b")], [("a", LOST_ANSWER), ("b", "B")]),
+        ([calls("a"), HumanMessage("x"), ToolMessage("late", tool_call_id="a")], [("a", LOST_ANSWER)]),
+        ([ToolMessage("orphan", tool_call_id="z"), HumanMessage("x")], []),
+        (
+            [calls("a"), ToolMessage("1", tool_call_id="a"), calls("a"), ToolMessage("2", tool_call_id="a")],
+            [("a", "1"), ("a", "2")],
+        ),
+    ],
+)
+def test_every_call_has_its_answer_right_behind_it(history: list[AnyMessage], expected: list[tuple[str, str]]) -> None:
+    mend = mended(history)
+    answers = [(message.tool_call_id, message.content) for message in mend if isinstance(message, ToolMessage)]
+    assert answers == expected
+    waiting: list[str] = []
+    for message in mend:
+        if isinstance(message, ToolMessage):
+            assert message.tool_call_id == waiting.pop(0)
+        else:
+            assert waiting == []
+        if isinstance(message, AIMessage):
+            waiting = [call["id"] or "" for call in message.tool_calls]
+
+
+def test_the_reducer_is_associative_over_batches() -> None:
+    assert append(append([1], [[2], [3]]), [[4]]) == append([1], [[2], [3], [4]]) == [1, 2, 3, 4]

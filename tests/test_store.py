@@ -1,0 +1,195 @@
+"""The store against a real PostgreSQL: order, batches, what is refused, what comes back after a fault."""
+
+import asyncio
+import time
+
+import asyncpg
+import pytest
+from fault_proxy import FaultProxy
+
+from chat import RunEnded, RunStarted, RunStatus
+from store import (
+    QueueFull,
+    Store,
+    StoreUnavailable,
+    Unit,
+    Unstorable,
+    apply_schema,
+    open_store,
+    start_writes,
+    statements,
+    where,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def started(thread_id: str = "t", seq: int = 1, message: str = "Hi", run_id: str | None = None) -> RunStarted:
+    return RunStarted("o", thread_id, run_id or f"run {thread_id} {seq}", seq, message, "m", time.time())
+
+
+def ended(run: RunStarted, text: str = "Hello") -> RunEnded:
+    return RunEnded(
+        started=run,
+        status=RunStatus.COMPLETED,
+        items=[{"item": 0, "role": "assistant", "type": "message", "content": text, "complete": True}],
+        reason="stop",
+        error=None,
+        usage={"input_tokens": 1, "output_tokens": 2},
+        checkpoint_id=None,
+        ended_at=time.time(),
+    )
+
+
+async def texts(store: Store, thread_id: str = "t") -> list[object]:
+    history = await store.history("o", thread_id)
+    return [message["content"] for message in history["messages"]] if history else []
+
+
+async def test_a_turn_is_there_once_its_future_is_done(store: Store) -> None:
+    run = started()
+    await store.start_run(run)
+    assert await texts(store) == ["Hi"]
+    await (await store.end_run(ended(run)))
+    assert await texts(store) == ["Hi", "Hello"]
+    history = await store.history("o", "t")
+    assert history is not None
+    assert history["title"] == "Hi"
+    assert [(entry["status"], entry["usage"]) for entry in history["runs"]] == [
+        ("completed", {"input_tokens": 1, "output_tokens": 2})
+    ]
+    assert (await store.head("o", "t", None)).last_seq == 1
+    assert await store.history("another owner", "t") is None
+
+
+async def test_a_read_waits_for_what_is_still_queued_of_its_thread(store: Store) -> None:
+    for seq in range(1, 20):
+        run = started(seq=seq, message=f"{seq}")
+        store.start_run(run)
+        await store.end_run(ended(run, f"answer {seq}"))
+        assert (await store.head("o", "t", None)).last_seq == seq
+    assert len(await texts(store)) == 38
+
+
+async def test_what_is_put_twice_is_stored_once(store: Store) -> None:
+    run = started()
+    for _ in range(2):
+        await store.start_run(run)
+        await (await store.end_run(ended(run)))
+    await (await store.end_run(ended(run, "something else")))
+    assert await texts(store) == ["Hi", "Hello"]
+
+
+async def test_a_unit_that_the_database_refuses_is_set_aside_and_the_others_go_on(store: Store) -> None:
+    runs = [started(f"t{number}", message="a\0b" if number == 5 else "Hi") for number in range(12)]
+    futures = [store.start_run(run) for run in runs]
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(result) for result in results] == [Unstorable if number == 5 else type(None) for number in range(12)]
+    letters = await store.fetch("SELECT thread, error, writes FROM dead_letters")
+    assert [letter["thread"] for letter in letters] == ["o/t5"]
+    assert b"a\\u0000b" in letters[0]["writes"]
+    assert len(await store.fetch("SELECT 1 FROM threads")) == 11
+
+
+async def test_a_full_queue_refuses_a_start(database_url: str) -> None:
+    async with FaultProxy(database_url) as proxy:  # noqa: SIM117  # it outlives the store
+        async with open_store(proxy.dsn, queue_size=2, connect_timeout_s=5, drain_timeout_s=5) as store:
+            proxy.refuse = True
+            await proxy.reset()
+            for number in range(10):
+                try:
+                    store.start_run(started(f"t{number}"))
+                except QueueFull:
+                    break
+                await asyncio.sleep(0.01)
+            assert store.full
+            proxy.refuse = False
+            while store.full:
+                await asyncio.sleep(0.01)
+            await store.start_run(started("last"))
+
+
+@pytest.mark.parametrize("fault", ["reset", "freeze"])
+async def test_nothing_is_lost_or_doubled_when_the_database_goes_away(database_url: str, fault: str) -> None:
+    async with FaultProxy(database_url) as proxy:  # noqa: SIM117  # it outlives the store
+        async with open_store(proxy.dsn, queue_size=1000, connect_timeout_s=5, drain_timeout_s=20) as store:
+            await store.start_run(started("before"))
+            if fault == "freeze":
+                proxy.frozen = True
+            else:
+                proxy.refuse = True
+                await proxy.reset()
+            futures = [store.start_run(started(f"t{number}")) for number in range(100)]
+            with pytest.raises(StoreUnavailable):
+                await store.head("o", "t5", None)
+            with pytest.raises(StoreUnavailable):
+                await store.ping()
+            assert not any(future.done() for future in futures)
+            proxy.frozen = proxy.refuse = False
+            await proxy.reset()
+            await asyncio.wait_for(asyncio.gather(*futures), 20)
+            assert len(await store.fetch("SELECT 1 FROM threads")) == 101
+            assert len(await store.fetch("SELECT 1 FROM messages")) == 101
+
+
+async def test_leaving_empties_the_queue(database_url: str) -> None:
+    async with open_store(database_url, queue_size=1000, connect_timeout_s=5, drain_timeout_s=5) as store:
+        for number in range(300):
+            store.start_run(started(f"t{number}"))
+    connection = await asyncpg.connect(database_url)
+    assert await connection.fetchval("SELECT count(*) FROM runs") == 300
+    await connection.close()
+
+
+async def test_leaving_a_frozen_database_takes_no_longer_than_it_may(database_url: str) -> None:
+    async with FaultProxy(database_url) as proxy:
+        async with asyncio.timeout(15):
+            async with open_store(proxy.dsn, queue_size=10, connect_timeout_s=5, drain_timeout_s=0.5) as store:
+                proxy.frozen = True
+                future = store.start_run(started())
+        assert not future.done() or future.cancelled()
+
+
+async def test_replicas_that_start_at_once_make_the_schema_together(postgres: str) -> None:
+    connection = await asyncpg.connect(postgres)
+    await connection.execute("CREATE DATABASE empty_at_start")
+    dsn = postgres.replace("@/postgres", "@/empty_at_start")
+    connections = [await asyncpg.connect(dsn) for _ in range(5)]
+    await asyncio.gather(*(apply_schema(one) for one in connections))
+    for one in connections:
+        await one.close()
+    await connection.execute("DROP DATABASE empty_at_start")
+    await connection.close()
+
+
+async def test_statements_of_a_kind_go_together_and_others_keep_their_place() -> None:
+    future = asyncio.get_running_loop().create_future()
+    units = [Unit("o/t", start_writes(started("a")), future), Unit("o/t", start_writes(started("b")), future)]
+    assert [len(rows) for _, rows in statements(units)] == [2, 2, 2]
+    delete = Unit("o/t", [("DELETE FROM x", ())], future)
+    assert [len(rows) for _, rows in statements([units[0], delete, units[1]])] == [1, 1, 1, 1, 1, 1, 1]
+
+
+async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
+    import store as room
+
+    for named, arguments in (
+        (room.LIST_THREADS, "'o', 'infinity'::timestamptz, '', 20"),
+        (room.READ_ITEMS, "'o', 't'"),
+        (room.READ_RUNS, "'o', 't'"),
+        (room.READ_HEAD, "'o', 't', 'o/t', 'x'"),
+    ):
+        values = [value.strip() for value in arguments.split(",")]
+        sql = named
+        for number, value in reversed(list(enumerate(values, 1))):
+            sql = sql.replace(f"${number}", value)
+        await store.fetch("SET enable_seqscan = off")
+        plan = "\n".join(row[0] for row in await store.fetch(f"EXPLAIN {sql}"))
+        assert "Index" in plan
+        assert "Seq Scan" not in plan, plan
+        assert "Sort" not in plan, plan
+
+
+def test_where_a_database_is_shows_no_secret() -> None:
+    assert where("postgresql://user:secret@db.example:5433/app?password=x") == "db.example:5433/app"
+    assert where("postgresql://postgres@/x?host=/tmp") == "a local socket/x"
