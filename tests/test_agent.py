@@ -1,6 +1,7 @@
 """The graph with a scripted model: stops, silences, a history that was broken off."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ async def turn(model: Scripted, saver: Checkpointer, *, stop_at: str | None = No
         if piece.content == stop_at:
             stopping.set_result(StopCause.USER)
 
-    return await agent(Turn("o", "t", "r", "Hi"), emit, stopping), pieces
+    # A run_id of its own: LangGraph takes one that it has seen for a resumption.
+    return await agent(Turn("o", "t", str(uuid.uuid4()), "Hi"), emit, stopping), pieces
 
 
 async def test_a_stop_ends_a_silence_at_once_and_keeps_what_was_said(checkpointer: Checkpointer) -> None:
@@ -52,7 +54,8 @@ async def test_a_stop_ends_a_silence_at_once_and_keeps_what_was_said(checkpointe
     outcome, pieces = await turn(model, checkpointer, stop_at="So far")
     assert (outcome.reason, outcome.error, set(outcome.unfinished)) == ("cancelled", None, {0})
     assert pieces == [Message("So far", 0)]
-    await turn(model, checkpointer)
+    outcome, _ = await turn(model, checkpointer)
+    assert (outcome.reason, outcome.error) == ("stop", None)
     assert [message.content for message in model.sent[1][1:]] == ["Hi", "So far", "Hi"]
 
 
