@@ -33,7 +33,8 @@ from offline import OfflineModel
 from runs import Draining, Run, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
 from settings import Settings, SettingsError
 from sse import EventId
-from store import QueueFull, Store, StoreUnavailable, open_store, where
+from store import Store, StoreUnavailable, open_store, where
+from writer import QueueFull
 
 log = logging.getLogger("draftstream")
 

@@ -27,7 +27,8 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from store import Store, Write
+from store import Store
+from writer import Write
 
 NEWEST_REMEMBERED = 10_000  # threads; more than can have a run in progress
 

@@ -1,44 +1,30 @@
-"""What is kept: the pool and its reads, the bounded queue and the one task that writes.
+"""What is kept: the schema, the statements, the pool with its reads, and what goes to the writer.
 
-The writer makes three promises and no more: `put` waits when the queue is full; units are committed in the order in
-which they came, in batches, by one task on one connection of its own; leaving the block drains. A unit is a list of
-statements that stand or fall together, with a future that resolves when they are committed. Every statement is
-idempotent, so that a batch whose COMMIT got no answer is simply sent again.
+Reads go through the pool, concurrently; everything that is written goes through the one writer.
 """
 
 import asyncio
-import base64
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
-from asyncpg.pool import PoolConnectionProxy
 
 from chat import USER_ITEM, Item, RunEnded, RunFailure, RunStarted, ThreadHead, graph_thread_id, title_from
+from writer import BACKOFF_S, Write, Writer, within
 
 log = logging.getLogger("draftstream.store")
 
 SCHEMA = Path(__file__).with_name("schema.sql")
 SCHEMA_LOCK = 0x6472616674  # "draft": replicas that start at once apply the schema one after the other
-BATCH_UNITS = 64  # 20,700 small turns a second in batches of 64, 2,300 one by one
-COMMIT_BUDGET_S = 2.0  # a frozen connection is given up after this; a healthy batch takes milliseconds
 READ_BUDGET_S = 1.0
-BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 POOL_CONNECTIONS = 8
-
-Write = tuple[str, tuple[object, ...]]
-"""SQL with $1… and its arguments; idempotent."""
-
-Connection = asyncpg.Connection | PoolConnectionProxy
-
-T = TypeVar("T")
 
 
 class StoreUnavailable(RunFailure):
@@ -52,225 +38,8 @@ class StoreUnavailable(RunFailure):
         return self.why or self.content
 
 
-class QueueFull(Exception):
-    """More is waiting to be written than WRITE_QUEUE_SIZE allows."""
-
-
-class Unstorable(Exception):
-    """The database refused a unit for its content; it was set aside in `dead_letters`."""
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The writer
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Unit:
-    """Statements of one thread that are committed together. `saved` resolves then, or fails with Unstorable."""
-
-    thread: str
-    writes: Sequence[Write]
-    saved: asyncio.Future[None]
-
-    def __repr__(self) -> str:
-        return f"<Unit of {self.thread}, {len(self.writes)} writes, {'saved' if self.saved.done() else 'waiting'}>"
-
-
-def statements(units: Sequence[Unit]) -> Iterator[tuple[str, list[tuple[object, ...]]]]:
-    """The batch's statements, those of a kind together.
-
-    Idempotent INSERTs of different tables commute, so they are gathered; anything else keeps its place.
-    """
-    gathered: dict[str, list[tuple[object, ...]]] = {}
-    for unit in units:
-        for sql, arguments in unit.writes:
-            if sql.startswith("INSERT"):
-                gathered.setdefault(sql, []).append(arguments)
-                continue
-            yield from gathered.items()
-            gathered = {}
-            yield sql, [arguments]
-    yield from gathered.items()
-
-
-def is_refused_content(error: Exception) -> bool:
-    """Whether the database refused the values themselves, so that sending them again can't help.
-
-    SQLSTATE classes 22 (data exception), 23 (integrity constraint) and 54 (program limit exceeded, a row too large).
-    """
-    if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "")[:2] in ("22", "23", "54")
-    return isinstance(error, asyncpg.DataError | ValueError | TypeError)  # refused by the client's own encoder
-
-
-async def within(budget_s: float, connection: Connection, work: Awaitable[T]) -> T:
-    """Await `work` on the connection, and give the connection up when it takes longer.
-
-    asyncpg's own time-outs and a cancelled query wait for the server's answer to the cancellation, which a frozen
-    network never brings (25 s and more with 0.32); only `terminate()` returns. Raises TimeoutError.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        done, _ = await asyncio.wait({task}, timeout=budget_s)
-    finally:
-        if not task.done():
-            connection.terminate()
-            await asyncio.wait({task})
-    if not done:
-        task.exception()  # the connection's end; what counts is that it was too slow
-        raise TimeoutError
-    return task.result()
-
-
-class Writer:
-    """The queue and its task. See the module's docstring for what it promises."""
-
-    def __init__(self, dsn: str, queue_size: int) -> None:
-        self._dsn = dsn
-        self._queue: asyncio.Queue[Unit | None] = asyncio.Queue(queue_size)
-        self._connection: asyncpg.Connection | None = None
-        self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
-        self.failing = False
-
-    def __repr__(self) -> str:
-        return f"<Writer {self._queue.qsize()} of {self._queue.maxsize} units waiting{', failing' * self.failing}>"
-
-    @property
-    def full(self) -> bool:
-        return self._queue.full()
-
-    @property
-    def waiting(self) -> int:
-        return self._queue.qsize()
-
-    def newest_unsaved(self, thread: str) -> Unit | None:
-        return self._unsaved.get(thread)
-
-    async def put(self, thread: str, writes: Sequence[Write]) -> Unit:
-        """Queue the writes as one unit. Waits while the queue is full."""
-        unit = Unit(thread, writes, asyncio.get_running_loop().create_future())
-        await self._queue.put(unit)
-        self._remember(unit)
-        return unit
-
-    def put_nowait(self, thread: str, writes: Sequence[Write]) -> Unit:
-        """Queue the writes as one unit. Raises QueueFull."""
-        unit = Unit(thread, writes, asyncio.get_running_loop().create_future())
-        try:
-            self._queue.put_nowait(unit)
-        except asyncio.QueueFull:
-            raise QueueFull from None
-        self._remember(unit)
-        return unit
-
-    def _remember(self, unit: Unit) -> None:
-        self._unsaved[unit.thread] = unit
-        unit.saved.add_done_callback(lambda _: self._forget(unit))
-
-    def _forget(self, unit: Unit) -> None:
-        if not unit.saved.cancelled():
-            unit.saved.exception()  # seen here, so that a unit nobody waits for does not warn
-        if self._unsaved.get(unit.thread) is unit:
-            del self._unsaved[unit.thread]
-
-    async def close(self) -> None:
-        """No more puts: let `run` return once all is committed."""
-        await self._queue.put(None)
-
-    async def run(self) -> None:
-        """Commit what is queued until `close`. Never raises for a fault of the database: it waits for its end."""
-        try:
-            closing = False
-            while not closing:
-                batch = [await self._queue.get()]
-                while len(batch) < BATCH_UNITS and not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
-                closing = batch[-1] is None
-                await self._commit([unit for unit in batch if unit is not None])
-        finally:
-            self._drop_connection()
-
-    async def _commit(self, units: Sequence[Unit]) -> None:
-        """Commit the units in order: by halves where one is refused, again and again while the database is away."""
-        failures = 0
-        size = len(units)
-        while units:
-            part = units[:size]
-            try:
-                await self._attempt(part)
-            except (
-                OSError,
-                TimeoutError,
-                ValueError,
-                TypeError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-            ) as error:
-                if not is_refused_content(error):
-                    failures += 1
-                    await self._wait_out(error, failures)
-                    continue
-                if len(part) > 1:
-                    size = (len(part) + 1) // 2
-                    continue
-                if not await self._set_aside(part[0], error):
-                    continue
-            for unit in part:
-                if not unit.saved.done():
-                    unit.saved.set_result(None)
-            units = units[len(part) :]
-            size = len(units)
-            failures = 0
-            self.failing = False
-
-    async def _attempt(self, units: Sequence[Unit]) -> None:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
-        await within(COMMIT_BUDGET_S, self._connection, self._transaction(self._connection, units))
-
-    @staticmethod
-    async def _transaction(connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
-        async with connection.transaction():
-            for sql, rows in statements(units):
-                if len(rows) == 1:
-                    await connection.execute(sql, *rows[0])
-                else:
-                    await connection.executemany(sql, rows)
-
-    async def _wait_out(self, error: Exception, failures: int) -> None:
-        if not self.failing:
-            log.warning("the database can't be written to (%s); %d units wait", type(error).__name__, self.waiting)
-        self.failing = True
-        self._drop_connection()
-        await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
-
-    async def _set_aside(self, unit: Unit, error: Exception) -> bool:
-        """Put a refused unit into `dead_letters`; False if that failed too, for now."""
-        log.error("set aside a unit of %s: the database refused it (%s)", unit.thread, type(error).__name__)
-        dump = orjson.dumps(unit.writes, default=_dump_value)
-        letter = Unit(unit.thread, [(ADD_DEAD_LETTER, (unit.thread, type(error).__name__, dump))], unit.saved)
-        try:
-            await self._attempt([letter])
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as away:
-            await self._wait_out(away, 1)
-            return False
-        unit.saved.set_exception(Unstorable(type(error).__name__))
-        return True
-
-    def _drop_connection(self) -> None:
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
-
-
-def _dump_value(value: object) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else repr(value)
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # The statements
-
-ADD_DEAD_LETTER = "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
 
 PUT_THREAD = """INSERT INTO threads (owner, thread_id, title, last_seq, created_at, updated_at)
 VALUES ($1, $2, $3, $4, to_timestamp($5::float8), to_timestamp($5::float8))

@@ -8,18 +8,8 @@ import pytest
 from fault_proxy import FaultProxy
 
 from chat import RunEnded, RunStarted, RunStatus
-from store import (
-    QueueFull,
-    Store,
-    StoreUnavailable,
-    Unit,
-    Unstorable,
-    apply_schema,
-    open_store,
-    start_writes,
-    statements,
-    where,
-)
+from store import Store, StoreUnavailable, apply_schema, open_store, start_writes, where
+from writer import QueueFull, Unit, Unstorable, statements
 
 pytestmark = pytest.mark.anyio
 
