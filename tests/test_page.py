@@ -8,6 +8,7 @@ import pytest
 from conftest import Service, required
 from openai_server import OpenAIServer, finish, text, tool
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from test_service import snippet
 
 HOSTILE = "</script><img src=x onerror=document.title='broken'>\n\n<b>not bold</b> & \u2028 😀"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
@@ -137,6 +138,20 @@ def test_a_narrow_window_shows_one_pane_at_a_time(page: Page, service: Callable[
     page.click("#tabs >> text=Events")
     expect(page.locator("#log .end")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out"
+
+
+def test_the_readmes_event_source_reads_a_draft_and_closes(browser: Browser, service: Callable[..., Service]) -> None:
+    running = service()
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(f"{running.url}/debug")
+    page.evaluate(f"() => {{ {snippet('eventsource', running)}; window.source = source }}")
+    page.wait_for_function("window.source.readyState === EventSource.CLOSED", timeout=20_000)
+    assert "Have a lawyer review it before anyone signs." in "".join(said)
+    runs = page.evaluate("async () => (await (await fetch('/api/threads')).json()).threads.length")
+    assert runs == 1, "it does not come back for more"
+    page.close()
 
 
 def test_the_policy_lets_in_nothing_but_the_page_itself(browser: Browser, service: Callable[..., Service]) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 import requests
-from conftest import ROOT, Service, free_port, run
+from conftest import ROOT, Service, free_port, required, run
 from openai_server import OpenAIServer, echo, finish, pause, reset, stall, text, tool, wait
 from sse_client import Stream, chat, request
 
@@ -266,27 +266,30 @@ def test_items_mode_sends_each_item_whole(service: Start) -> None:
 # The three clients that people write first
 
 
+def snippet(name: str, service: Service) -> str:
+    """A client of the README, as it stands there, for this service."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    text = readme.partition(f"<!-- {name} -->")[2].partition("\n")[2].partition("\n")[2].partition("```")[0]
+    assert "http://localhost:8005" in text
+    return text.replace("http://localhost:8005", service.url)
+
+
 def test_python_requests_with_iter_lines(service: Start) -> None:
-    url = service().url
-    # README: the Python client
-    with requests.post(f"{url}/api/chat", json={"message": "Draft an NDA"}, stream=True, timeout=60) as response:
-        events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith(b"data: ")]
-    assert events[0]["type"] == "start"
-    assert events[-1]["saved"] is True
-
-
-def test_fetch_with_a_reader_in_node(service: Start) -> None:
-    from conftest import required
-
-    readme = (ROOT / "README.md").read_text()
-    snippet = readme.partition("<!-- fetch -->\n```js\n")[2].partition("```")[0]
-    assert snippet
-    script = snippet.replace("http://localhost:8005", service().url)
-    done = subprocess.run(
-        [required("node"), "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60
-    )
+    code = snippet("requests", service())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
-    assert '"type":"end"' in done.stdout.replace(" ", "") or "end" in done.stdout
+    assert done.stdout.startswith("start")
+    assert "doc # Non-Disclosure" in done.stdout
+    assert done.stdout.rstrip().endswith("end")
+
+
+def test_fetch_with_a_reader_that_splits_lines(service: Start) -> None:
+    command = [required("node"), "--input-type=module", "-e", snippet("fetch", service())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.count("type: 'start'") == 1
+    assert done.stdout.count("type: 'doc'") > 50
+    assert done.stdout.count("saved: true") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------
