@@ -1,4 +1,4 @@
-FROM python:3.13.0-slim-bookworm
+FROM python:3.13-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1
 WORKDIR /app
@@ -15,7 +15,7 @@ ENV PYTHONDONTWRITEBYTECODE=1
 EXPOSE 8005
 STOPSIGNAL SIGTERM
 
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8005/healthz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8005, timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 
 # DATABASE_URL must be set: the image does not carry the embedded PostgreSQL.
 CMD ["uvicorn", "asgi_app:app", "--host", "0.0.0.0", "--port", "8005", "--ws", "none", "--no-access-log", "--timeout-graceful-shutdown", "35"]

@@ -24,6 +24,7 @@ from chat import (
     EndReason,
     Finished,
     FinishReason,
+    LostRun,
     ModelDelta,
     ModelError,
     Outcome,
@@ -34,7 +35,7 @@ from chat import (
     Usage,
     graph_thread_id,
 )
-from drafting import TOOLS, Documents, Reply
+from drafting import TOOLS, WRITE, Documents, Reply
 
 MODEL_CALLS = 8  # a turn's bound; the last one is not offered the tools, so that it closes with words
 # A whole copy of a channel's value is stored once in so many updates, to bound what must be replayed. A turn has four
@@ -153,9 +154,12 @@ class Agent:
         if turn.checkpoint_id is not None:
             config["configurable"]["checkpoint_id"] = turn.checkpoint_id
         progress = Progress(emit, stopping)
+        remembered, documents = _remember(turn.lost)
         message = HumanMessage(turn.message, id=turn.run_id)
         # "exit": one checkpoint a turn. It is committed with the turn's rows, or not at all.
-        await self._graph.ainvoke({"messages": [message], "documents": []}, config, context=progress, durability="exit")
+        await self._graph.ainvoke(
+            {"messages": [*remembered, message], "documents": documents}, config, context=progress, durability="exit"
+        )
         return Outcome(
             reason=_end_reason(progress),
             error=progress.error,
@@ -251,6 +255,36 @@ def _end_reason(progress: Progress) -> EndReason | None:
     if progress.finish == "content_filter":
         return "content_filter"
     return "stop" if progress.finish == "stop" else "length"
+
+
+def _remember(lost: Sequence[LostRun]) -> tuple[list[AnyMessage], list[Document]]:
+    """What runs said that left no state, as messages and documents: the reader has seen it, so the model must know."""
+    messages: list[AnyMessage] = []
+    documents: list[Document] = []
+    for run in lost:
+        messages.append(HumanMessage(run.message, id=run.run_id))
+        text = "".join(item["content"] for item in run.items if item["type"] == "message")
+        calls, answers = [], []
+        for item in run.items:
+            if item["type"] != "doc":
+                continue
+            call_id = f"call_{run.run_id}_{item['item']}"
+            arguments = {"title": item["title"], "content": item["content"]}
+            calls.append({"id": call_id, "name": WRITE, "args": arguments})
+            answers.append(ToolMessage(LOST_ANSWER, tool_call_id=call_id, name=WRITE))
+            documents.append(
+                {
+                    "doc_id": item["doc_id"],
+                    "title": item["title"],
+                    "version": item["version"],
+                    "content": item["content"],
+                    "complete": item["complete"],
+                }
+            )
+        if text or calls:
+            reply = AIMessage(text, tool_calls=calls, response_metadata={"interrupted": True})
+            messages += [reply, *answers]
+    return messages, documents
 
 
 def mended(messages: Sequence[AnyMessage]) -> list[BaseMessage]:

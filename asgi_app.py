@@ -30,7 +30,7 @@ from checkpointer import Checkpointer
 from embedded import EmbeddedPostgresError, embedded_postgres
 from model import OpenAIModel
 from offline import OfflineModel
-from runs import Draining, Run, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
+from runs import Draining, KeyReused, Run, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
 from settings import Settings, SettingsError
 from sse import EventId
 from store import Store, StoreUnavailable, open_store, where
@@ -40,6 +40,7 @@ log = logging.getLogger("draftstream")
 
 OWNER = "anonymous"  # whose everything is while no keys are configured
 CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
+FLUSH_TIMEOUT_S = 4.0  # how long a shutdown waits for the queue, after the runs have ended
 PAGE = Path(__file__).with_name("debug.html")
 THREADS_A_PAGE = 20
 
@@ -74,7 +75,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 dsn,
                 queue_size=settings.write_queue_size,
                 connect_timeout_s=CONNECT_TIMEOUT_S,
-                drain_timeout_s=settings.save_timeout_s,
+                drain_timeout_s=FLUSH_TIMEOUT_S,
             )
         )
         model = await stack.enter_async_context(open_model(settings))
@@ -92,6 +93,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 head=store.head,
                 start_run=store.start_run,
                 end_run=store.end_run,
+                save_progress=store.save_progress,
+                stored_run=store.run,
                 max_runs=settings.max_runs,
                 run_timeout_s=settings.run_timeout_s,
                 save_timeout_s=settings.save_timeout_s,
@@ -185,17 +188,23 @@ async def get_chat(service: Service, request: Request, response: Response) -> No
     if (last_event_id := request.headers.get("last-event-id")) is not None:
         await resume(service, request, response, last_event_id)
         return
-    await start_chat(service, request, response, request.query())
+    query = request.query()
+    await start_chat(service, request, response, query, query.pop("idempotency_key", None))
 
 
 async def post_chat(service: Service, request: Request, response: Response) -> None:
-    await start_chat(service, request, response, await request.json(service.settings.max_body_bytes))
+    body = await request.json(service.settings.max_body_bytes)
+    await start_chat(service, request, response, body, request.headers.get("idempotency-key"))
 
 
-async def start_chat(service: Service, request: Request, response: Response, fields: object) -> None:
+async def start_chat(
+    service: Service, request: Request, response: Response, fields: object, idempotency_key: str | None
+) -> None:
     if request.foreign_origin is not None and not origin_allowed(service, request):
         raise Problem(403, "bad_origin", "Pages of this origin may not use the service; see CORS_ALLOW_ORIGINS.")
-    chat = ChatRequest.from_fields(fields, max_message_chars=service.settings.max_message_chars)
+    chat = ChatRequest.from_fields(
+        fields, max_message_chars=service.settings.max_message_chars, idempotency_key=idempotency_key
+    )
     run = await service.runs.start(OWNER, chat)
     await stream(service, request, response, run, after=None, mode=chat.stream)
 
@@ -203,7 +212,9 @@ async def start_chat(service: Service, request: Request, response: Response, fie
 async def resume(service: Service, request: Request, response: Response, last_event_id: str) -> None:
     """An EventSource that comes back: go on with its run, or stop it with 204. It never runs the message twice."""
     event_id = EventId.parse(last_event_id)
-    run = service.runs.get(OWNER, event_id.run_id) if event_id is not None else None
+    run = None
+    if event_id is not None and event_id.after is not None:
+        run = await service.runs.find(OWNER, event_id.run_id)
     if event_id is None or event_id.after is None or run is None:
         await response.whole(204, None, b"")
         return
@@ -211,7 +222,7 @@ async def resume(service: Service, request: Request, response: Response, last_ev
 
 
 async def get_run_events(service: Service, request: Request, response: Response, run_id: str) -> None:
-    run = service.runs.get(OWNER, run_id)
+    run = await service.runs.find(OWNER, run_id)
     if run is None:
         raise not_found("run")
     after = request.query().get("after")
@@ -405,6 +416,8 @@ def problem_of(error: Exception) -> Problem:
         case ThreadBusy():
             detail = "The thread has a run in progress; follow it, cancel it, or wait for its end."
             return Problem(409, "thread_busy", detail, [retry_after()], run_id=error.run_id)
+        case KeyReused():
+            return invalid("idempotency_key", "came before with another request")
         case TooManyRuns() | QueueFull():
             return Problem(503, "overloaded", "The service has no room for another chat just now.", [retry_after()])
         case Draining():

@@ -3,6 +3,7 @@
 Everything else speaks these words. Nothing here does I/O, reads a clock or knows HTTP, SQL or LangGraph.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ class MessageTooLong(ValueError):
         self.limit = limit
 
 
+# An Idempotency-Key: visible ASCII, as clients make them (a UUID, most often).
+IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+
 StreamMode = Literal["pieces", "items"]
 FIELDS = ("message", "thread_id", "checkpoint_id", "stream")
 
@@ -56,10 +60,19 @@ class ChatRequest:
     thread_id: str | None = None
     checkpoint_id: str | None = None
     stream: StreamMode = "pieces"
+    idempotency_key: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells two requests with one idempotency key apart."""
+        fields = (self.message, self.thread_id, self.checkpoint_id, self.stream)
+        return hashlib.sha256(repr(fields).encode()).hexdigest()
 
     @classmethod
-    def from_fields(cls, fields: object, *, max_message_chars: int) -> "ChatRequest":
-        """Check a decoded JSON body, or a query's parameters as a dict.
+    def from_fields(
+        cls, fields: object, *, max_message_chars: int, idempotency_key: str | None = None
+    ) -> "ChatRequest":
+        """Check a decoded JSON body, or a query's parameters as a dict, and the key that came beside it.
 
         Raises InvalidRequest, which names every field that is wrong, and MessageTooLong.
         """
@@ -97,11 +110,13 @@ class ChatRequest:
                 refuse(field, detail)
         if fields.get("checkpoint_id") is not None and fields.get("thread_id") is None:
             refuse("checkpoint_id", "needs the thread_id it belongs to")
+        if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+            refuse("idempotency_key", "must be 1 to 255 visible ASCII characters")
         if fields.get("stream", "pieces") not in ("pieces", "items"):
             refuse("stream", 'must be "pieces" or "items"')
         if errors:
             raise InvalidRequest(errors)
-        return cls(**fields)
+        return cls(**fields, idempotency_key=idempotency_key)
 
 
 def title_from(message: str) -> str:
@@ -240,6 +255,7 @@ class RunStatus(StrEnum):
     COMPLETED = "completed"  # the model finished, or the provider cut it (length, content_filter)
     CANCELLED = "cancelled"  # a person, the run's time limit or the shutdown stopped it; it keeps what it has
     FAILED = "failed"  # the model or the service failed; it keeps what it has
+    INTERRUPTED = "interrupted"  # its process ended in the middle of it; it keeps what was saved of it on the way
 
 
 class StopCause(StrEnum):
@@ -274,11 +290,21 @@ class Item(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
+class LostRun:
+    """A run that left no state, as its process ended in the middle of it: what was said must be remembered anew."""
+
+    run_id: str
+    message: str
+    items: Sequence[Item]
+
+
+@dataclass(frozen=True, slots=True)
 class ThreadHead:
     """What must be known of a thread before a run of it may start. `last_seq` is 0 for a thread that is not there."""
 
     last_seq: int
     has_checkpoint: bool
+    lost: Sequence[LostRun] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +316,7 @@ class Turn:
     run_id: str
     message: str
     checkpoint_id: str | None = None
+    lost: Sequence[LostRun] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +344,29 @@ class RunStarted:
     message: str
     model: str
     started_at: float  # seconds since the epoch
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    lost: Sequence[str] = ()  # the runs before it that left no state
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """What a run has said since the last time, up to `position`: so that a crash loses a second of it at most."""
+
+    started: RunStarted
+    pieces: Sequence[tuple[int, "Piece"]]  # with the position of each
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run as the database has it, to be read again."""
+
+    run_id: str
+    thread_id: str
+    model: str
+    fingerprint: str | None
+    items: Sequence[Item]
+    last: "End | Error"
 
 
 @dataclass(frozen=True, slots=True)

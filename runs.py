@@ -26,21 +26,25 @@ from chat import (
     Piece,
     RunEnded,
     RunFailure,
+    RunProgress,
     RunStarted,
     RunStatus,
     Start,
     StopCause,
+    StoredRun,
     StreamMode,
     ThreadHead,
     Turn,
 )
-from sse import HEARTBEAT, RETRY, last_frame, parse_frame, piece_frame, start_frame, tail
+from sse import HEARTBEAT, RETRY, last_frame, parse_frame, piece_frame, start_frame, with_content
 
 log = logging.getLogger("draftstream.runs")
 
 FRAMES_A_WRITE = 512  # bounds the copy that a reader with a long backlog makes
 LINGER_S = 60.0  # an ended run stays in memory this long, for a client whose connection broke near the end
 LINGERING_RUNS = 1000
+DRAINING_SAVE_S = 1.0  # a shutdown ends within DRAIN_TIMEOUT_S and five seconds: this, and what empties the queue
+PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
 Emit = Callable[[Piece], None]
 Agent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
@@ -65,6 +69,10 @@ class Draining(Exception):
 
 class UnknownCheckpoint(Exception):
     """The thread has no such checkpoint."""
+
+
+class KeyReused(Exception):
+    """The idempotency key came before with another request."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -148,10 +156,7 @@ class OpenItem:
     pieces: list[str] = field(default_factory=list)
 
     def whole(self) -> Piece:
-        content = "".join(self.pieces)
-        if isinstance(self.first, Doc):
-            return Doc(content, self.first.item, self.first.doc_id, self.first.title, self.first.version)
-        return Message(content, self.first.item)
+        return with_content(self.first, "".join(self.pieces))
 
     def record(self, *, complete: bool) -> Item:
         piece = self.whole()
@@ -170,8 +175,13 @@ class OpenItem:
 class Run:
     """One answer to one message: the log of its events as frames, and the texts of its items."""
 
-    def __init__(self, owner: str, thread_id: str, run_id: str) -> None:
+    def __init__(self, owner: str, thread_id: str, run_id: str, fingerprint: str | None = None) -> None:
         self.owner = owner
+        self.fingerprint = fingerprint
+        # Resolves to this run, or to the one that its idempotency key stands for.
+        self.begun: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        self.started: RunStarted | None = None
+        self.kept = 0  # the frames whose pieces were saved already
         self.thread_id = thread_id
         self.run_id = run_id
         self.items: list[OpenItem] = []
@@ -186,6 +196,19 @@ class Run:
     def __repr__(self) -> str:
         state = "ended" if self.ended else "running"
         return f"<Run {self.run_id} {state}, {len(self._frames)} events, {len(self.readers)} readers>"
+
+    @classmethod
+    def again(cls, owner: str, stored: StoredRun) -> "Run":
+        """A run that has ended, out of what was stored of it."""
+        run = cls(owner, stored.thread_id, stored.run_id, stored.fingerprint)
+        run.begin(Start(stored.thread_id, stored.run_id, stored.model))
+        for item in stored.items:
+            if item["type"] == "doc":
+                run.emit(Doc(item["content"], item["item"], item["doc_id"], item["title"], item["version"]))
+            else:
+                run.emit(Message(item["content"], item["item"]))
+        run.finish(stored.last)
+        return run
 
     # Appending
 
@@ -216,6 +239,24 @@ class Run:
         if not self.stopping.done():
             self.stopping.set_result(cause)
 
+    def progress(self) -> RunProgress | None:
+        """What was said since the last time, the pieces of an item joined; None if nothing was."""
+        first, self.kept = max(self.kept, 1), len(self._frames)
+        joined: dict[int, tuple[int, list[Piece]]] = {}
+        for position, frame in zip(self._positions[first:], self._frames[first:], strict=True):
+            piece = parse_frame(frame)
+            if isinstance(piece, Doc | Message):
+                joined[piece.item] = (position, [*joined.get(piece.item, (0, []))[1], piece])
+        if not joined or self.started is None:
+            return None
+        return RunProgress(
+            self.started,
+            [
+                (position, with_content(pieces[0], "".join(piece.content for piece in pieces)))
+                for position, pieces in joined.values()
+            ],
+        )
+
     # Reading
 
     def follow(self, after: int | None, *, mode: StreamMode = "pieces", heartbeat_s: float) -> Cursor:
@@ -235,7 +276,8 @@ class Run:
         piece = parse_frame(self._frames[index])
         if not isinstance(piece, Doc | Message):
             return b"", index
-        return piece_frame(self._id, self._positions[index], tail(piece, after - begins)), index + 1
+        rest = piece.content[after - begins :]
+        return piece_frame(self._id, self._positions[index], with_content(piece, rest)), index + 1
 
     def frames_from(self, index: int, mode: StreamMode) -> tuple[bytes, int]:
         """What stands in the log from `index` on, as bytes, and the index after it."""
@@ -273,6 +315,8 @@ class Runs:
         head: Callable[[str, str, str | None], Awaitable[ThreadHead]],
         start_run: Callable[[RunStarted], asyncio.Future[None]],
         end_run: Callable[[RunEnded], Awaitable[asyncio.Future[None]]],
+        save_progress: Callable[[RunProgress], object],
+        stored_run: Callable[[str, str | None, str | None], Awaitable[StoredRun | None]],
         max_runs: int,
         run_timeout_s: float,
         save_timeout_s: float,
@@ -283,12 +327,15 @@ class Runs:
         self._head = head
         self._start_run = start_run
         self._end_run = end_run
+        self._save_progress = save_progress
+        self._stored_run = stored_run
         self._max_runs = max_runs
         self._run_timeout_s = run_timeout_s
         self._save_timeout_s = save_timeout_s
         self._drain_timeout_s = drain_timeout_s
         self._runs: dict[str, Run] = {}  # by run_id; the ended ones linger
         self._busy: dict[tuple[str, str], Run] = {}  # by owner and thread
+        self._keyed: dict[tuple[str, str], Run] = {}  # by owner and idempotency key
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self.draining = False
@@ -305,42 +352,84 @@ class Runs:
         run = self._runs.get(run_id)
         return run if run is not None and run.owner == owner else None
 
+    async def find(self, owner: str, run_id: str) -> Run | None:
+        """The run, in memory or as it is stored. A client can't tell which it was."""
+        run = self.get(owner, run_id)
+        if run is not None:
+            return run
+        stored = await self._stored_run(owner, run_id, None)
+        return Run.again(owner, stored) if stored is not None else None
+
     async def start(self, owner: str, request: ChatRequest) -> Run:
         """Start a run for the message; its `start` is in the log when this returns.
 
         A new thread (no thread_id) waits for nothing. A named one is looked up first, as what can be refused must be
         refused before the first byte. Raises Draining, TooManyRuns, ThreadBusy, UnknownCheckpoint, and what the
-        callables raise.
+        callables raise. A request with an idempotency key that came before gets the run that it got then; raises
+        KeyReused if the request was another.
         """
-        run = self._claim(owner, request.thread_id or str(uuid.uuid4()))
+        key = request.idempotency_key
+        if key is not None and (claimed := self._keyed.get((owner, key))) is not None:
+            return _same(await asyncio.shield(claimed.begun), request)
+        run = self._claim(owner, request)
         try:
-            seq = 1
-            if request.thread_id is not None:
-                head = await self._head(owner, request.thread_id, request.checkpoint_id)
-                if request.checkpoint_id is not None and not head.has_checkpoint:
-                    raise UnknownCheckpoint
-                seq = head.last_seq + 1
-            started = RunStarted(owner, run.thread_id, run.run_id, seq, request.message, self._model, time.time())
-            self._start_run(started)
-        except BaseException:
-            del self._busy[owner, run.thread_id]
+            stored = await self._stored_run(owner, None, key) if key is not None else None
+            if stored is None:
+                await self._begin(run, request)
+        except BaseException as error:
+            self._unclaim(run, key)
+            run.begun.set_exception(error if isinstance(error, Exception) else TooManyRuns())
+            run.begun.exception()  # those that wait for it with its key hear why; there may be none
             raise
+        if stored is None:
+            run.begun.set_result(run)
+            return run
+        self._unclaim(run, key)
+        run.begun.set_result(Run.again(owner, stored))
+        return _same(run.begun.result(), request)
+
+    async def _begin(self, run: Run, request: ChatRequest) -> None:
+        head = ThreadHead(0, has_checkpoint=False)
+        if request.thread_id is not None:
+            head = await self._head(run.owner, request.thread_id, request.checkpoint_id)
+            if request.checkpoint_id is not None and not head.has_checkpoint:
+                raise UnknownCheckpoint
+        run.started = RunStarted(
+            owner=run.owner,
+            thread_id=run.thread_id,
+            run_id=run.run_id,
+            seq=head.last_seq + 1,
+            message=request.message,
+            model=self._model,
+            started_at=time.time(),
+            idempotency_key=request.idempotency_key,
+            fingerprint=request.fingerprint if request.idempotency_key is not None else None,
+            lost=[lost.run_id for lost in head.lost],
+        )
+        self._start_run(run.started)
         self._runs[run.run_id] = run
         run.begin(Start(run.thread_id, run.run_id, self._model))
-        turn = Turn(owner, run.thread_id, run.run_id, request.message, request.checkpoint_id)
-        task = asyncio.create_task(self._carry_out(run, started, turn), name=f"run {run.run_id}")
+        turn = Turn(run.owner, run.thread_id, run.run_id, request.message, request.checkpoint_id, head.lost)
+        task = asyncio.create_task(self._carry_out(run, run.started, turn), name=f"run {run.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return run
 
-    def _claim(self, owner: str, thread_id: str) -> Run:
+    def _unclaim(self, run: Run, key: str | None) -> None:
+        del self._busy[run.owner, run.thread_id]
+        if key is not None:
+            del self._keyed[run.owner, key]
+
+    def _claim(self, owner: str, request: ChatRequest) -> Run:
+        thread_id = request.thread_id or str(uuid.uuid4())
         if self.draining:
             raise Draining
         if (busy := self._busy.get((owner, thread_id))) is not None:
             raise ThreadBusy(busy.run_id)
         if self.full:
             raise TooManyRuns
-        run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()))
+        run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint)
+        if request.idempotency_key is not None:
+            self._keyed[owner, request.idempotency_key] = run
         return run
 
     async def _carry_out(self, run: Run, started: RunStarted, turn: Turn) -> None:
@@ -392,7 +481,8 @@ class Runs:
         )
         if last is not None or outcome.reason is None:
             return last or Error("The run ended without a reason.", "internal", retryable=True)
-        await asyncio.wait({saved}, timeout=self._save_timeout_s)
+        patience_s = min(self._save_timeout_s, DRAINING_SAVE_S) if self.draining else self._save_timeout_s
+        await asyncio.wait({saved}, timeout=patience_s)
         if saved.done() and saved.exception() is not None:
             return Error(
                 "The database refused this turn for its content; it was set aside.", "unstorable", retryable=False
@@ -407,7 +497,18 @@ class Runs:
 
     def _forget(self, run_id: str) -> None:
         self._lingering.pop(run_id).cancel()
-        del self._runs[run_id]
+        run = self._runs.pop(run_id)
+        if run.started is not None and run.started.idempotency_key is not None:
+            del self._keyed[run.owner, run.started.idempotency_key]
+
+    async def _keep_progress(self) -> None:
+        """Save what runs have said, in batches; a run's end does it for the rest."""
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            for run in self._busy.values():
+                progress = run.progress() if not run.ended else None
+                if progress is not None:
+                    self._save_progress(progress)
 
     # Ending
 
@@ -422,14 +523,24 @@ class Runs:
             await asyncio.wait(self._tasks)
 
     async def __aenter__(self) -> Self:
+        self._keeper = asyncio.create_task(self._keep_progress(), name="progress")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.drain()
+        self._keeper.cancel()
+        await asyncio.wait({self._keeper})
         for run_id in list(self._lingering):
             self._forget(run_id)
+
+
+def _same(run: Run, request: ChatRequest) -> Run:
+    """The run of a request that came before, if this is that request."""
+    if run.fingerprint != request.fingerprint:
+        raise KeyReused
+    return run
 
 
 STOPPED = {

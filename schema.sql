@@ -25,17 +25,23 @@ CREATE TABLE IF NOT EXISTS runs (
         'running',                                         -- → any of the others, once
         'completed',                                       -- the model finished, or the provider cut it (see reason)
         'cancelled',                                       -- a person, the run's time limit or a shutdown stopped it
-        'failed'                                           -- see error
+        'failed',                                          -- see error
+        'interrupted'                                      -- its process ended in the middle of it
     )),
     reason        text,                                    -- as the run's `end` said: stop, length, content_filter, …
     error         jsonb,                                   -- as the run's `error` said: content, code, retryable
     usage         jsonb,                                   -- input_tokens, output_tokens
     model         text        NOT NULL,
     checkpoint_id text,                                    -- the state that the run left
+    idempotency_key text,
+    fingerprint   text,                                    -- of the request that came with the key
     started_at    timestamptz NOT NULL,
     ended_at      timestamptz,
     UNIQUE (owner, thread_id, seq)                         -- the history in order; and no two runs in one place
 );
+
+-- A request that comes again finds its run; few runs have a key.
+CREATE UNIQUE INDEX IF NOT EXISTS runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS messages (
     owner      text        NOT NULL,
@@ -53,6 +59,25 @@ CREATE TABLE IF NOT EXISTS messages (
     created_at timestamptz NOT NULL,
     PRIMARY KEY (owner, thread_id, seq, item)              -- a thread is read by one scan of this index, in order
 );
+
+-- What a run in progress has said so far, a few rows a second; deleted when it ends, with its items in one transaction.
+CREATE TABLE IF NOT EXISTS pieces (
+    run_id     text        NOT NULL,
+    position   bigint      NOT NULL,                       -- of the piece's end, in code points of the run's content
+    owner      text        NOT NULL,
+    thread_id  text        NOT NULL,
+    seq        bigint      NOT NULL,
+    item       integer     NOT NULL,
+    type       text        NOT NULL CHECK (type IN ('message', 'doc')),
+    content    text        NOT NULL,
+    doc_id     text,
+    title      text,
+    version    integer,
+    PRIMARY KEY (run_id, position)
+);
+
+-- A thread's history includes what its runs in progress have said.
+CREATE INDEX IF NOT EXISTS pieces_thread ON pieces (owner, thread_id, seq);
 
 -- A record that the database refused for its content, set aside so that the others could go on.
 CREATE TABLE IF NOT EXISTS dead_letters (

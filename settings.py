@@ -71,7 +71,7 @@ class Settings:
             max_body_bytes=whole("MAX_BODY_BYTES", 2**20, 1024),
             max_message_chars=whole("MAX_MESSAGE_CHARS", 32_000, 1),
             max_runs=whole("MAX_RUNS", 1000, 1),
-            write_queue_size=whole("WRITE_QUEUE_SIZE", 10_000, 1),
+            write_queue_size=whole("WRITE_QUEUE_SIZE", 10_000, 2),
             save_timeout_s=seconds("SAVE_TIMEOUT_S", 5),
             run_timeout_s=seconds("RUN_TIMEOUT_S", 600),
             model_idle_timeout_s=seconds("MODEL_IDLE_TIMEOUT_S", 60),

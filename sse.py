@@ -60,11 +60,11 @@ class EventId:
         return cls(match[1], None if match[2] == END else int(match[2]))
 
 
-def tail(piece: Piece, skip: int) -> Piece:
-    """The piece without its first `skip` code points."""
+def with_content(piece: Piece, content: str) -> Piece:
+    """The piece with another text."""
     if isinstance(piece, Doc):
-        return Doc(piece.content[skip:], piece.item, piece.doc_id, piece.title, piece.version)
-    return Message(piece.content[skip:], piece.item)
+        return Doc(content, piece.item, piece.doc_id, piece.title, piece.version)
+    return Message(content, piece.item)
 
 
 def parse_frame(frame: bytes) -> Event:

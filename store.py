@@ -10,14 +10,29 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
 
-from chat import USER_ITEM, Item, RunEnded, RunFailure, RunStarted, ThreadHead, graph_thread_id, title_from
-from writer import BACKOFF_S, Write, Writer, within
+from chat import (
+    USER_ITEM,
+    Doc,
+    End,
+    Error,
+    Item,
+    LostRun,
+    RunEnded,
+    RunFailure,
+    RunProgress,
+    RunStarted,
+    StoredRun,
+    ThreadHead,
+    graph_thread_id,
+    title_from,
+)
+from writer import BACKOFF_S, QueueFull, Write, Writer, within
 
 log = logging.getLogger("draftstream.store")
 
@@ -47,9 +62,28 @@ ON CONFLICT (owner, thread_id) DO UPDATE SET
     last_seq = GREATEST(threads.last_seq, EXCLUDED.last_seq),
     updated_at = GREATEST(threads.updated_at, EXCLUDED.updated_at)"""
 
-START_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at)
-VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8))
+START_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at, idempotency_key, fingerprint)
+VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8)
 ON CONFLICT (run_id) DO NOTHING"""
+
+PUT_PIECE = """INSERT INTO pieces
+    (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (run_id, position) DO NOTHING"""
+
+DELETE_PIECES = "DELETE FROM pieces WHERE run_id = $1"
+
+# The items of runs in progress, and of those whose process ended, out of their pieces.
+ITEMS_OF_PIECES = """SELECT owner, thread_id, seq, item, run_id, 'assistant' AS role, type,
+    string_agg(content, '' ORDER BY position) AS content, false AS complete, doc_id, title, version, now() AS created_at
+FROM pieces WHERE {} GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version"""
+
+# The thread has moved on from a run whose process ended: what was saved of it becomes its items.
+KEEP_PIECES = f"""INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+    doc_id, title, version, created_at)
+{ITEMS_OF_PIECES.format("run_id = $1")}
+ON CONFLICT (owner, thread_id, seq, item) DO NOTHING"""
+INTERRUPT_RUN = "UPDATE runs SET status = 'interrupted' WHERE run_id = $1 AND status = 'running'"
 
 # The whole row, so that it stands even if the run's start was set aside; a run ends once.
 END_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at,
@@ -75,12 +109,29 @@ READ_THREAD = "SELECT thread_id, title, created_at, updated_at FROM threads WHER
 READ_RUNS = """SELECT run_id, seq, status, reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
 FROM runs WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
 
-READ_ITEMS = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
-FROM messages WHERE owner = $1 AND thread_id = $2 ORDER BY seq, item"""
+READ_ITEMS = f"""SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
+FROM (
+    SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
+    FROM messages WHERE owner = $1 AND thread_id = $2
+  UNION ALL
+    {ITEMS_OF_PIECES.format("owner = $1 AND thread_id = $2")}
+) AS items ORDER BY seq, item"""  # noqa: S608  # our own text
+
+# The thread's runs after the last one that left a state, if there are any.
+READ_LOST = """SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2
+AND seq > (SELECT coalesce(max(seq), 0) FROM runs
+    WHERE owner = $1 AND thread_id = $2 AND checkpoint_id IS NOT NULL)
+ORDER BY seq"""
+
+READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint
+FROM runs WHERE owner = $1 AND """
+READ_RUN_BY_ID = READ_RUN + "run_id = $2"
+READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
 
 # What must be known of a thread before a run of it may start: one look at two primary keys.
 READ_HEAD = """SELECT
     (SELECT last_seq FROM threads WHERE owner = $1 AND thread_id = $2) AS last_seq,
+    (SELECT checkpoint_id IS NULL FROM runs WHERE owner = $1 AND thread_id = $2 ORDER BY seq DESC LIMIT 1) AS lost,
     EXISTS (SELECT 1 FROM checkpoints
         WHERE thread_id = $3 AND checkpoint_ns = '' AND checkpoint_id = $4) AS has_checkpoint"""
 
@@ -88,10 +139,15 @@ READ_HEAD = """SELECT
 def start_writes(run: RunStarted) -> list[Write]:
     """The rows of a run's start: its thread, the run, the user's message."""
     message: Item = {"item": USER_ITEM, "role": "user", "type": "message", "content": run.message, "complete": True}
+    row = (
+        *(run.run_id, run.owner, run.thread_id, run.seq, run.model, run.started_at),
+        *(run.idempotency_key, run.fingerprint),
+    )
     return [
         (PUT_THREAD, (run.owner, run.thread_id, title_from(run.message), run.seq, run.started_at)),
-        (START_RUN, (run.run_id, run.owner, run.thread_id, run.seq, run.model, run.started_at)),
+        (START_RUN, row),
         _item_write(run, message, run.started_at),
+        *((sql, (lost,)) for lost in run.lost for sql in (KEEP_PIECES, DELETE_PIECES, INTERRUPT_RUN)),
     ]
 
 
@@ -105,7 +161,21 @@ def end_writes(end: RunEnded) -> list[Write]:
         *(run.run_id, run.owner, run.thread_id, run.seq, end.status.value, run.model, run.started_at),
         *(end.reason, _json(error), _json(end.usage), end.checkpoint_id, end.ended_at),
     )
-    return [(END_RUN, row), *(_item_write(run, item, end.ended_at) for item in end.items)]
+    items = [_item_write(run, item, end.ended_at) for item in end.items]
+    return [(END_RUN, row), *items, (DELETE_PIECES, (run.run_id,))]
+
+
+def progress_writes(progress: RunProgress) -> list[Write]:
+    """The rows of what a run in progress has said since the last time."""
+    run = progress.started
+    writes: list[Write] = []
+    for position, piece in progress.pieces:
+        place = (run.run_id, position, run.owner, run.thread_id, run.seq, piece.item)
+        if isinstance(piece, Doc):
+            writes.append((PUT_PIECE, (*place, "doc", piece.content, piece.doc_id, piece.title, piece.version)))
+        else:
+            writes.append((PUT_PIECE, (*place, "message", piece.content, None, None, None)))
+    return writes
 
 
 def _item_write(run: RunStarted, item: Item, created_at: float) -> Write:
@@ -122,6 +192,12 @@ def _json(value: object) -> str | None:
 
 # ---------------------------------------------------------------------------------------------------------------
 # The store
+
+
+INTERRUPTED = Error(
+    "The service ended in the middle of this run; what was saved of it was kept.", "interrupted", retryable=True
+)
+"""How a run ends whose process did."""
 
 
 class ThreadSummary(TypedDict):
@@ -156,12 +232,15 @@ class Store:
 
     @property
     def full(self) -> bool:
-        return self._writer.full
+        """Whether there is no room for a run's start and its end: each run in progress has a place kept for its end."""
+        return self._writer.waiting + len(self._open_runs) + 2 > self._writer.size
 
     # Writing
 
     def start_run(self, run: RunStarted) -> asyncio.Future[None]:
         """Queue a run's start. The future resolves when it is committed. Raises QueueFull."""
+        if self.full:
+            raise QueueFull
         thread = graph_thread_id(run.owner, run.thread_id)
         unit = self._writer.put_nowait(thread, start_writes(run))
         self._open_runs[thread] = OpenRun(first=run.seq == 1)
@@ -173,6 +252,13 @@ class Store:
         checkpoints = self._open_runs.pop(thread).writes if thread in self._open_runs else []
         unit = await self._writer.put(thread, [*end_writes(end), *checkpoints])
         return unit.saved
+
+    def save_progress(self, progress: RunProgress) -> asyncio.Future[None] | None:
+        """Queue what a run has said so far; None while the queue has better things to do."""
+        thread = graph_thread_id(progress.started.owner, progress.started.thread_id)
+        if self._writer.failing or self._writer.waiting > self._writer.size // 2:
+            return None
+        return self._writer.put_nowait(thread, progress_writes(progress)).saved
 
     async def write(self, thread: str, writes: Sequence[Write]) -> None:
         """Write for a thread of the graph ("owner/thread_id").
@@ -220,7 +306,39 @@ class Store:
         thread = graph_thread_id(owner, thread_id)
         await self.settled(thread)
         [row] = await self.fetch(READ_HEAD, owner, thread_id, thread, checkpoint_id)
-        return ThreadHead(row["last_seq"] or 0, row["has_checkpoint"])
+        lost = await self._lost_runs(owner, thread_id) if row["lost"] and checkpoint_id is None else []
+        return ThreadHead(row["last_seq"] or 0, row["has_checkpoint"], lost)
+
+    async def _lost_runs(self, owner: str, thread_id: str) -> list[LostRun]:
+        ids = [row["run_id"] for row in await self.fetch(READ_LOST, owner, thread_id)]
+        said: dict[str, list[Item]] = {run_id: [] for run_id in ids}
+        for row in await self.fetch(READ_ITEMS, owner, thread_id):
+            if row["run_id"] in said:
+                said[row["run_id"]].append(cast("Item", _item(row)))
+        return [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
+
+    async def run(self, owner: str, run_id: str | None, idempotency_key: str | None = None) -> StoredRun | None:
+        """A run by its id, or by the key of its request, as far as it is stored."""
+        by, value = (READ_RUN_BY_ID, run_id) if run_id is not None else (READ_RUN_BY_KEY, idempotency_key)
+        rows = await self.fetch(by, owner, value)
+        if not rows:
+            return None
+        row = rows[0]
+        await self.settled(graph_thread_id(owner, row["thread_id"]))
+        items = [
+            cast("Item", _item(item))
+            for item in await self.fetch(READ_ITEMS, owner, row["thread_id"])
+            if item["run_id"] == row["run_id"] and item["role"] == "assistant"
+        ]
+        last: End | Error
+        if row["error"] is not None:
+            last = Error(**orjson.loads(row["error"]))
+        elif row["reason"] is not None:
+            usage = None if row["usage"] is None else orjson.loads(row["usage"])
+            last = End(row["reason"], saved=True, checkpoint_id=row["checkpoint_id"], usage=usage)
+        else:
+            last = INTERRUPTED
+        return StoredRun(row["run_id"], row["thread_id"], row["model"], row["fingerprint"], items, last)
 
     async def threads(
         self, owner: str, limit: int, before: tuple[datetime, str] | None
@@ -321,7 +439,7 @@ async def open_store(
         await connection.close()
     writer = Writer(dsn, queue_size)
     async with asyncpg.create_pool(
-        dsn, min_size=1, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S
+        dsn, min_size=0, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S
     ) as pool:
         writing = asyncio.create_task(writer.run(), name="writer")
         try:

@@ -23,6 +23,8 @@ BATCH_UNITS = 64  # 20,700 small turns a second in batches of 64, 2,300 one by o
 COMMIT_BUDGET_S = 2.0  # a frozen connection is given up after this; a healthy batch takes milliseconds
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
+GATHERED = ("INSERT", "DELETE FROM pieces")
+
 ADD_DEAD_LETTER = "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
 
 Write = tuple[str, tuple[object, ...]]
@@ -56,12 +58,13 @@ class Unit:
 def statements(units: Sequence[Unit]) -> Iterator[tuple[str, list[tuple[object, ...]]]]:
     """The batch's statements, those of a kind together.
 
-    Idempotent INSERTs of different tables commute, so they are gathered; anything else keeps its place.
+    Idempotent INSERTs of different tables commute, so they are gathered, and so are the deletions of ended runs'
+    pieces, which come after the last of them; anything else keeps its place.
     """
     gathered: dict[str, list[tuple[object, ...]]] = {}
     for unit in units:
         for sql, arguments in unit.writes:
-            if sql.startswith("INSERT"):
+            if sql.startswith(GATHERED):
                 gathered.setdefault(sql, []).append(arguments)
                 continue
             yield from gathered.items()
@@ -113,8 +116,8 @@ class Writer:
         return f"<Writer {self._queue.qsize()} of {self._queue.maxsize} units waiting{', failing' * self.failing}>"
 
     @property
-    def full(self) -> bool:
-        return self._queue.full()
+    def size(self) -> int:
+        return self._queue.maxsize
 
     @property
     def waiting(self) -> int:

@@ -99,17 +99,35 @@ def take(stream: Stream, lines: list[str]) -> None:
     stream.events.append(json.loads(lines[1].removeprefix("data: ")))
 
 
+FIELDS = {
+    "start": {"type", "thread_id", "run_id", "model"},
+    "message": {"type", "content", "item"},
+    "doc": {"type", "content", "item", "doc_id", "title", "version"},
+    "end": {"type", "reason", "saved", "checkpoint_id", "usage"},
+    "error": {"type", "content", "code", "retryable"},
+}
+
+
 def check(stream: Stream, *, resumed: bool) -> None:
+    for event in stream.events:
+        assert event.keys() == FIELDS[event["type"]], event
     kinds = [event["type"] for event in stream.events]
     assert kinds[-1] in ("end", "error")
     assert sum(kind in ("end", "error") for kind in kinds) == 1
     assert {place.split(":")[0] for place in stream.ids} == {stream.run_id}
     assert stream.ids[-1].endswith(":end")
-    if resumed:
-        return
-    assert kinds[0] == "start"
-    assert kinds.count("start") == 1
+    assert resumed or kinds[0] == "start"
+    assert "start" not in kinds[1:]
+    numbers = list(stream.items)
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True, "items have a gap"
+    pieces = [event["item"] for event in stream.events if "item" in event]
+    assert pieces == sorted(pieces), "items are interleaved"
+    # Where a stream that goes on began shows in its first id: from there each position counts its own content.
     position = 0
-    for place, event in zip(stream.ids[:-1], stream.events[:-1], strict=True):
-        position += len(event["content"]) if event["type"] in ("message", "doc") else 0
+    for number, (place, event) in enumerate(zip(stream.ids[:-1], stream.events[:-1], strict=True)):
+        length = len(event["content"]) if "item" in event else 0
+        if number == 0 and event["type"] != "start":
+            position = int(place.split(":")[1]) - length
+            assert position >= 0
+        position += length
         assert place == f"{stream.run_id}:{position}"

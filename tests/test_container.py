@@ -29,7 +29,7 @@ def copied() -> list[str]:
 
 def test_the_dockerfile_is_plain() -> None:
     [base] = instructions("FROM")
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base), "a slim base, pinned"
+    assert re.fullmatch(r"python:3\.\d+-slim-\w+", base), "a slim base, pinned"
     assert instructions("ADD") == []
     assert instructions("USER") == [str(ORDINARY_USER)]
     for command in (*instructions("CMD"), instructions("HEALTHCHECK")[0].partition("CMD ")[2]):

@@ -20,10 +20,12 @@ from chat import (
     Piece,
     RunEnded,
     RunFailure,
+    RunProgress,
     RunStarted,
     RunStatus,
     Start,
     StopCause,
+    StoredRun,
     ThreadHead,
     Turn,
 )
@@ -55,6 +57,8 @@ class Records:
         self.started: list[RunStarted] = []
         self.ended: list[RunEnded] = []
         self.saves = saves
+        self.progress: list[RunProgress] = []
+        self.stored: dict[str | None, StoredRun] = {}
         self.heads: dict[str, ThreadHead] = {}
 
     def _future(self) -> asyncio.Future[None]:
@@ -71,6 +75,9 @@ class Records:
         self.ended.append(run)
         return self._future()
 
+    async def stored_run(self, owner: str, run_id: str | None, key: str | None) -> StoredRun | None:
+        return self.stored.get(run_id or key)
+
     async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
         await asyncio.sleep(0)
         return self.heads.get(thread_id, ThreadHead(0, has_checkpoint=False))
@@ -86,6 +93,8 @@ async def registry(agent: Agent, records: Records | None = None, **settings: flo
         head=records.head,
         start_run=records.start_run,
         end_run=records.end_run,
+        save_progress=records.progress.append,
+        stored_run=records.stored_run,
         **limits,  # type: ignore[arg-type]
     ) as runs:
         yield runs

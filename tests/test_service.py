@@ -120,7 +120,9 @@ def test_two_clients_on_two_threads_never_see_each_others_words(service: Start, 
     running = service(openai=openai)
 
     def converse(name: str) -> list[str]:
-        return [chat(running.url, f"{name} says {turn}", thread_id=name).text for turn in range(4)]
+        streams = [chat(running.url, f"{name} says {turn}", thread_id=name) for turn in range(4)]
+        assert [(stream.status, stream.events and stream.last["type"]) for stream in streams] == [(200, "end")] * 4
+        return [stream.text for stream in streams]
 
     names = [f"client-{number}" for number in range(12)]
     with ThreadPoolExecutor(12) as threads:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat import Doc, End, Error, Message, Piece, Start
-from sse import EventId, last_frame, parse_frame, piece_frame, start_frame, tail
+from sse import EventId, last_frame, parse_frame, piece_frame, start_frame, with_content
 
 RUN = b"123e4567-e89b-12d3-a456-426614174000"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -28,13 +28,11 @@ def test_a_frame_is_an_id_line_a_data_line_and_an_empty_one_whatever_the_text(pi
     assert parse_frame(frame) == piece
 
 
-@given(PIECES, st.data())
-def test_a_tail_is_the_rest_of_a_piece(piece: Piece, data: st.DataObject) -> None:
-    skip = data.draw(st.integers(0, len(piece.content)))
-    rest = tail(piece, skip)
-    assert piece.content[:skip] + rest.content == piece.content
-    assert type(rest) is type(piece)
-    assert rest.item == piece.item
+@given(PIECES, TEXT)
+def test_a_piece_takes_another_text_and_keeps_the_rest(piece: Piece, content: str) -> None:
+    changed = with_content(piece, content)
+    assert changed.content == content
+    assert with_content(changed, piece.content) == piece
 
 
 def test_the_first_and_last_frames_have_the_fields_of_the_contract_in_order() -> None:

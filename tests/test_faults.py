@@ -1,0 +1,205 @@
+"""Runs outlive connections and crashes: real processes are killed, connections are cut, requests come again."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import requests
+from conftest import Service
+from openai_server import OpenAIServer, Step, echo, finish, pause, stall, text, tool, wait
+from sse_client import chat, request
+from test_service import graph_state, history, rows
+
+Start = Callable[..., Service]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_kill_9_in_the_middle_of_a_run_loses_less_than_a_second_of_it(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    begun = '{"title":"NDA","content":"# NDA\\n\\nThe first half'
+    openai.reply(text("Here it ", "comes."), tool("write_document", begun), stall())
+    running = service(openai=openai)
+    with ThreadPoolExecutor(1) as threads:
+        reply = threads.submit(chat, running.url, "Draft an NDA", thread_id="t")
+        wait_for(lambda: [item for item in rows(database_url, "SELECT 1 FROM pieces WHERE type = 'doc'") if item])
+        running.kill()
+        assert reply.exception() is not None, "the stream breaks off"
+    running.restart()
+    said = [(item["content"], item["complete"]) for item in history(running, "t")["messages"]]
+    assert said == [("Draft an NDA", True), ("Here it comes.", False), ("# NDA\n\nThe first half", False)]
+
+    openai.reply(
+        tool("edit_document", {"doc_id": "d1", "edits": [{"find": "x", "replace": "y"}]}), finish("tool_calls")
+    )
+    openai.default = (echo(),)
+    after = chat(running.url, "Go on", thread_id="t")
+    assert after.last["type"] == "end"
+    sent = json.loads(after.text)
+    assert [role for role, _ in sent] == ["system", "user", "assistant", "tool", "user", "assistant", "tool"]
+    assert sent[2] == ["assistant", "Here it comes."]
+    assert openai.requests[1].body["messages"][2]["tool_calls"][0]["function"]["name"] == "write_document"
+    assert openai.refusals == []
+    stored = history(running, "t")
+    assert [run["status"] for run in stored["runs"]] == ["interrupted", "completed"]
+    assert [item["content"] for item in stored["messages"][:3]] == [content for content, _ in said]
+    assert rows(database_url, "SELECT 1 FROM pieces") == []
+    state = graph_state(database_url, "t")
+    assert [document["complete"] for document in state["documents"]] == [False]
+    third = json.loads(chat(running.url, "And on", thread_id="t").text)
+    assert third[1:7] == sent[1:7]
+
+
+def test_a_run_that_was_killed_is_told_as_interrupted_when_it_is_read_again(
+    service: Start, openai: OpenAIServer
+) -> None:
+    openai.reply(text("As far as it came"), stall())
+    running = service(openai=openai)
+    with requests.get(f"{running.url}/chat?message=Hi", stream=True, timeout=20) as answer:
+        run_id = next(line for line in answer.iter_lines(chunk_size=1) if line.startswith(b"id: ")).decode()[4:40]
+        time.sleep(1.2)
+        running.kill()
+    running.restart()
+    again = request("GET", f"{running.url}/api/runs/{run_id}/events")
+    assert again.text == "As far as it came"
+    assert again.last["code"] == "interrupted"
+    assert len(openai.requests) == 1
+
+
+def test_a_run_is_read_from_the_database_as_it_was_from_memory(service: Start) -> None:
+    running = service()
+    first = chat(running.url, "Draft an NDA", thread_id="t")
+    events = f"{running.url}/api/runs/{first.run_id}/events"
+    live = {after: request("GET", f"{events}?after={after}") for after in (0, 5, 200, 300, 5000)}
+    running.restart()
+    whole = request("GET", events)
+    assert whole.items == first.items
+    assert whole.events[0] == first.events[0]
+    assert whole.last == first.last
+    for after, stream in live.items():
+        stored = request("GET", f"{events}?after={after}")
+        assert stored.items == stream.items, f"after {after}"
+        assert stored.last == stream.last
+        assert stored.ids[-2:] == stream.ids[-2:]
+    resumed = request("GET", f"{running.url}/chat?message=x", headers={"Last-Event-ID": f"{first.run_id}:300"})
+    assert resumed.items == live[300].items
+    over = request("GET", f"{running.url}/chat?message=x", headers={"Last-Event-ID": f"{first.run_id}:end"})
+    assert over.status == 204
+
+
+def test_an_event_source_that_is_cut_five_times_has_the_exact_text(service: Start, openai: OpenAIServer) -> None:
+    words = [f"word {number} 😀, " for number in range(60)]
+    steps: list[Step] = [step for word in words for step in (text(word), pause(0.02))]
+    openai.reply(*steps, finish())
+    running = service(openai=openai)
+    said, last_id, cuts = "", "", 0
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+        connection.request("GET", "/chat?message=Hi", headers={"Last-Event-ID": last_id} if last_id else {})
+        answer = connection.getresponse()
+        if answer.status == 204:
+            answer.close()
+            connection.close()
+            break
+        for line in iter(answer.readline, b""):
+            if line.startswith(b"id: "):
+                last_id = line[4:].decode().strip()
+            elif line.startswith(b"data: "):
+                event = json.loads(line[6:])
+                said += event.get("content", "")
+                if cuts < 5 and len(said) > (cuts + 1) * 100:
+                    cuts += 1
+                    break
+        answer.close()
+        connection.close()
+    assert cuts == 5
+    assert said == "".join(words)
+    assert len(openai.requests) == 1
+
+
+def test_a_request_that_comes_again_with_its_key_gets_its_run(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    running = service(openai=openai)
+    key = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+    first = chat(running.url, "Hi", headers=key)
+    again = chat(running.url, "Hi", headers=key)
+    assert (again.run_id, again.text, again.last) == (first.run_id, first.text, first.last)
+    other = chat(running.url, "Something else", headers=key)
+    assert (other.status, other.problem["errors"][0]["pointer"]) == (422, "/idempotency_key")
+    running.kill()
+    running.restart()
+    after = chat(running.url, "Hi", headers=key)
+    assert (after.run_id, after.items, after.last) == (first.run_id, first.items, first.last)
+    assert chat(running.url, "Something else", headers=key).status == 422
+    by_get = request("GET", f"{running.url}/chat?message=Hi&idempotency_key=k1")
+    assert request("GET", f"{running.url}/chat?message=Hi&idempotency_key=k1").run_id == by_get.run_id
+    assert chat(running.url, "Hi", headers={"Idempotency-Key": "ü"}).status == 422
+    assert len(openai.requests) == 2
+    assert len(rows(database_url, "SELECT 1 FROM runs")) == 2
+
+
+def test_requests_that_come_at_once_with_one_key_get_one_run(service: Start, openai: OpenAIServer) -> None:
+    gate = threading.Event()
+    openai.reply(text("one"), wait(gate), text(" run"), finish())
+    running = service(openai=openai)
+    with ThreadPoolExecutor(6) as threads:
+        streams = [threads.submit(chat, running.url, "Hi", headers={"Idempotency-Key": "k"}) for _ in range(6)]
+        wait_for(lambda: openai.requests)
+        gate.set()
+        results = [stream.result() for stream in streams]
+    assert {stream.text for stream in results} == {"one run"}
+    assert len({stream.run_id for stream in results}) == 1
+    assert len(openai.requests) == 1
+
+
+def test_what_is_acknowledged_is_there_after_kill_9_at_random_moments(service: Start, openai: OpenAIServer) -> None:
+    """A client each on 8 threads, the service killed under them, 4 times: no `saved: true` without its turn."""
+    openai.default = (text("The ", "answer."), finish())
+    running = service(openai=openai)
+    acknowledged: dict[str, list[str]] = {}
+    stop = threading.Event()
+
+    def converse(name: str) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            message = f"{name} {number}"
+            try:
+                stream = chat(running.url, message, thread_id=name)
+            except (OSError, http.client.HTTPException, AssertionError):
+                time.sleep(0.05)
+                continue
+            if stream.status == 200 and stream.last.get("saved"):
+                acknowledged.setdefault(name, []).append(message)
+
+    with ThreadPoolExecutor(8) as threads:
+        clients = [threads.submit(converse, f"c{number}") for number in range(8)]
+        for round_s in (0.7, 0.3, 1.1, 0.5):
+            time.sleep(round_s)
+            running.kill()
+            running.restart()
+        time.sleep(0.5)
+        stop.set()
+        for client in clients:
+            client.result()
+    assert sum(map(len, acknowledged.values())) > 20
+    for name, messages in acknowledged.items():
+        stored = history(running, name)
+        said = [item["content"] for item in stored["messages"] if item["role"] == "user"]
+        assert len(said) == len(set(said)), "nothing is stored twice"
+        assert [message for message in said if message in messages] == messages
+        complete = [run["run_id"] for run in stored["runs"] if run["status"] == "completed"]
+        answers = [item["run_id"] for item in stored["messages"] if item["content"] == "The answer."]
+        assert set(complete) <= set(answers)
+        assert [run["seq"] for run in stored["runs"]] == list(range(1, len(said) + 1))
+    assert openai.refusals == []
