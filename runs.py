@@ -154,6 +154,10 @@ class OpenItem:
     first: Piece
     end: int  # the position of its last piece
     pieces: list[str] = field(default_factory=list)
+    kept: int = 0  # so many of the pieces are on their way to the database
+
+    def unkept(self) -> Piece:
+        return with_content(self.first, "".join(self.pieces[self.kept :]))
 
     def whole(self) -> Piece:
         return with_content(self.first, "".join(self.pieces))
@@ -181,7 +185,7 @@ class Run:
         # Resolves to this run, or to the one that its idempotency key stands for.
         self.begun: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self.started: RunStarted | None = None
-        self.kept = 0  # the frames whose pieces were saved already
+        self.closing = False  # its end is on its way to the database
         self.thread_id = thread_id
         self.run_id = run_id
         self.items: list[OpenItem] = []
@@ -240,22 +244,15 @@ class Run:
             self.stopping.set_result(cause)
 
     def progress(self) -> RunProgress | None:
-        """What was said since the last time, the pieces of an item joined; None if nothing was."""
-        first, self.kept = max(self.kept, 1), len(self._frames)
-        joined: dict[int, tuple[int, list[Piece]]] = {}
-        for position, frame in zip(self._positions[first:], self._frames[first:], strict=True):
-            piece = parse_frame(frame)
-            if isinstance(piece, Doc | Message):
-                joined[piece.item] = (position, [*joined.get(piece.item, (0, []))[1], piece])
-        if not joined or self.started is None:
+        """What was said since `mark_kept`; None if nothing was, or if the run's end is on its way to the database."""
+        if self.started is None or self.closing:
             return None
-        return RunProgress(
-            self.started,
-            [
-                (position, with_content(pieces[0], "".join(piece.content for piece in pieces)))
-                for position, pieces in joined.values()
-            ],
-        )
+        pieces = [(item.end, item.unkept()) for item in self.items if item.kept < len(item.pieces)]
+        return RunProgress(self.started, pieces) if pieces else None
+
+    def mark_kept(self) -> None:
+        for item in self.items:
+            item.kept = len(item.pieces)
 
     # Reading
 
@@ -315,7 +312,7 @@ class Runs:
         head: Callable[[str, str, str | None], Awaitable[ThreadHead]],
         start_run: Callable[[RunStarted], asyncio.Future[None]],
         end_run: Callable[[RunEnded], Awaitable[asyncio.Future[None]]],
-        save_progress: Callable[[RunProgress], object],
+        save_progress: Callable[[RunProgress], bool],
         stored_run: Callable[[str, str | None, str | None], Awaitable[StoredRun | None]],
         max_runs: int,
         run_timeout_s: float,
@@ -467,6 +464,7 @@ class Runs:
             log.warning("run %s: %s (%s)", run.run_id, error.code, error.__cause__ or "no cause")
         items = [item.record(complete=item.first.item not in outcome.unfinished) for item in run.items]
         last = Error(error.content, error.code, error.retryable) if error else None
+        run.closing = True
         saved = await self._end_run(
             RunEnded(
                 started=started,
@@ -506,9 +504,9 @@ class Runs:
         while True:
             await asyncio.sleep(PROGRESS_S)
             for run in self._busy.values():
-                progress = run.progress() if not run.ended else None
-                if progress is not None:
-                    self._save_progress(progress)
+                progress = run.progress()
+                if progress is not None and self._save_progress(progress):
+                    run.mark_kept()
 
     # Ending
 

@@ -253,12 +253,13 @@ class Store:
         unit = await self._writer.put(thread, [*end_writes(end), *checkpoints])
         return unit.saved
 
-    def save_progress(self, progress: RunProgress) -> asyncio.Future[None] | None:
-        """Queue what a run has said so far; None while the queue has better things to do."""
-        thread = graph_thread_id(progress.started.owner, progress.started.thread_id)
+    def save_progress(self, progress: RunProgress) -> bool:
+        """Queue what a run has said so far; False while the queue has better things to do."""
         if self._writer.failing or self._writer.waiting > self._writer.size // 2:
-            return None
-        return self._writer.put_nowait(thread, progress_writes(progress)).saved
+            return False
+        thread = graph_thread_id(progress.started.owner, progress.started.thread_id)
+        self._writer.put_nowait(thread, progress_writes(progress))
+        return True
 
     async def write(self, thread: str, writes: Sequence[Write]) -> None:
         """Write for a thread of the graph ("owner/thread_id").

@@ -58,6 +58,7 @@ class Records:
         self.ended: list[RunEnded] = []
         self.saves = saves
         self.progress: list[RunProgress] = []
+        self.takes_progress = True
         self.stored: dict[str | None, StoredRun] = {}
         self.heads: dict[str, ThreadHead] = {}
 
@@ -74,6 +75,11 @@ class Records:
     async def end_run(self, run: RunEnded) -> asyncio.Future[None]:
         self.ended.append(run)
         return self._future()
+
+    def save_progress(self, progress: RunProgress) -> bool:
+        if self.takes_progress:
+            self.progress.append(progress)
+        return self.takes_progress
 
     async def stored_run(self, owner: str, run_id: str | None, key: str | None) -> StoredRun | None:
         return self.stored.get(run_id or key)
@@ -93,7 +99,7 @@ async def registry(agent: Agent, records: Records | None = None, **settings: flo
         head=records.head,
         start_run=records.start_run,
         end_run=records.end_run,
-        save_progress=records.progress.append,
+        save_progress=records.save_progress,
         stored_run=records.stored_run,
         **limits,  # type: ignore[arg-type]
     ) as runs:
@@ -361,6 +367,32 @@ async def test_a_fault_of_ours_shows_nothing_of_itself(caplog: pytest.LogCapture
     assert events[-1][1]["code"] == "internal"
     assert "secret" not in str(events)
     assert run.run_id in caplog.text
+
+
+async def test_what_a_run_says_is_saved_on_the_way_without_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runs.PROGRESS_S", 0.01)
+    records = Records(saves=False)
+
+    async def slowly(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+        for number, piece in enumerate(PIECES):
+            records.takes_progress = number not in (1, 2)
+            emit(piece)
+            await asyncio.sleep(0.05)
+        return outcome()
+
+    async with registry(slowly, records, save_timeout_s=0.1) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        await read(run.follow(None, heartbeat_s=60))
+        saved = len(records.progress)
+        await asyncio.sleep(0.05)
+        assert len(records.progress) == saved, "nothing comes after the end"
+    pieces = [entry for progress in records.progress for entry in progress.pieces]
+    assert pieces == [
+        (6, Message("Hello ", 0)),
+        (13, Message("😀 world", 0)),
+        (20, Doc("# NDA \u2028", 1, "d1", "NDA", 1)),
+        (23, Message("Bye", 2)),
+    ]
 
 
 async def test_leaving_ends_every_run_and_starts_no_more() -> None:
