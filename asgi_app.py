@@ -93,6 +93,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 head=store.head,
                 start_run=store.start_run,
                 end_run=store.end_run,
+                renew_leases=store.renew_leases,
                 save_progress=store.save_progress,
                 stored_run=store.run,
                 max_runs=settings.max_runs,

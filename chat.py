@@ -240,6 +240,22 @@ class RunFailure(Exception):
         self.retryable = retryable
 
 
+class Unstorable(RunFailure):
+    """The database refused a turn for its content; it was set aside."""
+
+    def __init__(self) -> None:
+        super().__init__("unstorable", "The database refused this turn for its content.", retryable=False)
+
+
+class Conflict(RunFailure):
+    """Another process has gone on with the thread; nothing of this run is stored in it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "conflict", "Another request has gone on with this thread; please send it again.", retryable=True
+        )
+
+
 class ModelError(RunFailure):
     """The model could not answer, or not to the end."""
 
@@ -264,6 +280,7 @@ class StopCause(StrEnum):
     USER = "user"
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
+    CONFLICT = "conflict"  # another process has the thread
 
 
 class Document(TypedDict):
@@ -305,6 +322,7 @@ class ThreadHead:
     last_seq: int
     has_checkpoint: bool
     lost: Sequence[LostRun] = ()
+    running: str | None = None  # the run that another process has in progress on it
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ import logging
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from chat import (
     ChatRequest,
+    Conflict,
     Doc,
     End,
     Error,
@@ -44,6 +45,7 @@ FRAMES_A_WRITE = 512  # bounds the copy that a reader with a long backlog makes
 LINGER_S = 60.0  # an ended run stays in memory this long, for a client whose connection broke near the end
 LINGERING_RUNS = 1000
 DRAINING_SAVE_S = 1.0  # a shutdown ends within DRAIN_TIMEOUT_S and five seconds: this, and what empties the queue
+RENEWAL_S = 2.5  # of a lease of 10 s
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
 Emit = Callable[[Piece], None]
@@ -312,6 +314,7 @@ class Runs:
         head: Callable[[str, str, str | None], Awaitable[ThreadHead]],
         start_run: Callable[[RunStarted], asyncio.Future[None]],
         end_run: Callable[[RunEnded], Awaitable[asyncio.Future[None]]],
+        renew_leases: Callable[[Sequence[str]], None],
         save_progress: Callable[[RunProgress], bool],
         stored_run: Callable[[str, str | None, str | None], Awaitable[StoredRun | None]],
         max_runs: int,
@@ -324,6 +327,7 @@ class Runs:
         self._head = head
         self._start_run = start_run
         self._end_run = end_run
+        self._renew_leases = renew_leases
         self._save_progress = save_progress
         self._stored_run = stored_run
         self._max_runs = max_runs
@@ -389,6 +393,8 @@ class Runs:
         head = ThreadHead(0, has_checkpoint=False)
         if request.thread_id is not None:
             head = await self._head(run.owner, request.thread_id, request.checkpoint_id)
+            if head.running is not None:
+                raise ThreadBusy(head.running)
             if request.checkpoint_id is not None and not head.has_checkpoint:
                 raise UnknownCheckpoint
         run.started = RunStarted(
@@ -403,7 +409,8 @@ class Runs:
             fingerprint=request.fingerprint if request.idempotency_key is not None else None,
             lost=[lost.run_id for lost in head.lost],
         )
-        self._start_run(run.started)
+        claimed = self._start_run(run.started)
+        claimed.add_done_callback(lambda claim: run.stop(StopCause.CONFLICT) if _is_lost(claim) else None)
         self._runs[run.run_id] = run
         run.begin(Start(run.thread_id, run.run_id, self._model))
         turn = Turn(run.owner, run.thread_id, run.run_id, request.message, request.checkpoint_id, head.lost)
@@ -481,10 +488,8 @@ class Runs:
             return last or Error("The run ended without a reason.", "internal", retryable=True)
         patience_s = min(self._save_timeout_s, DRAINING_SAVE_S) if self.draining else self._save_timeout_s
         await asyncio.wait({saved}, timeout=patience_s)
-        if saved.done() and saved.exception() is not None:
-            return Error(
-                "The database refused this turn for its content; it was set aside.", "unstorable", retryable=False
-            )
+        if saved.done() and isinstance(refused := saved.exception(), RunFailure):
+            return Error(refused.content, refused.code, refused.retryable)
         return End(outcome.reason, saved.done(), outcome.checkpoint_id, outcome.usage)
 
     def _linger(self, run: Run) -> None:
@@ -500,9 +505,13 @@ class Runs:
             del self._keyed[run.owner, run.started.idempotency_key]
 
     async def _keep_progress(self) -> None:
-        """Save what runs have said, in batches; a run's end does it for the rest."""
+        """Save what runs have said, in batches; a run's end does it for the rest. And renew their leases."""
+        renewed = time.monotonic()
         while True:
             await asyncio.sleep(PROGRESS_S)
+            if self._busy and time.monotonic() - renewed > RENEWAL_S:
+                renewed = time.monotonic()
+                self._renew_leases([run.run_id for run in self._busy.values()])
             for run in self._busy.values():
                 progress = run.progress()
                 if progress is not None and self._save_progress(progress):
@@ -534,6 +543,10 @@ class Runs:
             self._forget(run_id)
 
 
+def _is_lost(claim: asyncio.Future[None]) -> bool:
+    return not claim.cancelled() and claim.exception() is not None
+
+
 def _same(run: Run, request: ChatRequest) -> Run:
     """The run of a request that came before, if this is that request."""
     if run.fingerprint != request.fingerprint:
@@ -546,5 +559,6 @@ STOPPED = {
         "run_timeout", "The run took longer than it may; what it has was kept.", retryable=True
     ),
     StopCause.SHUTDOWN: RunFailure("shutting_down", "The service is restarting; what it has was kept.", retryable=True),
+    StopCause.CONFLICT: Conflict(),
 }
 """The stops that a client hears of as an error; a person's own cancel is an `end`."""

@@ -35,10 +35,20 @@ CREATE TABLE IF NOT EXISTS runs (
     checkpoint_id text,                                    -- the state that the run left
     idempotency_key text,
     fingerprint   text,                                    -- of the request that came with the key
+    leased_until  timestamptz,                             -- a process runs it, by this database's clock; renewed on the way
     started_at    timestamptz NOT NULL,
     ended_at      timestamptz,
     UNIQUE (owner, thread_id, seq)                         -- the history in order; and no two runs in one place
 );
+
+-- A run ends once. A process that slept through its lease finds its run interrupted, and nothing of what it brings is
+-- stored: the unit that carries the run's end carries its items and its checkpoint, and is refused as a whole.
+CREATE OR REPLACE FUNCTION run_ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'run % is % already', OLD.run_id, OLD.status USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+CREATE OR REPLACE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH ROW
+    WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status) EXECUTE FUNCTION run_ends_once();
 
 -- A request that comes again finds its run; few runs have a key.
 CREATE UNIQUE INDEX IF NOT EXISTS runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;

@@ -62,9 +62,14 @@ ON CONFLICT (owner, thread_id) DO UPDATE SET
     last_seq = GREATEST(threads.last_seq, EXCLUDED.last_seq),
     updated_at = GREATEST(threads.updated_at, EXCLUDED.updated_at)"""
 
-START_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at, idempotency_key, fingerprint)
-VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8)
+# The run's row is the claim on its thread: a second one for the same place in the thread is refused. A run whose
+# process has not renewed its lease for ten seconds is over, and its thread is free.
+START_RUN = """INSERT INTO runs
+    (run_id, owner, thread_id, seq, status, model, started_at, idempotency_key, fingerprint, leased_until)
+VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8, now() + interval '10 s')
 ON CONFLICT (run_id) DO NOTHING"""
+RENEW_LEASES = """UPDATE runs SET leased_until = now() + interval '10 s'
+WHERE run_id = ANY($1) AND status = 'running'"""
 
 PUT_PIECE = """INSERT INTO pieces
     (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
@@ -92,7 +97,7 @@ VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::float8), $8, $9::jsonb, $10::js
 ON CONFLICT (run_id) DO UPDATE SET
     status = EXCLUDED.status, reason = EXCLUDED.reason, error = EXCLUDED.error, usage = EXCLUDED.usage,
     checkpoint_id = EXCLUDED.checkpoint_id, ended_at = EXCLUDED.ended_at
-WHERE runs.status = 'running'"""
+WHERE runs.status <> EXCLUDED.status"""
 
 PUT_ITEM = """INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
     doc_id, title, version, created_at)
@@ -131,7 +136,10 @@ READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
 # What must be known of a thread before a run of it may start: one look at two primary keys.
 READ_HEAD = """SELECT
     (SELECT last_seq FROM threads WHERE owner = $1 AND thread_id = $2) AS last_seq,
-    (SELECT checkpoint_id IS NULL FROM runs WHERE owner = $1 AND thread_id = $2 ORDER BY seq DESC LIMIT 1) AS lost,
+    (SELECT checkpoint_id IS NULL FROM runs
+        WHERE owner = $1 AND thread_id = $2 ORDER BY seq DESC LIMIT 1) AS lost,
+    (SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND status = 'running' AND leased_until > now()
+        ORDER BY seq DESC LIMIT 1) AS running,
     EXISTS (SELECT 1 FROM checkpoints
         WHERE thread_id = $3 AND checkpoint_ns = '' AND checkpoint_id = $4) AS has_checkpoint"""
 
@@ -253,6 +261,11 @@ class Store:
         unit = await self._writer.put(thread, [*end_writes(end), *checkpoints])
         return unit.saved
 
+    def renew_leases(self, run_ids: Sequence[str]) -> None:
+        """The runs go on: nobody else may take their threads for another while."""
+        if not self._writer.failing:
+            self._writer.put_nowait("", [(RENEW_LEASES, (list(run_ids),))])
+
     def save_progress(self, progress: RunProgress) -> bool:
         """Queue what a run has said so far; False while the queue has better things to do."""
         if self._writer.failing or self._writer.waiting > self._writer.size // 2:
@@ -307,6 +320,8 @@ class Store:
         thread = graph_thread_id(owner, thread_id)
         await self.settled(thread)
         [row] = await self.fetch(READ_HEAD, owner, thread_id, thread, checkpoint_id)
+        if row["running"] is not None:
+            return ThreadHead(row["last_seq"], row["has_checkpoint"], running=row["running"])
         lost = await self._lost_runs(owner, thread_id) if row["lost"] and checkpoint_id is None else []
         return ThreadHead(row["last_seq"] or 0, row["has_checkpoint"], lost)
 

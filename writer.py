@@ -17,6 +17,8 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
+from chat import Conflict, Unstorable
+
 log = logging.getLogger("draftstream.writer")
 
 BATCH_UNITS = 64  # 20,700 small turns a second in batches of 64, 2,300 one by one
@@ -39,13 +41,9 @@ class QueueFull(Exception):
     """More is waiting to be written than WRITE_QUEUE_SIZE allows."""
 
 
-class Unstorable(Exception):
-    """The database refused a unit for its content; it was set aside in `dead_letters`."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Unit:
-    """Statements of one thread that are committed together. `saved` resolves then, or fails with Unstorable."""
+    """Statements of one thread, committed together. `saved` resolves then, or fails with Unstorable or Conflict."""
 
     thread: str
     writes: Sequence[Write]
@@ -234,7 +232,9 @@ class Writer:
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as away:
             await self._wait_out(away, 1)
             return False
-        unit.saved.set_exception(Unstorable(type(error).__name__))
+        # What the schema's own rules refuse (a second run in one place, a run that ended already) is a conflict.
+        conflict = isinstance(error, asyncpg.IntegrityConstraintViolationError)
+        unit.saved.set_exception(Conflict() if conflict else Unstorable())
         return True
 
     def _drop_connection(self) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,11 @@ from sse_client import chat, request
 from test_service import graph_state, history, rows
 
 Start = Callable[..., Service]
+
+
+def forget_leases(database_url: str) -> None:
+    """As if the ten seconds had gone by after which a dead process's threads are free."""
+    rows(database_url, "UPDATE runs SET leased_until = now() - interval '1 s' RETURNING 1")
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -35,6 +41,9 @@ def test_kill_9_in_the_middle_of_a_run_loses_less_than_a_second_of_it(
         running.kill()
         assert reply.exception() is not None, "the stream breaks off"
     running.restart()
+    busy = chat(running.url, "Too early", thread_id="t")
+    assert (busy.status, busy.problem["run_id"]) == (409, history(running, "t")["runs"][0]["run_id"])
+    forget_leases(database_url)
     said = [(item["content"], item["complete"]) for item in history(running, "t")["messages"]]
     assert said == [("Draft an NDA", True), ("Here it comes.", False), ("# NDA\n\nThe first half", False)]
 
@@ -162,7 +171,9 @@ def test_requests_that_come_at_once_with_one_key_get_one_run(service: Start, ope
     assert len(openai.requests) == 1
 
 
-def test_what_is_acknowledged_is_there_after_kill_9_at_random_moments(service: Start, openai: OpenAIServer) -> None:
+def test_what_is_acknowledged_is_there_after_kill_9_at_random_moments(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
     """A client each on 8 threads, the service killed under them, 4 times: no `saved: true` without its turn."""
     openai.default = (text("The ", "answer."), finish())
     running = service(openai=openai)
@@ -187,6 +198,7 @@ def test_what_is_acknowledged_is_there_after_kill_9_at_random_moments(service: S
         for round_s in (0.7, 0.3, 1.1, 0.5):
             time.sleep(round_s)
             running.kill()
+            forget_leases(database_url)
             running.restart()
         time.sleep(0.5)
         stop.set()
@@ -203,3 +215,69 @@ def test_what_is_acknowledged_is_there_after_kill_9_at_random_moments(service: S
         assert set(complete) <= set(answers)
         assert [run["seq"] for run in stored["runs"]] == list(range(1, len(said) + 1))
     assert openai.refusals == []
+
+
+def test_one_thread_has_one_run_between_two_processes(service: Start, openai: OpenAIServer, database_url: str) -> None:
+    gate = threading.Event()
+    openai.reply(text("one"), wait(gate), finish())
+    here, there = service(openai=openai), service(openai=openai)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(chat, here.url, "Hi", thread_id="t")
+        wait_for(lambda: rows(database_url, "SELECT 1 FROM runs"))
+        second = chat(there.url, "Hi too", thread_id="t")
+        gate.set()
+        assert (second.status, second.problem["run_id"]) == (409, first.result().run_id)
+    assert chat(there.url, "Now", thread_id="t").last["saved"] is True
+    assert chat(here.url, "And here", thread_id="t").last["saved"] is True
+    assert [run["seq"] for run in history(here, "t")["runs"]] == [1, 2, 3]
+
+
+def test_a_process_that_was_stopped_for_long_loses_its_thread(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    gate = threading.Event()
+    openai.reply(text("slow"), wait(gate), text(" answer"), finish())
+    sleeper, other = service(openai=openai), service(openai=openai)
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(chat, sleeper.url, "Hi", thread_id="t")
+        wait_for(lambda: rows(database_url, "SELECT 1 FROM pieces"))
+        sleeper.process.send_signal(signal.SIGSTOP)
+        forget_leases(database_url)
+        newer = chat(other.url, "Go on", thread_id="t")
+        assert newer.last["saved"] is True
+        gate.set()
+        sleeper.process.send_signal(signal.SIGCONT)
+        assert slow.result().last["code"] == "conflict"
+    stored = history(other, "t")
+    assert [item["content"] for item in stored["messages"]] == ["Hi", "slow", "Go on", "OK."]
+    openai.default = (echo(),)
+    sent = json.loads(chat(sleeper.url, "On", thread_id="t").text)
+    assert [content for _, content in sent[1:]] == ["Hi", "slow", "Go on", "OK.", "On"]
+
+
+def test_many_at_once_on_one_thread_between_two_processes_never_fork_it(service: Start, openai: OpenAIServer) -> None:
+    openai.default = (echo(),)
+    processes = [service(openai=openai), service(openai=openai)]
+
+    def send(number: int) -> list[str]:
+        """As a client does: again and again, until it is acknowledged."""
+        outcomes: list[str] = []
+        while "saved" not in outcomes:
+            stream = chat(processes[number % 2].url, f"message {number}", thread_id="t")
+            if stream.status == 409:
+                outcomes.append("busy")
+                time.sleep(0.01)
+            else:
+                outcomes.append("saved" if stream.last.get("saved") else stream.last["code"])
+        return outcomes
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = {outcome for tries in threads.map(send, range(24)) for outcome in tries}
+    assert outcomes <= {"saved", "busy", "conflict"}
+    saved = [f"message {number}" for number in range(24)]
+    stored = history(processes[0], "t")
+    said = [item["content"] for item in stored["messages"] if item["role"] == "user"]
+    assert sorted(said) == sorted(saved), "each that was acknowledged is there once, and no other"
+    assert [run["seq"] for run in stored["runs"]] == list(range(1, len(saved) + 1))
+    sent = json.loads(chat(processes[1].url, "Last", thread_id="t").text)
+    assert [content for role, content in sent if role == "user"] == [*said, "Last"]

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "drafting": {"chat", "arguments"},
     "arguments": set[str](),
     "store": {"chat", "writer"},
-    "writer": set[str](),
+    "writer": {"chat"},
     "chat": set[str](),
     "sse": {"chat"},
     "runs": {"chat", "sse"},

@@ -59,6 +59,7 @@ class Records:
         self.saves = saves
         self.progress: list[RunProgress] = []
         self.takes_progress = True
+        self.renewed: list[Sequence[str]] = []
         self.stored: dict[str | None, StoredRun] = {}
         self.heads: dict[str, ThreadHead] = {}
 
@@ -99,6 +100,7 @@ async def registry(agent: Agent, records: Records | None = None, **settings: flo
         head=records.head,
         start_run=records.start_run,
         end_run=records.end_run,
+        renew_leases=records.renewed.append,
         save_progress=records.save_progress,
         stored_run=records.stored_run,
         **limits,  # type: ignore[arg-type]

@@ -7,9 +7,9 @@ import asyncpg
 import pytest
 from fault_proxy import FaultProxy
 
-from chat import RunEnded, RunStarted, RunStatus
+from chat import Conflict, RunEnded, RunStarted, RunStatus, Unstorable
 from store import Store, StoreUnavailable, apply_schema, open_store, start_writes, where
-from writer import QueueFull, Unit, Unstorable, statements
+from writer import QueueFull, Unit, statements
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +79,37 @@ async def test_a_unit_that_the_database_refuses_is_set_aside_and_the_others_go_o
     assert [letter["thread"] for letter in letters] == ["o/t5"]
     assert b"a\\u0000b" in letters[0]["writes"]
     assert len(await store.fetch("SELECT 1 FROM threads")) == 11
+
+
+async def test_a_second_run_in_one_place_is_refused_and_changes_nothing(store: Store) -> None:
+    first, second = started(run_id="first"), started(run_id="second", message="Me too")
+    await store.start_run(first)
+    with pytest.raises(Conflict):
+        await store.start_run(second)
+    with pytest.raises(Conflict):
+        await (await store.end_run(ended(second, "Mine")))
+    await (await store.end_run(ended(first)))
+    assert await texts(store) == ["Hi", "Hello"]
+
+
+async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Store) -> None:
+    slept = started(run_id="slept")
+    await store.start_run(slept)
+    head = await store.head("o", "t", None)
+    assert (head.running, head.last_seq) == ("slept", 1)
+    await store.write("", [("UPDATE runs SET leased_until = now() - interval '1 s'", ())])
+    head = await store.head("o", "t", None)
+    assert head.running is None
+    assert [lost.run_id for lost in head.lost] == ["slept"]
+    newer = RunStarted("o", "t", "newer", 2, "On", "m", time.time(), lost=["slept"])
+    await store.start_run(newer)
+    with pytest.raises(Conflict):
+        await (await store.end_run(ended(slept, "Too late")))
+    await (await store.end_run(ended(newer, "In time")))
+    assert await texts(store) == ["Hi", "On", "In time"]
+    history = await store.history("o", "t")
+    assert history is not None
+    assert [run["status"] for run in history["runs"]] == ["interrupted", "completed"]
 
 
 async def test_a_full_queue_refuses_a_start(database_url: str) -> None:
