@@ -72,6 +72,7 @@ class Request:
 
     body: dict[str, Any]
     headers: dict[str, str]
+    connection: object = None  # the client's address
     closed: threading.Event = field(default_factory=threading.Event)  # the client closed its connection before the end
 
 
@@ -312,7 +313,8 @@ class OpenAIServer:
         except Refusal as refusal:
             self.refusals.append(str(refusal))
             return web.json_response(refusal.body, status=refusal.http_status)
-        request = Request(body, dict(http.headers))
+        peer = http.transport.get_extra_info("peername") if http.transport else None
+        request = Request(body, dict(http.headers), peer)
         self.requests.append(request)
         stream = Stream(http, request)
         steps = self._replies.pop(0) if self._replies else self.default

@@ -222,6 +222,20 @@ async def test_leaving_the_stream_closes_the_providers_connection(openai: OpenAI
     await model.aclose()
 
 
+async def test_replies_one_after_the_other_share_a_connection(openai: OpenAIServer) -> None:
+    model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url, idle_timeout_s=5)
+    for _ in range(5):
+        async with aclosing(model.stream([HumanMessage("Hi")], ())) as deltas:
+            assert isinstance([delta async for delta in deltas][-1], Finished)
+    await model.aclose()
+    assert len({request.connection for request in openai.requests}) == 1
+
+
+async def test_a_server_that_keeps_the_body_open_after_its_end_holds_nothing_up(openai: OpenAIServer) -> None:
+    openai.reply(text("OK"), finish(), stall())
+    assert (await ask(openai))[0] == "OK"
+
+
 async def test_the_request_is_what_openai_takes(openai: OpenAIServer) -> None:
     call = {"id": "c1", "name": "write_document", "args": {"title": "é", "content": HOSTILE}}
     history = [
