@@ -253,31 +253,3 @@ def test_a_process_that_was_stopped_for_long_loses_its_thread(
     openai.default = (echo(),)
     sent = json.loads(chat(sleeper.url, "On", thread_id="t").text)
     assert [content for _, content in sent[1:]] == ["Hi", "slow", "Go on", "OK.", "On"]
-
-
-def test_many_at_once_on_one_thread_between_two_processes_never_fork_it(service: Start, openai: OpenAIServer) -> None:
-    openai.default = (echo(),)
-    processes = [service(openai=openai), service(openai=openai)]
-
-    def send(number: int) -> list[str]:
-        """As a client does: again and again, until it is acknowledged."""
-        outcomes: list[str] = []
-        while "saved" not in outcomes:
-            stream = chat(processes[number % 2].url, f"message {number}", thread_id="t")
-            if stream.status == 409:
-                outcomes.append("busy")
-                time.sleep(0.01)
-            else:
-                outcomes.append("saved" if stream.last.get("saved") else stream.last["code"])
-        return outcomes
-
-    with ThreadPoolExecutor(4) as threads:
-        outcomes = {outcome for tries in threads.map(send, range(24)) for outcome in tries}
-    assert outcomes <= {"saved", "busy", "conflict"}
-    saved = [f"message {number}" for number in range(24)]
-    stored = history(processes[0], "t")
-    said = [item["content"] for item in stored["messages"] if item["role"] == "user"]
-    assert sorted(said) == sorted(saved), "each that was acknowledged is there once, and no other"
-    assert [run["seq"] for run in stored["runs"]] == list(range(1, len(saved) + 1))
-    sent = json.loads(chat(processes[1].url, "Last", thread_id="t").text)
-    assert [content for role, content in sent if role == "user"] == [*said, "Last"]
