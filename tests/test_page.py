@@ -1,12 +1,13 @@
 """The debug page in a real browser, against the real service."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import Service, required
-from openai_server import OpenAIServer, finish, text, tool
+from conftest import Service, free_port, required
+from openai_server import OpenAIServer, finish, text, tool, wait
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_service import snippet
 
@@ -76,8 +77,8 @@ def test_a_thread_is_opened_again_and_goes_on_with_its_versions(page: Page, serv
     send(page, "Draft an NDA")
     send(page, "Make it mutual", "GET")
     page.goto(f"{running.url}/debug")
-    page.click("#threads button >> text=Draft an NDA")
-    expect(page.locator(".chip")).to_have_count(2)
+    page.click("#threads a >> text=Draft an NDA")
+    expect(page.locator(".chip")).to_have_text([re.compile("version 1"), re.compile("version 2")])
     send(page, "Add 2-year term")
     expect(page.locator(".chip")).to_have_count(3)
     page.click(".switch >> text=Changes")
@@ -115,6 +116,19 @@ def test_a_refusal_is_shown_with_its_reason(page: Page, service: Callable[..., S
     expect(page.locator(".problem").last).to_contain_text("must not be empty")
 
 
+@pytest.mark.parametrize("how", ["GET", "POST"])
+def test_a_refused_message_goes_back_to_where_it_was_written(
+    page: Page, service: Callable[..., Service], how: str
+) -> None:
+    page.goto(f"{service(MAX_MESSAGE_CHARS='10').url}/debug")
+    send(page, "far too long a message", how)
+    expect(page.locator(".problem")).to_contain_text("more than 10 characters")
+    expect(page.locator(".bubble")).to_have_count(0)
+    expect(page.locator("#message")).to_have_value("far too long a message")
+    threads = page.evaluate("async () => (await (await fetch('/api/threads')).json()).threads.length")
+    assert threads == 0, "to ask why it was refused starts nothing"
+
+
 def test_a_run_can_be_stopped(page: Page, service: Callable[..., Service]) -> None:
     page.goto(f"{service().url}/debug")
     page.fill("#message", "Draft an NDA")
@@ -122,9 +136,113 @@ def test_a_run_can_be_stopped(page: Page, service: Callable[..., Service]) -> No
     expect(page.locator("#sheet h1")).to_be_visible()
     page.click("#stop")
     expect(page.locator(".problem")).to_contain_text("cancelled")
+    expect(page.locator(".chip.cut")).to_contain_text("interrupted")
     expect(page.locator("#send-post")).to_be_enabled()
     page.reload()
     expect(page.locator(".chip.cut")).to_contain_text("interrupted")
+
+
+def test_two_threads_that_are_written_at_once_keep_apart(
+    page: Page, service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    gate = threading.Event()
+    openai.reply(text("The first"), wait(gate), text(" is done."), finish())
+    openai.reply(text("The second is done."), finish())
+    page.goto(f"{service(openai=openai).url}/debug")
+    page.fill("#message", "one")
+    page.press("#message", "Enter")
+    expect(page.locator(".bubble.assistant")).to_have_text("The first")
+    page.click("#new-thread")
+    send(page, "two")
+    gate.set()
+    expect(page.locator("#threads .writing")).to_have_count(0)
+    expect(page.locator(".bubble")).to_have_text(["two", "The second is done."])
+    page.click("#threads a >> text=one")
+    expect(page.locator(".bubble")).to_have_text(["one", "The first is done."])
+    page.go_back()
+    expect(page.locator(".bubble")).to_have_text(["two", "The second is done."])
+
+
+def test_a_thread_that_is_being_written_is_followed_by_a_page_that_opens_it(
+    page: Page, browser: Browser, service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    gate = threading.Event()
+    openai.reply(text("Before, "), wait(gate), text("after."), finish())
+    page.goto(f"{service(openai=openai).url}/debug")
+    page.fill("#message", "one")
+    page.press("#message", "Enter")
+    expect(page.locator(".bubble.assistant")).to_have_text("Before,")
+    other = browser.new_page()
+    other.goto(page.url)
+    expect(other.locator(".bubble")).to_have_text(["one", "Before,"])
+    expect(other.locator("#stop")).to_be_visible()
+    gate.set()
+    for each in (page, other):
+        expect(each.locator(".bubble")).to_have_text(["one", "Before, after."])
+        expect(each.locator("#stop")).to_be_hidden()
+    other.close()
+
+
+def test_what_is_broken_off_can_be_taken_up_again(browser: Browser, service: Callable[..., Service]) -> None:
+    running = service(PORT=str(free_port()))
+    page = browser.new_page()  # on which a connection may break
+    page.goto(f"{running.url}/debug")
+    page.fill("#message", "Draft an NDA")
+    page.click("#send-post")
+    expect(page.locator("#sheet h3").nth(3)).to_be_visible()
+    running.kill()
+    expect(page.locator(".problem")).to_contain_text("The stream broke off")
+    running.restart()
+    page.click("text=Continue this run")
+    expect(page.locator(".problem")).to_contain_text("The service ended in the middle of this run")
+    expect(page.locator(".chip.cut")).to_contain_text("interrupted")
+    page.close()
+
+
+def test_ten_thousand_pieces_arrive_whole_and_the_log_shows_the_last_of_them(
+    page: Page, service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    said = [f"word{number} " for number in range(10_000)]
+    openai.reply(text(*said), finish())
+    page.goto(f"{service(openai=openai).url}/debug")
+    send(page, "much")
+    expect(page.locator("#log .end")).to_be_visible()
+    assert page.locator(".bubble.assistant").text_content() == "".join(said)
+    assert page.locator("#log div").count() == 2000
+    assert re.fullmatch(r"10,00\d lines", page.locator("#log-count").inner_text())
+
+
+def test_a_document_is_set_as_one(page: Page, service: Callable[..., Service], openai: OpenAIServer) -> None:
+    draft = "# Lease\n## 1. Term\n1.1 The **Term** is *one* year.\n- first\n- second\n\nSigned: ________\n\n---\nEnd"
+    openai.reply(tool("write_document", {"title": "Lease", "content": draft}), finish("tool_calls"))
+    page.goto(f"{service(openai=openai).url}/debug")
+    send(page, "Lease")
+    names = page.evaluate("[...document.querySelectorAll('#sheet > *')].map((node) => node.localName)")
+    assert names == ["h1", "h3", "p", "p", "p", "p", "hr", "p"]
+    expect(page.locator("#sheet .number")).to_have_text(["1.1", "•", "•"])
+    expect(page.locator("#sheet strong")).to_have_text("Term")
+    expect(page.locator("#sheet em")).to_have_text("one")
+    page.focus(".switch >> text=Raw")
+    page.keyboard.press("Enter")
+    assert page.locator("#sheet pre").text_content() == draft
+    expect(page.locator(".switch >> text=Raw")).to_be_focused()
+
+
+def test_a_clause_that_was_put_between_two_others_shows_as_one_change(
+    page: Page, service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    clauses = ["The tenant pays rent each month.", "The landlord keeps the roof in repair.", "Delaware law governs it."]
+    put_in = [*clauses[:1], "No pets of any kind are allowed.", clauses[1].replace("roof", "walls"), clauses[2]]
+    for content in ("\n\n".join(clauses), "\n\n".join(put_in)):
+        openai.reply(tool("write_document", {"title": "Lease", "content": content}), finish("tool_calls"))
+        openai.reply(text("Done."), finish())
+    page.goto(f"{service(openai=openai).url}/debug")
+    send(page, "Lease")
+    send(page, "No pets")
+    page.click(".switch >> text=Changes")
+    expect(page.locator("#sheet ins")).to_have_text(["No pets of any kind are allowed.", "walls "])
+    expect(page.locator("#sheet del")).to_have_text(["roof "])
+    expect(page.locator("#sheet .summary")).to_have_text("Paragraphs: 1 changed, 1 added")
 
 
 def test_a_narrow_window_shows_one_pane_at_a_time(page: Page, service: Callable[..., Service]) -> None:
