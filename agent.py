@@ -31,6 +31,8 @@ from chat import (
     Piece,
     RunFailure,
     StopCause,
+    TextDelta,
+    ToolCallDelta,
     Turn,
     Usage,
     graph_thread_id,
@@ -130,11 +132,13 @@ class Agent:
         saver: BaseCheckpointSaver[str],
         *,
         newest_checkpoint: Callable[[str], str | None],
-        model_idle_timeout_s: float,
+        first_token_timeout_s: float,
+        idle_timeout_s: float,
     ) -> None:
         self._model = model
         self._newest_checkpoint = newest_checkpoint
-        self._model_idle_timeout_s = model_idle_timeout_s
+        self._first_token_timeout_s = first_token_timeout_s
+        self._idle_timeout_s = idle_timeout_s
         graph = StateGraph(State, context_schema=Progress)
         graph.add_node("agent", self._agent)
         graph.add_node("tools", _tools)
@@ -195,13 +199,17 @@ class Agent:
         return {"messages": [message]}
 
     async def _listen(self, messages: Sequence[BaseMessage], reply: Reply, progress: Progress) -> None:
-        """Feed the reply with the model's deltas until the end, a stop, or too long a silence."""
+        """Feed the reply with the model's deltas until the end, a stop, or too long a silence.
+
+        Time is kept here alone, for every model alike; only connecting has a limit of its own, in the model.
+        """
         if progress.stopping.done():
             return
         now = asyncio.get_running_loop().time
         tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
+        begun = False
         try:
-            async with asyncio.timeout(self._model_idle_timeout_s) as patience:
+            async with asyncio.timeout(self._first_token_timeout_s) as patience:
                 listening = True
 
                 def stop(_: asyncio.Future[StopCause]) -> None:
@@ -212,20 +220,25 @@ class Agent:
                 try:
                     async with aclosing(self._model.stream(messages, tools)) as deltas:
                         async for delta in deltas:
-                            if isinstance(delta, Finished):
+                            if isinstance(delta, TextDelta | ToolCallDelta):
+                                reply.feed(delta)
+                                begun = True
+                            elif isinstance(delta, Finished):
                                 progress.finish = delta.reason
                                 progress.count(delta.usage)
-                            else:
-                                reply.feed(delta)
                             if progress.stopping.done():
                                 return
-                            patience.reschedule(now() + self._model_idle_timeout_s)
+                            patience.reschedule(now() + self._idle_timeout_s)
                 finally:
                     listening = False  # the callback may be on its way already
                     progress.stopping.remove_done_callback(stop)
         except TimeoutError as silence:
-            if not progress.stopping.done():
-                raise ModelError("model_timeout", "The model fell silent.", retryable=True) from silence
+            if progress.stopping.done():
+                return
+            if begun:
+                raise ModelError("model_idle_timeout", "The model fell silent.", retryable=True) from silence
+            late = "The model did not begin to answer in time."
+            raise ModelError("model_first_token_timeout", late, retryable=True) from silence
 
 
 async def _tools(state: State, runtime: Runtime[Progress]) -> dict[str, Any]:

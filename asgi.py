@@ -171,6 +171,16 @@ class Response:
     async def end(self, body: bytes = b"") -> None:
         await self._send({"type": "http.response.body", "body": body})
 
+    def abort(self) -> None:
+        """Break the connection off, with what is still unsent.
+
+        ASGI has no word for it, and a close waits for the client to take the rest, which one that reads nothing never
+        does. So this reaches for uvicorn's transport, through the method that it gave us to send with.
+        """
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
+
     async def whole(self, status: int, content_type: str | None, body: bytes, headers: Headers = ()) -> None:
         """The answer in one piece; to a HEAD, its headers."""
         described = [("content-type", content_type), ("content-length", str(len(body)))] if content_type else []

@@ -84,7 +84,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             model,
             checkpointer,
             newest_checkpoint=checkpointer.newest,
-            model_idle_timeout_s=settings.model_idle_timeout_s,
+            first_token_timeout_s=settings.model_first_token_timeout_s,
+            idle_timeout_s=settings.model_idle_timeout_s,
         )
         runs = await stack.enter_async_context(
             Runs(
@@ -118,7 +119,6 @@ async def open_model(settings: Settings) -> AsyncIterator[ChatModel]:
         settings.openai_model,
         api_key=settings.openai_api_key,
         base_url=settings.openai_base_url,
-        idle_timeout_s=settings.model_idle_timeout_s,
     )
     try:
         yield model
@@ -207,7 +207,8 @@ async def start_chat(
         fields, max_message_chars=service.settings.max_message_chars, idempotency_key=idempotency_key
     )
     run = await service.runs.start(OWNER, chat)
-    await stream(service, request, response, run, after=None, mode=chat.stream)
+    cancel = chat.on_disconnect == "cancel"
+    await stream(service, request, response, run, after=None, mode=chat.stream, cancel_on_disconnect=cancel)
 
 
 async def resume(service: Service, request: Request, response: Response, last_event_id: str) -> None:
@@ -219,7 +220,16 @@ async def resume(service: Service, request: Request, response: Response, last_ev
     if event_id is None or event_id.after is None or run is None:
         await response.whole(204, None, b"")
         return
-    await stream(service, request, response, run, after=event_id.after)
+    await stream(service, request, response, run, after=event_id.after, mode=stream_mode(request))
+
+
+def stream_mode(request: Request) -> StreamMode:
+    match request.query().get("stream", "pieces"):
+        case "pieces":
+            return "pieces"
+        case "items":
+            return "items"
+    raise invalid("stream", 'must be "pieces" or "items"')
 
 
 async def get_run_events(service: Service, request: Request, response: Response, run_id: str) -> None:
@@ -237,7 +247,8 @@ async def get_run_events(service: Service, request: Request, response: Response,
         after = str(event_id.after)
     if after is not None and not re.fullmatch(r"[0-9]{1,15}", after):
         raise invalid("after", "must be a position: a whole number")
-    await stream(service, request, response, run, after=None if after is None else int(after))
+    place = None if after is None else int(after)
+    await stream(service, request, response, run, after=place, mode=stream_mode(request))
 
 
 async def cancel_run(service: Service, _: Request, response: Response, run_id: str) -> None:
@@ -255,9 +266,16 @@ async def stream(
     run: Run,
     *,
     after: int | None,
-    mode: StreamMode = "pieces",
+    mode: StreamMode,
+    cancel_on_disconnect: bool = False,
 ) -> None:
     """Send the run's frames until its end, or until the client leaves. The run goes on without a reader."""
+
+    def on_leaving(disconnected: asyncio.Task[None]) -> None:
+        cursor.close()
+        if cancel_on_disconnect and not disconnected.cancelled():
+            run.stop(StopCause.USER)
+
     headers = [
         ("content-type", "text/event-stream; charset=utf-8"),
         ("cache-control", "no-cache, no-transform"),
@@ -268,9 +286,9 @@ async def stream(
     ]
     if request.http_version == "1.1":
         headers.append(("connection", "keep-alive"))
-    cursor = run.follow(after, mode=mode, heartbeat_s=service.settings.heartbeat_s)
+    cursor = run.follow(after, mode=mode, heartbeat_s=service.settings.heartbeat_s, on_stuck=response.abort)
     leaving = asyncio.create_task(request.disconnected(), name=f"reader of {run.run_id}")
-    leaving.add_done_callback(lambda _: cursor.close())
+    leaving.add_done_callback(on_leaving)
     try:
         await response.start(200, headers)
         async for frames in cursor:

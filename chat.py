@@ -49,7 +49,8 @@ class MessageTooLong(ValueError):
 IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 StreamMode = Literal["pieces", "items"]
-FIELDS = ("message", "thread_id", "checkpoint_id", "stream")
+OnDisconnect = Literal["continue", "cancel"]
+FIELDS = ("message", "thread_id", "checkpoint_id", "stream", "on_disconnect")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,13 @@ class ChatRequest:
     thread_id: str | None = None
     checkpoint_id: str | None = None
     stream: StreamMode = "pieces"
+    on_disconnect: OnDisconnect = "continue"  # what becomes of the run when the client leaves its stream
     idempotency_key: str | None = None
 
     @property
     def fingerprint(self) -> str:
         """Tells two requests with one idempotency key apart."""
-        fields = (self.message, self.thread_id, self.checkpoint_id, self.stream)
+        fields = (self.message, self.thread_id, self.checkpoint_id, self.stream, self.on_disconnect)
         return hashlib.sha256(repr(fields).encode()).hexdigest()
 
     @classmethod
@@ -114,6 +116,8 @@ class ChatRequest:
             refuse("idempotency_key", "must be 1 to 255 visible ASCII characters")
         if fields.get("stream", "pieces") not in ("pieces", "items"):
             refuse("stream", 'must be "pieces" or "items"')
+        if fields.get("on_disconnect", "continue") not in ("continue", "cancel"):
+            refuse("on_disconnect", 'must be "continue" or "cancel"')
         if errors:
             raise InvalidRequest(errors)
         return cls(**fields, idempotency_key=idempotency_key)
@@ -227,7 +231,11 @@ class Finished:
     usage: Usage | None = None
 
 
-ModelDelta = TextDelta | ToolCallDelta | Finished
+class Pulse:
+    """The model is at work, and says nothing that concerns us: it reasons, most often."""
+
+
+ModelDelta = TextDelta | ToolCallDelta | Finished | Pulse
 
 
 class RunFailure(Exception):

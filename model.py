@@ -18,7 +18,7 @@ from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from chat import Finished, FinishReason, ModelDelta, ModelError, TextDelta, ToolCallDelta, Usage
+from chat import Finished, FinishReason, ModelDelta, ModelError, Pulse, TextDelta, ToolCallDelta, Usage
 
 DATA = b"data:"
 DONE = b"[DONE]"
@@ -29,21 +29,23 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0  # three tries of it fit into the time that a first token may take
+RETRY_AFTER_S = 5.0  # a person waits this long for a provider that is busy; beyond it they rather hear so
 BODY_END_S = 1.0
+PULSES = (Pulse(),)
 NO_KEY = "none"  # a server of one's own may want no key, but the client wants one
 
 
 class OpenAIModel:
     """A chat model behind OpenAI's Chat Completions wire.
 
-    `base_url` may carry a query (Azure's `api-version`); `idle_timeout_s` bounds the silence between bytes.
+    `base_url` may carry a query (Azure's `api-version`). How long a reply may take is the caller's business.
     """
 
-    def __init__(self, name: str, *, api_key: str | None, base_url: str | None, idle_timeout_s: float) -> None:
+    def __init__(self, name: str, *, api_key: str | None, base_url: str | None) -> None:
         self.name = name
-        timeout = httpx2.Timeout(idle_timeout_s, connect=CONNECT_TIMEOUT_S)
-        self._http = openai.DefaultAioHttpClient(timeout=timeout)
+        timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
+        self._http = openai.DefaultAioHttpClient(timeout=timeout, event_hooks={"response": [self._bound_retry_after]})
         url, query = _split_query(base_url)
         self._chat = ChatOpenAI(
             model=name,
@@ -61,6 +63,12 @@ class OpenAIModel:
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+    async def _bound_retry_after(self, response: httpx2.Response) -> None:
+        """The client would wait up to two minutes where the provider says so, with nobody told."""
+        asked = self._chat.root_async_client._parse_retry_after_header(response.headers)  # noqa: SLF001  # a date, too
+        if asked is not None and asked > RETRY_AFTER_S:
+            response.headers["x-should-retry"] = "false"
 
     async def stream(
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
@@ -81,7 +89,7 @@ class OpenAIModel:
                         data = line[len(DATA) :].strip()
                         if data == DONE:
                             break
-                        for delta in decoder.decode(data):
+                        for delta in decoder.decode(data) or PULSES:
                             yield delta
                 yield decoder.finished()
                 # To the end of the body, which is as good as there: else the connection could not be used again.
@@ -91,8 +99,6 @@ class OpenAIModel:
                             pass
         except openai.APIError as error:
             raise _model_error(error) from error
-        except httpx2.TimeoutException as error:
-            raise ModelError("model_timeout", "The model fell silent.", retryable=True) from error
         except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             raise ModelError("model_disconnected", "The connection to the model broke off.", retryable=True) from error
 
@@ -196,7 +202,6 @@ STATUS_ERRORS: Sequence[tuple[type[openai.APIError], str, str, bool]] = (
     (openai.RateLimitError, "model_rate_limited", "The model is busy; please try again in a moment.", True),
     (openai.BadRequestError, "model_rejected", "The model's provider rejected the request.", False),
     (openai.UnprocessableEntityError, "model_rejected", "The model's provider rejected the request.", False),
-    (openai.APITimeoutError, "model_timeout", "The model did not answer in time.", True),
     (openai.APIConnectionError, "model_unreachable", "The model can't be reached.", True),
 )
 
@@ -207,10 +212,6 @@ def _model_error(error: openai.APIError) -> ModelError:
         return ModelError("model_context", "This thread has become too long for the model.", retryable=False)
     if error.code == "insufficient_quota":
         return ModelError("model_quota", "The quota at the model's provider is used up.", retryable=False)
-    if isinstance(
-        error.__cause__, httpx2.ConnectTimeout
-    ):  # how its aiohttp transport reports a refused connection, too
-        return ModelError("model_unreachable", "The model can't be reached.", retryable=True)
     for kind, code, content, retryable in STATUS_ERRORS:
         if isinstance(error, kind):
             return ModelError(code, content, retryable=retryable)

@@ -82,30 +82,40 @@ class KeyReused(Exception):
 
 
 class Cursor:
-    """A reader of a run: iterate for what to write next, as bytes; `close` ends the iteration from outside."""
+    """A reader of a run: iterate for what to write next, as bytes; `close` ends the iteration from outside.
+
+    `on_stuck` is called when the reader has not come back for more in one to two heartbeats: it takes nothing.
+    """
 
     __slots__ = (
+        "_after",
         "_closed",
         "_heard",
         "_heartbeat_s",
         "_loop",
         "_mode",
         "_next",
+        "_on_stuck",
         "_pending",
         "_run",
+        "_taken",
         "_timer",
         "_waiter",
     )
 
-    def __init__(self, run: "Run", after: int | None, mode: StreamMode, heartbeat_s: float) -> None:
+    def __init__(
+        self, run: "Run", after: int | None, mode: StreamMode, heartbeat_s: float, on_stuck: Callable[[], None]
+    ) -> None:
         self._run = run
         self._mode = mode
         self._heartbeat_s = heartbeat_s
+        self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
-        rest_of_piece, self._next = run.seek(after) if mode == "pieces" else (b"", 0)
+        self._after = after or 0
+        rest_of_piece, self._next = run.seek(after) if mode == "pieces" else (b"", 0 if after is None else 1)
         self._pending = RETRY + rest_of_piece
         self._waiter: asyncio.Future[bool] | None = None
-        self._heard = self._loop.time()
+        self._heard = self._taken = self._loop.time()
         self._timer = self._loop.call_later(heartbeat_s, self._on_silence)
         self._closed = False
         run.readers.add(self)
@@ -115,15 +125,20 @@ class Cursor:
 
     async def __anext__(self) -> bytes:
         while not self._closed:
-            frames, self._next = self._run.frames_from(self._next, self._mode)
+            if self._mode == "pieces":
+                frames, self._next = self._run.frames_from(self._next)
+            else:
+                frames, self._next = self._run.items_from(self._next, self._after)
             if frames or self._pending:
                 frames, self._pending = self._pending + frames, b""
+                self._taken = self._loop.time()
                 return frames
             if self._run.ended:
                 self.close()
                 break
             self._waiter = self._loop.create_future()
             if not await self._waiter:
+                self._taken = self._loop.time()
                 return HEARTBEAT
         raise StopAsyncIteration
 
@@ -141,10 +156,14 @@ class Cursor:
 
     def _on_silence(self) -> None:
         # One timer a reader, moved on when it fires and not with each piece.
+        now = self._loop.time()
         silent_until = self._heard + self._heartbeat_s
-        if silent_until <= self._loop.time():
-            silent_until = self._loop.time() + self._heartbeat_s
-            if self._waiter is not None and not self._waiter.done():
+        waiting = self._waiter is not None and not self._waiter.done()
+        if not waiting and self._taken + self._heartbeat_s <= now:
+            self._on_stuck()
+        if silent_until <= now:
+            silent_until = now + self._heartbeat_s
+            if waiting and self._waiter is not None:
                 self._waiter.set_result(False)
         self._timer = self._loop.call_at(silent_until, self._on_silence)
 
@@ -154,7 +173,8 @@ class OpenItem:
     """A message or document while its pieces arrive."""
 
     first: Piece
-    end: int  # the position of its last piece
+    begin: int  # the positions before its first piece, and of its last
+    end: int
     pieces: list[str] = field(default_factory=list)
     kept: int = 0  # so many of the pieces are on their way to the database
 
@@ -223,9 +243,9 @@ class Run:
 
     def emit(self, piece: Piece) -> None:
         """Append a piece. Items come one after the other, never mixed."""
-        self._position += len(piece.content)
         if not self.items or self.items[-1].first.item != piece.item:
-            self.items.append(OpenItem(piece, 0))
+            self.items.append(OpenItem(piece, self._position, self._position))
+        self._position += len(piece.content)
         self.items[-1].pieces.append(piece.content)
         self.items[-1].end = self._position
         self._append(piece_frame(self._id, self._position, piece))
@@ -258,9 +278,11 @@ class Run:
 
     # Reading
 
-    def follow(self, after: int | None, *, mode: StreamMode = "pieces", heartbeat_s: float) -> Cursor:
+    def follow(
+        self, after: int | None, *, mode: StreamMode = "pieces", heartbeat_s: float, on_stuck: Callable[[], None]
+    ) -> Cursor:
         """Read from the start (None), or after the first `after` code points of the content."""
-        return Cursor(self, after, mode, heartbeat_s)
+        return Cursor(self, after, mode, heartbeat_s, on_stuck)
 
     def seek(self, after: int | None) -> tuple[bytes, int]:
         """What is left of the piece that `after` cuts, as a frame, and the index of the frame to go on with."""
@@ -278,25 +300,23 @@ class Run:
         rest = piece.content[after - begins :]
         return piece_frame(self._id, self._positions[index], with_content(piece, rest)), index + 1
 
-    def frames_from(self, index: int, mode: StreamMode) -> tuple[bytes, int]:
+    def frames_from(self, index: int) -> tuple[bytes, int]:
         """What stands in the log from `index` on, as bytes, and the index after it."""
-        if mode == "pieces":
-            frames = self._frames[index : index + FRAMES_A_WRITE]
-            return b"".join(frames), index + len(frames)
-        return self._items_from(index)
-
-    def _items_from(self, index: int) -> tuple[bytes, int]:
-        # In this mode the log is: the start, each item once it is whole, the last frame.
-        whole = len(self.items) if self.ended else len(self.items) - 1
-        frames = []
-        if index == 0 and self._frames:
-            frames.append(self._frames[0])
-        frames += [
-            piece_frame(self._id, item.end, item.whole()) for item in self.items[max(index - 1, 0) : max(whole, 0)]
-        ]
-        if self.ended and index <= len(self.items) + 1:
-            frames.append(self._frames[-1])
+        frames = self._frames[index : index + FRAMES_A_WRITE]
         return b"".join(frames), index + len(frames)
+
+    def items_from(self, index: int, after: int) -> tuple[bytes, int]:
+        """The same of another log: the start, each item once it is whole, less what is not `after`, the last frame."""
+        whole = len(self.items) if self.ended else max(len(self.items) - 1, 0)
+        frames = self._frames[:1] if index == 0 else []
+        for item in self.items[max(index - 1, 0) : whole]:
+            if item.end > after:
+                piece = item.whole()
+                rest = with_content(piece, piece.content[max(after - item.begin, 0) :])
+                frames.append(piece_frame(self._id, item.end, rest))
+        if self.ended and index <= whole + 1:
+            frames.append(self._frames[-1])
+        return b"".join(frames), whole + 1 + self.ended if self._frames else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------

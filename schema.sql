@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS runs (
 -- stored: the unit that carries the run's end carries its items and its checkpoint, and is refused as a whole.
 CREATE OR REPLACE FUNCTION run_ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'run % is % already', OLD.run_id, OLD.status USING ERRCODE = 'integrity_constraint_violation';
+    RAISE EXCEPTION 'run % is % already', OLD.run_id, OLD.status USING ERRCODE = 'restrict_violation';
 END $$;
 CREATE OR REPLACE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH ROW
     WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status) EXECUTE FUNCTION run_ends_once();

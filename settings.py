@@ -34,6 +34,7 @@ class Settings:
     write_queue_size: int
     save_timeout_s: float
     run_timeout_s: float
+    model_first_token_timeout_s: float
     model_idle_timeout_s: float
     heartbeat_s: float
     drain_timeout_s: float
@@ -74,6 +75,7 @@ class Settings:
             write_queue_size=whole("WRITE_QUEUE_SIZE", 10_000, 2),
             save_timeout_s=seconds("SAVE_TIMEOUT_S", 5),
             run_timeout_s=seconds("RUN_TIMEOUT_S", 600),
+            model_first_token_timeout_s=seconds("MODEL_FIRST_TOKEN_TIMEOUT_S", 30),
             model_idle_timeout_s=seconds("MODEL_IDLE_TIMEOUT_S", 60),
             heartbeat_s=seconds("HEARTBEAT_S", 15),
             drain_timeout_s=seconds("DRAIN_TIMEOUT_S", 30),

@@ -25,6 +25,9 @@ BATCH_UNITS = 64  # 20,700 small turns a second in batches of 64, 2,300 one by o
 COMMIT_BUDGET_S = 2.0  # a frozen connection is given up after this; a healthy batch takes milliseconds
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
+# What the schema's own rules refuse: a second run in one place of a thread, and the end of a run that ended already.
+CONFLICTS = (asyncpg.UniqueViolationError, asyncpg.RestrictViolationError)
+
 GATHERED = ("INSERT", "DELETE FROM pieces")
 
 ADD_DEAD_LETTER = "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
@@ -224,6 +227,10 @@ class Writer:
 
     async def _set_aside(self, unit: Unit, error: Exception) -> bool:
         """Put a refused unit into `dead_letters`; False if that failed too, for now."""
+        if isinstance(error, CONFLICTS):
+            log.warning("a unit of %s was refused: another process has gone on with it", unit.thread)
+            unit.saved.set_exception(Conflict())
+            return True
         log.error("set aside a unit of %s: the database refused it (%s)", unit.thread, type(error).__name__)
         dump = orjson.dumps(unit.writes, default=_dump_value)
         letter = Unit(unit.thread, [(ADD_DEAD_LETTER, (unit.thread, type(error).__name__, dump))], unit.saved)
@@ -232,9 +239,7 @@ class Writer:
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as away:
             await self._wait_out(away, 1)
             return False
-        # What the schema's own rules refuse (a second run in one place, a run that ended already) is a conflict.
-        conflict = isinstance(error, asyncpg.IntegrityConstraintViolationError)
-        unit.saved.set_exception(Conflict() if conflict else Unstorable())
+        unit.saved.set_exception(Unstorable())
         return True
 
     def _drop_connection(self) -> None:

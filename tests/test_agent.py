@@ -36,7 +36,7 @@ class Scripted:
 
 
 async def turn(model: Scripted, saver: Checkpointer, *, stop_at: str | None = None) -> tuple[Outcome, list[Piece]]:
-    agent = Agent(model, saver, newest_checkpoint=saver.newest, model_idle_timeout_s=0.3)
+    agent = Agent(model, saver, newest_checkpoint=saver.newest, first_token_timeout_s=0.6, idle_timeout_s=0.3)
     stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
     pieces: list[Piece] = []
 
@@ -70,8 +70,14 @@ async def test_a_stop_between_the_calls_of_a_model_ends_the_turn(checkpointer: C
 async def test_a_model_that_falls_silent_is_given_up(checkpointer: Checkpointer) -> None:
     outcome, pieces = await turn(Scripted([TextDelta("Half"), None]), checkpointer)
     assert outcome.error is not None
-    assert outcome.error.code == "model_timeout"
+    assert outcome.error.code == "model_idle_timeout"
     assert pieces == [Message("Half", 0)]
+
+
+async def test_a_model_that_does_not_begin_is_given_up(checkpointer: Checkpointer) -> None:
+    outcome, pieces = await turn(Scripted([None]), checkpointer)
+    assert outcome.error is not None
+    assert (outcome.error.code, pieces) == ("model_first_token_timeout", [])
 
 
 async def test_usage_adds_up_over_the_calls_of_a_turn(checkpointer: Checkpointer) -> None:

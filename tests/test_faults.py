@@ -3,14 +3,16 @@
 import http.client
 import json
 import signal
+import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
 from conftest import Service
-from openai_server import OpenAIServer, Step, echo, finish, pause, stall, text, tool, wait
+from openai_server import OpenAIServer, Step, echo, finish, pause, stall, status, text, tool, wait
 from sse_client import chat, request
 from test_service import graph_state, history, rows
 
@@ -232,6 +234,34 @@ def test_one_thread_has_one_run_between_two_processes(service: Start, openai: Op
     assert [run["seq"] for run in history(here, "t")["runs"]] == [1, 2, 3]
 
 
+def test_many_at_once_on_one_thread_never_fork_between_two_processes(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    openai.default = (text("The answer."), finish())
+    processes = service(openai=openai), service(openai=openai)
+    refused: Counter[object] = Counter()
+
+    def send(number: int) -> None:
+        while True:
+            stream = chat(processes[number % 2].url, f"message {number}", thread_id="t")
+            if stream.status == 200 and stream.last.get("saved"):
+                return
+            refused[stream.status if stream.status != 200 else stream.last["code"]] += 1
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(send, range(100)))
+    stored = history(processes[0], "t")
+    completed = [run["run_id"] for run in stored["runs"] if run["status"] == "completed"]
+    said = [item["content"] for item in stored["messages"] if item["run_id"] in completed and item["role"] == "user"]
+    assert sorted(said) == sorted(f"message {number}" for number in range(100))
+    assert [run["seq"] for run in stored["runs"]] == list(range(1, len(stored["runs"]) + 1))
+    assert refused.keys() <= {409, "conflict"}
+    remembered = [message.content for message in graph_state(database_url, "t")["messages"] if message.type == "human"]
+    assert remembered == said
+    assert rows(database_url, "SELECT 1 FROM dead_letters") == []
+
+
 def test_a_process_that_was_stopped_for_long_loses_its_thread(
     service: Start, openai: OpenAIServer, database_url: str
 ) -> None:
@@ -253,3 +283,51 @@ def test_a_process_that_was_stopped_for_long_loses_its_thread(
     openai.default = (echo(),)
     sent = json.loads(chat(sleeper.url, "On", thread_id="t").text)
     assert [content for _, content in sent[1:]] == ["Hi", "slow", "Go on", "OK.", "On"]
+
+
+def test_a_client_that_reads_nothing_is_cut_off_and_costs_nobody_else(service: Start, openai: OpenAIServer) -> None:
+    words = [f"{number} " + "x" * 1000 for number in range(3000)]
+    openai.reply(text(*words), finish())
+    running = service(openai=openai, HEARTBEAT_S="0.5")
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the kernel does not take it all
+    deaf.connect(("127.0.0.1", running.port))
+    deaf.sendall(b"GET /chat?message=Hi&thread_id=t HTTP/1.1\r\nHost: h\r\n\r\n")
+    wait_for(lambda: openai.requests)
+    busy = chat(running.url, "Hi", thread_id="t")
+    other = request("GET", f"{running.url}/api/runs/{busy.problem['run_id']}/events")
+    assert other.text == "".join(words)
+    time.sleep(2)  # heartbeats: no more than two of them, and the machine may be slow
+    deaf.settimeout(10)
+    got = b""
+    try:
+        while data := deaf.recv(65536):
+            got += data
+    except ConnectionResetError:
+        pass
+    deaf.close()
+    assert b'"type":"end"' not in got
+    place = got.rpartition(b"\n\nid: ")[0].rpartition(b"\nid: ")[2].partition(b"\n")[0].decode()
+    rest = request("GET", f"{running.url}/chat?message=Hi", headers={"Last-Event-ID": place})
+    assert rest.text == "".join(words)[int(place.partition(":")[2]) :], "and may come back for the rest"
+
+
+def test_each_wait_for_the_model_has_its_limit_and_its_code(service: Start, openai: OpenAIServer) -> None:
+    limits = {"MODEL_FIRST_TOKEN_TIMEOUT_S": "1", "MODEL_IDLE_TIMEOUT_S": "0.5", "RUN_TIMEOUT_S": "3"}
+    running = service(openai=openai, **limits)
+    slow: list[Step] = [step for _ in range(100) for step in (text("word "), pause(0.1))]
+    replies: list[tuple[str, str, list[Step]]] = [
+        ("", "model_first_token_timeout", [stall()]),
+        ("half", "model_idle_timeout", [text("half"), stall()]),
+        ("word word", "run_timeout", slow),
+        ("", "model_rate_limited", [status(429, "busy", retry_after=60)]),
+    ]
+    for said, code, steps in replies:
+        openai.reply(*steps)
+        stream = chat(running.url, "Hi", thread_id="t")
+        assert stream.last["code"] == code
+        assert stream.last["retryable"] is True
+        assert stream.text.startswith(said)
+    assert chat(running.url, "On", thread_id="t").last["saved"] is True
+    assert len(openai.requests) == 5
+    assert openai.refusals == []

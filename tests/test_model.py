@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import openai as openai_package
@@ -25,7 +26,8 @@ from openai_server import (
     tool,
 )
 
-from chat import Finished, ModelError, TextDelta, ToolCallDelta
+import model
+from chat import Finished, ModelError, Pulse, TextDelta, ToolCallDelta
 from drafting import TOOLS
 from model import OpenAIModel
 
@@ -38,7 +40,7 @@ async def ask(
     server: OpenAIServer, messages: Sequence[BaseMessage] = (HumanMessage("Hi"),), **settings: Any
 ) -> tuple[str, dict[int, tuple[str, str, str]], Finished]:
     """The reply's text, its calls by index (id, name, arguments), and how it finished."""
-    fields: dict[str, Any] = {"api_key": server.key, "base_url": server.base_url, "idle_timeout_s": 5.0} | settings
+    fields: dict[str, Any] = {"api_key": server.key, "base_url": server.base_url} | settings
     model = OpenAIModel("gpt-test", **fields)
     said, finished = "", None
     calls: dict[int, tuple[str, str, str]] = {}
@@ -52,7 +54,7 @@ async def ask(
                 elif isinstance(delta, ToolCallDelta):
                     call_id, name, arguments = calls.get(delta.index, ("", "", ""))
                     calls[delta.index] = (call_id or delta.call_id, name or delta.name, arguments + delta.arguments)
-                else:
+                elif isinstance(delta, Finished):
                     finished = delta
     finally:
         await model.aclose()
@@ -203,19 +205,46 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
     assert failed.value.code == "model_unreachable"
 
 
-async def test_silence_on_the_socket_ends_in_a_timeout(openai: OpenAIServer) -> None:
-    openai.default = (stall(),)
+async def test_a_server_that_takes_no_connection_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "CONNECT_TIMEOUT_S", 0.1)
+    with ExitStack() as stack:
+        deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # more than its queue takes: what comes then gets no answer at all
+            knock = stack.enter_context(socket.socket())
+            knock.setblocking(False)
+            knock.connect_ex(deaf.getsockname())
+        deaf_model = OpenAIModel("m", api_key=None, base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}/v1")
+        with pytest.raises(ModelError) as failed:
+            async for _ in deaf_model.stream([HumanMessage("Hi")], ()):
+                pass
+        await deaf_model.aclose()
+    assert failed.value.code == "model_unreachable"
+
+
+@pytest.mark.parametrize("code", [429, 503])
+async def test_a_provider_is_not_waited_for_longer_than_a_person_would(openai: OpenAIServer, code: int) -> None:
+    openai.reply(status(code, "busy", retry_after=60))
     with pytest.raises(ModelError) as failed:
-        await ask(openai, idle_timeout_s=0.2)
-    assert failed.value.code == "model_timeout"
-    openai.default = (text("half"), stall())
-    with pytest.raises(ModelError):
-        await ask(openai, idle_timeout_s=0.2)
+        await ask(openai)
+    assert failed.value.code == ("model_rate_limited" if code == 429 else "model_unavailable")
+    assert failed.value.retryable
+    assert len(openai.requests) == 1
+    openai.reply(status(code, "busy", retry_after=1))
+    assert (await ask(openai))[0] == "OK."
+
+
+async def test_a_model_that_reasons_gives_a_sign_of_life(openai: OpenAIServer) -> None:
+    thought = b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}\n\n'
+    openai.reply(raw(thought), text("OK"), finish())
+    reasoning = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
+    kinds = [type(delta) async for delta in reasoning.stream([HumanMessage("Hi")], ())]
+    assert kinds[:2] == [Pulse, TextDelta]
+    await reasoning.aclose()
 
 
 async def test_leaving_the_stream_closes_the_providers_connection(openai: OpenAIServer) -> None:
     openai.reply(text("first"), pause(0.01), text("second"), stall())
-    model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url, idle_timeout_s=5)
+    model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
     async with aclosing(model.stream([HumanMessage("Hi")], ())) as deltas:
         await anext(deltas)
     assert await asyncio.to_thread(openai.requests[0].closed.wait, 5)
@@ -223,7 +252,7 @@ async def test_leaving_the_stream_closes_the_providers_connection(openai: OpenAI
 
 
 async def test_replies_one_after_the_other_share_a_connection(openai: OpenAIServer) -> None:
-    model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url, idle_timeout_s=5)
+    model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
     for _ in range(5):
         async with aclosing(model.stream([HumanMessage("Hi")], ())) as deltas:
             assert isinstance([delta async for delta in deltas][-1], Finished)

@@ -148,7 +148,7 @@ def a_run(pieces: list[Piece]) -> Run:
 async def test_a_run_says_start_pieces_and_end_with_their_positions() -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
     assert [place for place, _ in events] == ["0", "6", "13", "16", "20", "23", "end"]
     assert events[0][1] == {"type": "start", "thread_id": run.thread_id, "run_id": run.run_id, "model": "scripted"}
     assert events[-1][1]["type"] == "end"
@@ -161,7 +161,7 @@ async def test_the_start_is_in_the_log_before_the_agent_has_done_anything() -> N
         return outcome("cancelled")
 
     async with registry(never) as runs:
-        cursor = (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60)
+        cursor = (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60, on_stuck=pytest.fail)
         assert b'"type":"start"' in await anext(cursor)
         cursor.close()
 
@@ -170,14 +170,14 @@ async def test_any_cut_of_the_stream_can_be_gone_on_from() -> None:
     run = a_run(PIECES)
     whole = "".join(piece.content for piece in PIECES)
     for after in range(TOTAL + 1):
-        cursor = run.follow(after, heartbeat_s=60)
+        cursor = run.follow(after, heartbeat_s=60, on_stuck=pytest.fail)
         frames = (await anext(cursor)).decode().removeprefix("retry: 2000\n").split("\n\n")[:-1]
         pieces = [json.loads(frame.partition("data: ")[2])["content"] for frame in frames]
         assert "".join(pieces) == whole[after:], "of a run that goes on"
         cursor.close()
     run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
     for after in range(TOTAL + 1):
-        events = await read(run.follow(after, heartbeat_s=60))
+        events = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail))
         assert text(events) == whole[after:], "of a run that has ended"
         assert events[-1][1]["type"] == "end"
         assert all(place == "end" or int(place) > after for place, _ in events)
@@ -187,10 +187,10 @@ async def test_any_cut_of_the_stream_can_be_gone_on_from() -> None:
 async def test_a_reader_that_comes_early_sees_what_one_sees_that_comes_late(after: int | None) -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        early = asyncio.create_task(read(run.follow(after, heartbeat_s=60)))
+        early = asyncio.create_task(read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail)))
         while not run.ended:
             await asyncio.sleep(0)
-        late = await read(run.follow(after, heartbeat_s=60))
+        late = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail))
         expected = "".join(piece.content for piece in PIECES)[after or 0 :]
         assert text(late) == expected
         if after in (None, 0):
@@ -212,7 +212,7 @@ async def test_items_mode_sends_each_item_once_it_is_whole() -> None:
 
     async with registry(in_two_parts) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        cursor = run.follow(None, mode="items", heartbeat_s=60)
+        cursor = run.follow(None, mode="items", heartbeat_s=60, on_stuck=pytest.fail)
         await asyncio.sleep(0.01)
         first = await anext(cursor)
         assert b'"content":"Hello \xf0\x9f\x98\x80 world"' in first
@@ -233,7 +233,7 @@ async def test_what_arrives_together_leaves_in_one_write() -> None:
 
     async with registry(at_once) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        cursor = run.follow(None, heartbeat_s=60)
+        cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail)
         await asyncio.sleep(0.01)
         assert (await anext(cursor)).count(b"data: ") == 101
         cursor.close()
@@ -243,16 +243,42 @@ async def test_a_silent_run_sends_a_comment() -> None:
     async with registry(waits) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
         await asyncio.sleep(0.01)
-        cursor = run.follow(None, heartbeat_s=0.05)
+        cursor = run.follow(None, heartbeat_s=0.05, on_stuck=pytest.fail)
         await anext(cursor)
         assert await anext(cursor) == b":\n\n"
         assert await anext(cursor) == b":\n\n"
         cursor.close()
 
 
+async def test_items_mode_goes_on_from_any_place() -> None:
+    run = a_run(PIECES)
+    whole = "".join(piece.content for piece in PIECES)
+    for ended in (False, True):
+        if ended:
+            run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
+        there = whole if ended else whole[: run.items[-1].begin]
+        for after in range(TOTAL + 1):
+            cursor = run.follow(after, mode="items", heartbeat_s=60, on_stuck=pytest.fail)
+            frames = (await anext(cursor)).decode().removeprefix("retry: 2000\n").split("\n\n")[:-1]
+            events = [json.loads(frame.partition("data: ")[2]) for frame in frames]
+            assert "".join(event["content"] for event in events if "item" in event) == there[after:]
+            assert ("end" in {event["type"] for event in events}) is ended
+            cursor.close()
+
+
+async def test_a_reader_that_takes_nothing_is_told_of_within_two_heartbeats() -> None:
+    stuck = asyncio.Event()
+    run = a_run(PIECES)
+    cursor = run.follow(None, heartbeat_s=0.05, on_stuck=stuck.set)
+    await anext(cursor)
+    async with asyncio.timeout(5):
+        await stuck.wait()
+    cursor.close()
+
+
 async def test_a_cursor_that_is_closed_from_outside_ends() -> None:
     run = a_run([])
-    cursor = run.follow(None, heartbeat_s=60)
+    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail)
     await anext(cursor)
     asyncio.get_running_loop().call_later(0.01, cursor.close)
     assert [frames async for frames in cursor] == []
@@ -262,7 +288,9 @@ async def test_a_cursor_that_is_closed_from_outside_ends() -> None:
 async def test_a_thousand_readers_of_one_run_read_the_same() -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        streams = await asyncio.gather(*(read(run.follow(None, heartbeat_s=60)) for _ in range(1000)))
+        streams = await asyncio.gather(
+            *(read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail)) for _ in range(1000))
+        )
     assert all(stream == streams[0] for stream in streams)
 
 
@@ -274,7 +302,7 @@ async def test_a_thread_has_one_run_at_a_time() -> None:
         assert busy.value.run_id == first.run_id
         await runs.start("someone else", ChatRequest("Hi", "t"))
         first.stop(StopCause.USER)
-        await read(first.follow(None, heartbeat_s=60))
+        await read(first.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
         await asyncio.sleep(0)
         await runs.start("o", ChatRequest("Hi again", "t"))
 
@@ -315,7 +343,7 @@ async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
         run = await runs.start("o", ChatRequest("Hi"))
         await asyncio.sleep(0.01)
         run.stop(StopCause.USER)
-        events = await read(run.follow(None, heartbeat_s=60))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
     assert events[-1][1] == {"type": "end", "reason": "cancelled", "saved": True, "checkpoint_id": None, "usage": None}
     [ended] = records.ended
     assert ended.status is RunStatus.CANCELLED
@@ -325,7 +353,7 @@ async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
 async def test_a_run_that_takes_too_long_ends_with_an_error() -> None:
     async with registry(waits, run_timeout_s=0.05) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
     assert events[-1][1]["code"] == "run_timeout"
     assert events[-1][0] == "end"
 
@@ -334,7 +362,7 @@ async def test_the_end_waits_for_the_commit_and_says_when_it_did_not_come() -> N
     records = Records(saves=False)
     async with registry(says, records) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
     assert events[-1][1]["saved"] is False
 
 
@@ -348,7 +376,7 @@ async def test_an_error_ends_the_stream_and_what_was_said_is_kept() -> None:
 
     async with registry(fails, records) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
     assert events[-1][1] == {
         "type": "error",
         "content": "The provider has a fault.",
@@ -365,7 +393,7 @@ async def test_a_fault_of_ours_shows_nothing_of_itself(caplog: pytest.LogCapture
 
     async with registry(breaks) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
     assert events[-1][1]["code"] == "internal"
     assert "secret" not in str(events)
     assert run.run_id in caplog.text
@@ -384,7 +412,7 @@ async def test_what_a_run_says_is_saved_on_the_way_without_a_hole(monkeypatch: p
 
     async with registry(slowly, records, save_timeout_s=0.1) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        await read(run.follow(None, heartbeat_s=60))
+        await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
         saved = len(records.progress)
         await asyncio.sleep(0.05)
         assert len(records.progress) == saved, "nothing comes after the end"
@@ -404,7 +432,7 @@ async def test_leaving_ends_every_run_and_starts_no_more() -> None:
         await asyncio.sleep(0)
         with pytest.raises(Draining):
             await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
         await drain
     assert events[-1][1]["code"] == "shutting_down"
     assert repr(runs) == "<Runs 0 in progress, 0 ended, draining>"
@@ -425,7 +453,7 @@ def test_resuming_anywhere_gives_the_rest_exactly(texts: list[str], data: st.Dat
         run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
         whole = "".join(texts)
         after = data.draw(st.integers(0, len(whole)))
-        events = await read(run.follow(after, heartbeat_s=60))
+        events = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail))
         assert text(events) == whole[after:]
         assert sum(event["type"] == "end" for _, event in events) == 1
 

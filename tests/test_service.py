@@ -44,7 +44,9 @@ def graph_state(database_url: str, thread_id: str) -> dict[str, Any]:
     async def read() -> dict[str, Any]:
         async with open_store(database_url, queue_size=1, connect_timeout_s=5, drain_timeout_s=5) as store:
             saver = Checkpointer(store)
-            agent = Agent(OfflineModel(), saver, newest_checkpoint=saver.newest, model_idle_timeout_s=1)
+            agent = Agent(
+                OfflineModel(), saver, newest_checkpoint=saver.newest, first_token_timeout_s=1, idle_timeout_s=1
+            )
             return dict(await agent.state("anonymous", thread_id))
 
     return run(read())
@@ -219,6 +221,22 @@ def test_a_cancelled_run_closes_the_providers_connection_and_keeps_what_it_has(
         ["assistant", "So far"],
         ["user", "On"],
     ]
+
+
+def test_a_client_may_ask_that_its_leaving_cancels(service: Start, openai: OpenAIServer) -> None:
+    openai.reply(text("So far"), stall())
+    running = service(openai=openai)
+    body = {"message": "Hi", "thread_id": "t", "on_disconnect": "cancel"}
+    with requests.post(f"{running.url}/api/chat", json=body, stream=True, timeout=10) as answer:
+        lines = answer.iter_lines(chunk_size=1)  # whose end would be the connection's
+        assert any(b"So far" in line for line in lines)
+        with requests.get(f"{running.url}{answer.headers['Location']}", stream=True, timeout=10) as other:
+            assert any(b"So far" in line for line in other.iter_lines(chunk_size=1))
+        assert not openai.requests[0].closed.wait(0.3), "another reader that leaves cancels nothing"
+    assert openai.requests[0].closed.wait(5)
+    followed = request("GET", f"{running.url}{answer.headers['Location']}")
+    assert (followed.text, followed.last["reason"], followed.last["saved"]) == ("So far", "cancelled", True)
+    assert chat(running.url, "Hi", on_disconnect="perhaps").status == 422
 
 
 def test_a_client_that_leaves_does_not_stop_its_run(service: Start, openai: OpenAIServer) -> None:
