@@ -8,7 +8,8 @@ import pytest
 from fault_proxy import FaultProxy
 
 from chat import Conflict, RunEnded, RunStarted, RunStatus, Unstorable
-from store import Store, StoreUnavailable, apply_schema, open_store, start_writes, where
+from statements import start_writes
+from store import Store, StoreUnavailable, apply_schema, open_store, where
 from writer import QueueFull, Unit, statements
 
 pytestmark = pytest.mark.anyio
@@ -191,7 +192,7 @@ async def test_statements_of_a_kind_go_together_and_others_keep_their_place() ->
 
 
 async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
-    import store as room
+    import statements as room
 
     for named, arguments in (
         (room.LIST_THREADS, "'o', 'infinity'::timestamptz, '', 20"),
