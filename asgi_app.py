@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import atexit
 import base64
 import binascii
 import hashlib
@@ -28,18 +29,20 @@ from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Sco
 from chat import ChatRequest, InvalidRequest, MessageTooLong, StopCause, StreamMode
 from checkpointer import Checkpointer
 from embedded import EmbeddedPostgresError, embedded_postgres
+from journal import JournalError
 from model import OpenAIModel
 from offline import OfflineModel
 from runs import Draining, KeyReused, Run, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
 from settings import Settings, SettingsError
 from sse import EventId
-from store import Store, StoreUnavailable, open_store, where
+from store import Store, StoreUnavailable, UnsavedTurns, open_store, where
 from writer import QueueFull
 
 log = logging.getLogger("draftstream")
 
 OWNER = "anonymous"  # whose everything is while no keys are configured
 CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
+EXIT_UNSAVED = 4  # the exit code when turns were lost; 3 is uvicorn's, for a start that failed
 FLUSH_TIMEOUT_S = 4.0  # how long a shutdown waits for the queue, after the runs have ended
 PAGE = Path(__file__).with_name("debug.html")
 THREADS_A_PAGE = 20
@@ -76,6 +79,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 queue_size=settings.write_queue_size,
                 connect_timeout_s=CONNECT_TIMEOUT_S,
                 drain_timeout_s=FLUSH_TIMEOUT_S,
+                journal_dir=settings.journal_dir,
             )
         )
         model = await stack.enter_async_context(open_model(settings))
@@ -95,6 +99,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 start_run=store.start_run,
                 end_run=store.end_run,
                 renew_leases=store.renew_leases,
+                journal=store.journal if store.journals else None,
                 save_progress=store.save_progress,
                 stored_run=store.run,
                 max_runs=settings.max_runs,
@@ -522,12 +527,17 @@ async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         settings = Settings.from_env(os.environ)
         set_up_logging(settings.log_level)
         scope["state"]["service"] = await stack.enter_async_context(open_service(settings))
-    except (SettingsError, StoreUnavailable, EmbeddedPostgresError) as error:
+    except (SettingsError, StoreUnavailable, JournalError, EmbeddedPostgresError) as error:
         await send({"type": "lifespan.startup.failed", "message": f"Draftstream can't start: {error}"})
         return
     await send({"type": "lifespan.startup.complete"})
     await receive()
-    await stack.aclose()
+    try:
+        await stack.aclose()
+    except UnsavedTurns as loss:
+        atexit.register(os._exit, EXIT_UNSAVED)  # as uvicorn would end with 0 all the same
+        await send({"type": "lifespan.shutdown.failed", "message": str(loss)})
+        return
     await send({"type": "lifespan.shutdown.complete"})
 
 

@@ -178,12 +178,16 @@ class Doc:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """`saved`: the whole turn is committed in PostgreSQL. An acknowledgement, not a forecast."""
+    """`saved`: the whole turn is committed in PostgreSQL. An acknowledgement, not a forecast.
+
+    `journaled`: the database is away, but the turn is durable in the journal.
+    """
 
     reason: EndReason
     saved: bool
     checkpoint_id: str | None
     usage: Usage | None
+    journaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,9 @@ log = logging.getLogger("draftstream.runs")
 FRAMES_A_WRITE = 512  # bounds the copy that a reader with a long backlog makes
 LINGER_S = 60.0  # an ended run stays in memory this long, for a client whose connection broke near the end
 LINGERING_RUNS = 1000
-DRAINING_SAVE_S = 1.0  # a shutdown ends within DRAIN_TIMEOUT_S and five seconds: this, and what empties the queue
+# An end waits no longer for its commit where there is a journal, or nothing to acknowledge; or at a shutdown, which
+# ends within DRAIN_TIMEOUT_S and five seconds: this, and what empties the queue.
+IMPATIENT_SAVE_S = 1.0
 RENEWAL_S = 2.5  # of a lease of 10 s
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
@@ -335,6 +337,7 @@ class Runs:
         start_run: Callable[[RunStarted], asyncio.Future[None]],
         end_run: Callable[[RunEnded], Awaitable[asyncio.Future[None]]],
         renew_leases: Callable[[Sequence[str]], None],
+        journal: Callable[[str], Awaitable[bool]] | None,
         save_progress: Callable[[RunProgress], bool],
         stored_run: Callable[[str, str | None, str | None], Awaitable[StoredRun | None]],
         max_runs: int,
@@ -348,6 +351,7 @@ class Runs:
         self._start_run = start_run
         self._end_run = end_run
         self._renew_leases = renew_leases
+        self._journal = journal
         self._save_progress = save_progress
         self._stored_run = stored_run
         self._max_runs = max_runs
@@ -504,13 +508,18 @@ class Runs:
                 ended_at=time.time(),
             )
         )
+        patience_s = self._save_timeout_s
+        if self.draining or self._journal is not None or last is not None:
+            patience_s = min(patience_s, IMPATIENT_SAVE_S)
+        await asyncio.wait({saved}, timeout=patience_s)
+        journaled = False
+        if not saved.done() and self._journal is not None:
+            journaled = await self._journal(run.run_id)
         if last is not None or outcome.reason is None:
             return last or Error("The run ended without a reason.", "internal", retryable=True)
-        patience_s = min(self._save_timeout_s, DRAINING_SAVE_S) if self.draining else self._save_timeout_s
-        await asyncio.wait({saved}, timeout=patience_s)
         if saved.done() and isinstance(refused := saved.exception(), RunFailure):
             return Error(refused.content, refused.code, refused.retryable)
-        return End(outcome.reason, saved.done(), outcome.checkpoint_id, outcome.usage)
+        return End(outcome.reason, saved.done(), outcome.checkpoint_id, outcome.usage, journaled)
 
     def _linger(self, run: Run) -> None:
         loop = asyncio.get_running_loop()

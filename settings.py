@@ -22,6 +22,7 @@ class Settings:
 
     database_url: str | None
     data_dir: Path
+    journal_dir: Path | None
     openai_api_key: str | None
     openai_base_url: str | None
     openai_model: str
@@ -60,9 +61,12 @@ class Settings:
         def seconds(name: str, default: float) -> float:
             return read(name, _within(float, 0.05, 86_400), default, "a number of seconds from 0.05 to 86400")
 
+        database_url = read("DATABASE_URL", _url("postgresql", "postgres"), None, "a postgresql:// URL")
+        data_dir = read("DATA_DIR", Path, Path(".data"), "a folder")
         return cls(
-            database_url=read("DATABASE_URL", _url("postgresql", "postgres"), None, "a postgresql:// URL"),
-            data_dir=read("DATA_DIR", Path, Path(".data"), "a folder"),
+            database_url=database_url,
+            data_dir=data_dir,
+            journal_dir=read("JOURNAL_DIR", Path, data_dir / "journal" if database_url is None else None, "a folder"),
             openai_api_key=env.get("OPENAI_API_KEY", "").strip() or None,
             openai_base_url=read("OPENAI_BASE_URL", _url("http", "https"), None, "an http:// or https:// URL"),
             openai_model=env.get("OPENAI_MODEL", "").strip() or DEFAULT_MODEL,

@@ -39,8 +39,10 @@ def start_frame(run_id: bytes, start: Start) -> bytes:
 
 
 def last_frame(run_id: bytes, last: End | Error) -> bytes:
-    data = {"type": "end" if isinstance(last, End) else "error"}
+    data: dict[str, object] = {"type": "end" if isinstance(last, End) else "error"}
     data |= {field: getattr(last, field) for field in last.__slots__}
+    if data.get("journaled") is False:
+        del data["journaled"]  # told only where it is so
     return b"id: %b:end\ndata: %b\n\n" % (run_id, orjson.dumps(data))
 
 

@@ -102,6 +102,14 @@ READ_HEAD = """SELECT
         WHERE thread_id = $3 AND checkpoint_ns = '' AND checkpoint_id = $4) AS has_checkpoint"""
 
 
+# Where a run of the journal belongs: how far its thread is, what is known of the run and of its branch.
+READ_PLACE = """SELECT
+    (SELECT coalesce(max(seq), 0) FROM runs WHERE owner = $1 AND thread_id = $2) AS last_seq,
+    (SELECT status FROM runs WHERE run_id = $3) AS status,
+    EXISTS (SELECT 1 FROM runs WHERE run_id = $4) AS branched,
+    EXISTS (SELECT 1 FROM runs WHERE owner = $1 AND idempotency_key = $5 AND run_id <> $3) AS key_is_taken"""
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The rows of a run's life
 

@@ -6,7 +6,7 @@ Reads go through the pool, concurrently; everything that is written goes through
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ import asyncpg
 import orjson
 
 from chat import (
+    Conflict,
     End,
     Error,
     Item,
@@ -29,6 +30,8 @@ from chat import (
     ThreadHead,
     graph_thread_id,
 )
+from journal import Journal
+from recovery import Turn, replay
 from statements import (
     LIST_THREADS,
     READ_HEAD,
@@ -62,6 +65,13 @@ class StoreUnavailable(RunFailure):
 
     def __str__(self) -> str:
         return self.why or self.content
+
+
+class UnsavedTurns(Exception):
+    """The database stayed away to the end: so many turns are lost, of which none was acknowledged."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} turns were not saved, as the database stayed away; none had been acknowledged")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -99,10 +109,12 @@ class OpenRun:
 class Store:
     """Reads go through the pool, concurrently; everything that is written goes through the one writer."""
 
-    def __init__(self, pool: asyncpg.Pool, writer: Writer) -> None:
+    def __init__(self, pool: asyncpg.Pool, writer: Writer, journal: Journal | None) -> None:
         self._pool = pool
         self._writer = writer
+        self._journal = journal
         self._open_runs: dict[str, OpenRun] = {}
+        self._unsaved: dict[str, Turn] = {}  # the turns that have ended and wait for the writer, by run_id
 
     @property
     def full(self) -> bool:
@@ -124,8 +136,45 @@ class Store:
         """Queue a run's end and, with it, the checkpoints that were put since its start: one transaction."""
         thread = graph_thread_id(end.started.owner, end.started.thread_id)
         checkpoints = self._open_runs.pop(thread).writes if thread in self._open_runs else []
+        run_id = end.started.run_id
+        self._unsaved[run_id] = Turn(end, checkpoints)
         unit = await self._writer.put(thread, [*end_writes(end), *checkpoints])
+        unit.saved.add_done_callback(lambda saved: self._on_saved(run_id, saved))
         return unit.saved
+
+    def _on_saved(self, run_id: str, saved: asyncio.Future[None]) -> None:
+        self._unsaved.pop(run_id, None)
+        if self._journal is None or saved.cancelled():
+            return
+        if isinstance(saved.exception(), Conflict) and run_id in self._journal.unsettled:
+            log.error("run %s was journaled, and its thread has moved on: the next start makes it a branch", run_id)
+        else:
+            self._journal.settle(run_id)
+
+    @property
+    def journals(self) -> bool:
+        """Whether there is a journal."""
+        return self._journal is not None
+
+    async def journal(self, run_id: str) -> bool:
+        """Make a turn durable that the database does not take; False if that can't be done."""
+        turn = self._unsaved.get(run_id)
+        if turn is None or self._journal is None:
+            return False
+        try:
+            await self._journal.append(run_id, turn.encode())
+        except OSError:
+            log.exception("run %s can't be journaled", run_id)
+            return False
+        if run_id not in self._unsaved:
+            self._journal.settle(run_id)
+        return True
+
+    @property
+    def unsaved(self) -> int:
+        """How many turns have ended and are neither in the database nor in the journal."""
+        journaled = self._journal.unsettled if self._journal is not None else set()
+        return len(self._unsaved.keys() - journaled)
 
     def renew_leases(self, run_ids: Sequence[str]) -> None:
         """The runs go on: nobody else may take their threads for another while."""
@@ -308,32 +357,47 @@ async def _no_reset(_: asyncpg.Connection) -> None:
 
 @asynccontextmanager
 async def open_store(
-    dsn: str, *, queue_size: int, connect_timeout_s: float, drain_timeout_s: float
+    dsn: str, *, queue_size: int, connect_timeout_s: float, drain_timeout_s: float, journal_dir: Path | None = None
 ) -> AsyncIterator[Store]:
-    """Apply the schema, start the writer; on leaving, commit what is queued, for at most `drain_timeout_s`.
+    """Apply the schema, put back what is in the journal, start the writer; on leaving, commit what is queued, for at
+    most `drain_timeout_s`.
 
-    Raises StoreUnavailable.
+    Raises StoreUnavailable, JournalError, and UnsavedTurns at the end.
     """
     connection = await connect(dsn, connect_timeout_s)
     try:
         await apply_schema(connection)
+        if journal_dir is not None:
+            await replay(connection, journal_dir)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise StoreUnavailable(f"the database at {where(dsn)} went away ({type(error).__name__})") from error
     finally:
-        await connection.close()
-    writer = Writer(dsn, queue_size)
-    async with asyncpg.create_pool(
-        dsn, min_size=0, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S
-    ) as pool:
-        writing = asyncio.create_task(writer.run(), name="writer")
-        try:
-            yield Store(pool, writer)
-        finally:
-            try:
-                async with asyncio.timeout(drain_timeout_s):
-                    await writer.close()
-                    await writing
-            except TimeoutError:
-                log.error("the database stayed away: %d units were not saved", writer.waiting)
-            finally:
-                writing.cancel()
-                await asyncio.wait({writing})
-                pool.terminate()
+        connection.terminate()
+    async with AsyncExitStack() as stack:
+        pool = asyncpg.create_pool(dsn, min_size=0, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S)
+        stack.callback(pool.terminate)
+        await pool
+        journal = None
+        if journal_dir is not None:
+            journal = stack.enter_context(closing(Journal(journal_dir)))
+        writer = Writer(dsn, queue_size)
+        store = Store(pool, writer, journal)
+        async with writing(writer, drain_timeout_s):
+            yield store
+        if store.unsaved:
+            raise UnsavedTurns(store.unsaved)
+
+
+@asynccontextmanager
+async def writing(writer: Writer, drain_timeout_s: float) -> AsyncIterator[None]:
+    """Own the writer's task."""
+    task = asyncio.create_task(writer.run(), name="writer")
+    try:
+        yield
+    finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_timeout_s):
+                await writer.close()
+                await task
+        task.cancel()
+        await asyncio.wait({task})

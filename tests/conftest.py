@@ -19,6 +19,7 @@ from urllib.error import URLError
 
 import asyncpg
 import pytest
+from fault_proxy import FaultProxy
 from openai_server import OpenAIServer
 
 from checkpointer import Checkpointer
@@ -105,6 +106,13 @@ async def store(database_url: str) -> AsyncIterator[Store]:
 @pytest.fixture
 def checkpointer(store: Store) -> Checkpointer:
     return Checkpointer(store)
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[FaultProxy]:
+    """Between a service and its database: `service(DATABASE_URL=proxy.dsn)`."""
+    with FaultProxy.on_a_thread(database_url) as proxy:
+        yield proxy
 
 
 # ---------------------------------------------------------------------------------------------------------------

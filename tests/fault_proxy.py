@@ -1,6 +1,9 @@
 """A proxy in front of PostgreSQL that resets, refuses, freezes and delays, on demand."""
 
 import asyncio
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -43,6 +46,27 @@ class FaultProxy:
         for writer in list(self._writers):
             writer.transport.abort()
         await asyncio.sleep(0)
+
+    @classmethod
+    @contextmanager
+    def on_a_thread(cls, dsn: str) -> Iterator[Self]:
+        """For tests that block. Its attributes may be set from any thread; `cut` is `reset` from outside."""
+        with asyncio.Runner() as runner, ThreadPoolExecutor(1) as thread:
+            stop = asyncio.Event()
+            started: Future[Self] = Future()
+
+            async def live() -> None:
+                async with cls(dsn) as proxy:
+                    started.set_result(proxy)
+                    await stop.wait()
+
+            living = thread.submit(runner.run, live())
+            yield started.result(10)
+            runner.get_loop().call_soon_threadsafe(stop.set)
+            living.result(10)
+
+    def cut(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.reset(), self._server.get_loop()).result(10)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuse:

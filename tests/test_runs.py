@@ -101,6 +101,7 @@ async def registry(agent: Agent, records: Records | None = None, **settings: flo
         start_run=records.start_run,
         end_run=records.end_run,
         renew_leases=records.renewed.append,
+        journal=None,
         save_progress=records.save_progress,
         stored_run=records.stored_run,
         **limits,  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""Turns in the journal: how one is written down, and how it comes back into the database at the next start.
+
+Each is put where it belongs, once, however often that is tried. Where its thread has moved on meanwhile it becomes a
+branch at the thread's end; nothing is overwritten.
+"""
+
+import logging
+import uuid
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import asyncpg
+import ormsgpack
+
+from chat import Error, RunEnded, RunStarted, RunStatus
+from journal import orphan, orphans
+from statements import READ_PLACE, end_writes, start_writes
+from writer import CONFLICTS, Write, is_refused_content
+
+log = logging.getLogger("draftstream.recovery")
+
+ATTEMPTS = 10  # each lost to another run of the same thread, on another process
+Outcome = Literal["put back", "were there already", "put back as branches"]
+BRANCHES = uuid.UUID("0f3c1a52-7d0c-4f0b-9d55-6f7f0f7b6a3e")  # names a branch after its run
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A run from its start to its end, and the checkpoints that it left."""
+
+    ended: RunEnded
+    checkpoints: list[Write]
+
+    def encode(self) -> bytes:
+        return ormsgpack.packb({"ended": self.ended, "checkpoints": self.checkpoints})
+
+    @classmethod
+    def decode(cls, record: bytes) -> "Turn":
+        """Raises ValueError, TypeError or KeyError for what is no turn."""
+        fields: dict[str, Any] = ormsgpack.unpackb(record)
+        ended = fields["ended"]
+        return cls(
+            RunEnded(
+                **ended
+                | {
+                    "started": RunStarted(**ended["started"]),
+                    "status": RunStatus(ended["status"]),
+                    "error": Error(**ended["error"]) if ended["error"] else None,
+                }
+            ),
+            [(sql, tuple(arguments)) for sql, arguments in fields["checkpoints"]],
+        )
+
+
+async def replay(connection: asyncpg.Connection, folder: Path) -> None:
+    """Put back the turns of every journal in the folder whose process is gone.
+
+    Raises what the database raises when it goes away; then the rest stays where it is.
+    """
+    for path in orphans(folder):
+        with orphan(path) as contents:
+            if contents is None:
+                continue
+            outcomes: Counter[str] = Counter()
+            for record in contents.records:
+                try:
+                    outcomes[await _put_back(connection, Turn.decode(record))] += 1
+                except (ValueError, TypeError, KeyError, asyncpg.PostgresError) as error:
+                    if isinstance(error, asyncpg.PostgresError) and not is_refused_content(error):
+                        raise
+                    outcomes["set aside"] += 1
+                    with path.with_suffix(".damaged").open("ab") as aside:
+                        aside.write(record)
+            if outcomes:
+                log.warning("journal: %s", ", ".join(f"{count} turns {what}" for what, count in outcomes.items()))
+
+
+async def _put_back(connection: asyncpg.Connection, turn: Turn) -> Outcome:
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await _attempt(connection, turn)
+        except CONFLICTS:
+            continue
+    return await _attempt(connection, turn)
+
+
+async def _attempt(connection: asyncpg.Connection, turn: Turn) -> Outcome:
+    run = turn.ended.started
+    branch_id = str(uuid.uuid5(BRANCHES, run.run_id))
+    async with connection.transaction():
+        [place] = await connection.fetch(
+            READ_PLACE, run.owner, run.thread_id, run.run_id, branch_id, run.idempotency_key
+        )
+        status = place["status"]
+        if status not in (None, RunStatus.RUNNING, RunStatus.INTERRUPTED) or place["branched"]:
+            return "were there already"
+        moved_on = place["last_seq"] != (run.seq if status else run.seq - 1) or status == RunStatus.INTERRUPTED
+        if moved_on:
+            run = replace(run, seq=place["last_seq"] + 1, run_id=branch_id if status else run.run_id)
+        if place["key_is_taken"]:
+            run = replace(run, idempotency_key=None, fingerprint=None)
+        writes = [*start_writes(run), *end_writes(replace(turn.ended, started=run)), *turn.checkpoints]
+        for sql, arguments in writes:
+            await connection.execute(sql, *arguments)
+    return "put back as branches" if moved_on else "put back"

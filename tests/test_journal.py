@@ -1,0 +1,291 @@
+"""The journal: turns that the database could not take are there after the next start, once and in their place."""
+
+import asyncio
+import fcntl
+import random
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import asyncpg
+import pytest
+from conftest import Service
+from fault_proxy import FaultProxy
+from openai_server import OpenAIServer, finish, stall, text, tool
+from sse_client import Stream, chat, request
+from test_faults import wait_for
+from test_service import graph_state, history, rows
+from test_store import ended, started
+
+from chat import Error, RunStatus
+from journal import HEADER, Contents, Journal, JournalError
+from recovery import Turn, replay
+
+Start = Callable[..., Service]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The file
+
+
+def write(folder: Path, *records: bytes) -> bytes:
+    """A journal's file with the records, left by a process that is gone."""
+
+    async def append() -> None:
+        journal = Journal(folder)
+        for number, record in enumerate(records):
+            await journal.append(str(number), record)
+        journal.close()
+
+    asyncio.run(append())
+    [path] = folder.glob("*.journal")
+    return path.read_bytes()
+
+
+def test_any_tail_of_a_file_may_be_torn(tmp_path: Path) -> None:
+    records = [b"one", b"DSJ1 two" * 20, b"three"]
+    data = write(tmp_path, *records)
+    ends = [sum(HEADER.size + len(record) for record in records[:count]) for count in range(4)]
+    for cut in range(len(data)):
+        contents = Contents.read(data[:cut])
+        whole = sum(cut >= end for end in ends[1:])
+        assert (contents.records, contents.damaged) == (records[:whole], [])
+        assert contents.torn == cut - ends[whole]
+    assert Contents.read(data + bytes(500)).torn == 500, "what a file system leaves after a crash"
+
+
+def test_a_flipped_bit_costs_one_record_and_no_other(tmp_path: Path) -> None:
+    records = [bytes(random.Random(seed).randbytes(40)) + b"DSJ1" for seed in range(3)]
+    data = write(tmp_path, *records)
+    second = range(HEADER.size + len(records[0]), 2 * (HEADER.size + len(records[0])))
+    for place in second:
+        for bit in (1, 128):
+            flipped = bytearray(data)
+            flipped[place] ^= bit
+            contents = Contents.read(bytes(flipped))
+            assert contents.records == [records[0], records[2]]
+            assert b"".join(contents.damaged) == flipped[second.start : second.stop]
+            assert contents.torn == 0
+
+
+async def settled(folder: Path) -> None:
+    journal = Journal(folder)
+    await asyncio.gather(*(journal.append(str(number), b"x" * 1000) for number in range(20)))
+    assert journal.unsettled == {str(number) for number in range(20)}
+    assert len(Contents.read(next(folder.glob("*.journal")).read_bytes()).records) == 20
+    for number in range(20):
+        journal.settle(str(number))
+    await journal.append("last", b"y")
+    assert Contents.read(next(folder.glob("*.journal")).read_bytes()).records == [b"y"]
+    journal.settle("last")
+    journal.close()
+
+
+def test_what_is_settled_is_not_kept(tmp_path: Path) -> None:
+    asyncio.run(settled(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_written_to_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match="can't be kept in"):
+        Journal(tmp_path / "file" / "journal")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Back into the database
+
+
+def turn_of(run_id: str, seq: int = 1, answer: str = "Hello", thread_id: str = "t") -> Turn:
+    return Turn(ended(started(thread_id, seq, f"question {run_id}", run_id), answer), [])
+
+
+def put_back(database_url: str, folder: Path, *turns: Turn) -> None:
+    if turns:
+        write(folder, *(turn.encode() for turn in turns))
+
+    async def work() -> None:
+        connection = await asyncpg.connect(database_url)
+        await replay(connection, folder)
+        await connection.close()
+
+    asyncio.run(work())
+
+
+def said(database_url: str) -> list[tuple[int, str, str]]:
+    sql = "SELECT seq, run_id, content FROM messages WHERE thread_id = 't' ORDER BY seq, item"
+    return [tuple(row) for row in rows(database_url, sql)]
+
+
+def test_a_turn_is_written_down_whole() -> None:
+    end = ended(replace(started(run_id="r"), lost=["r0"]))
+    for turn in (
+        Turn(end, [("INSERT $1", ("t", b"\xff\0", 7, None, True))]),
+        Turn(type(end)(end.started, RunStatus.FAILED, [], None, Error("x", "y", True), None, None, 1.5), []),
+    ):
+        assert Turn.decode(turn.encode()) == turn
+
+
+def test_turns_come_back_in_their_order_and_only_once(database_url: str, tmp_path: Path) -> None:
+    turns = [turn_of(f"r{seq}", seq) for seq in (1, 2, 3)]
+    for _ in range(2):
+        put_back(database_url, tmp_path, *turns)
+        assert list(tmp_path.iterdir()) == []
+        assert said(database_url) == [
+            place for seq in (1, 2, 3) for place in ((seq, f"r{seq}", f"question r{seq}"), (seq, f"r{seq}", "Hello"))
+        ]
+
+
+def test_a_turn_whose_thread_has_moved_on_becomes_a_branch(database_url: str, tmp_path: Path) -> None:
+    put_back(database_url, tmp_path, turn_of("theirs", 1))
+    for _ in range(2):
+        put_back(database_url, tmp_path, turn_of("ours", 1, "Ours"))
+    assert [place for place in said(database_url) if place[2] in ("Hello", "Ours")] == [
+        (1, "theirs", "Hello"),
+        (2, "ours", "Ours"),
+    ]
+
+
+def test_an_acknowledged_turn_that_was_taken_for_interrupted_is_kept_whole(database_url: str, tmp_path: Path) -> None:
+    """Its start was saved, its end journaled; then its lease ran out, and another process went on."""
+    put_back(database_url, tmp_path, turn_of("ours", 1, "Half"))
+    rows(database_url, "ALTER TABLE runs DISABLE TRIGGER run_ends_once")
+    rows(database_url, "UPDATE runs SET status = 'interrupted', idempotency_key = 'k'")
+    rows(database_url, "ALTER TABLE runs ENABLE TRIGGER run_ends_once")
+    put_back(database_url, tmp_path, turn_of("theirs", 2))
+    for _ in range(2):
+        put_back(database_url, tmp_path, turn_of("ours", 1, "The whole of it"))
+    answers = [(seq, content) for seq, _, content in said(database_url) if "question" not in content]
+    assert answers == [(1, "Half"), (2, "Hello"), (3, "The whole of it")]
+    assert [row["status"] for row in rows(database_url, "SELECT status FROM runs ORDER BY seq")] == [
+        "interrupted",
+        "completed",
+        "completed",
+    ]
+
+
+def test_what_can_not_be_read_or_stored_is_set_aside_and_the_rest_goes_on(database_url: str, tmp_path: Path) -> None:
+    data = write(
+        tmp_path, b"no turn", turn_of("r1").encode(), turn_of("bad", thread_id="b", answer="a\0b").encode(), b"damaged"
+    )
+    [path] = tmp_path.glob("*.journal")
+    path.write_bytes(data[:-1] + b"!" + data[:10])
+    put_back(database_url, tmp_path)
+    assert [run_id for _, run_id, _ in said(database_url)] == ["r1", "r1"]
+    assert list(tmp_path.glob("*.journal")) == []
+    aside = next(tmp_path.glob("*.damaged")).read_bytes()
+    assert b"damage!" in aside
+    assert b"no turn" in aside
+    assert b"a\0b" in aside
+
+
+def test_the_journal_of_a_process_that_lives_is_left_alone(database_url: str, tmp_path: Path) -> None:
+    write(tmp_path, turn_of("r1").encode())
+    [path] = tmp_path.glob("*.journal")
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        put_back(database_url, tmp_path)
+    assert said(database_url) == []
+    put_back(database_url, tmp_path)
+    assert len(said(database_url)) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The service
+
+
+def first_turn(running: Service, proxy: FaultProxy) -> Stream:
+    """A turn on a new thread while nothing passes to the database."""
+    proxy.frozen = True
+    return chat(running.url, "Draft an NDA")
+
+
+@pytest.fixture
+def journaling(service: Start, proxy: FaultProxy, tmp_path: Path, openai: OpenAIServer) -> Callable[[], Service]:
+    draft = {"title": "NDA", "content": "# NDA 😀"}
+
+    def start() -> Service:
+        openai.reply(text("Here "), tool("write_document", draft), finish("tool_calls"))
+        return service(openai=openai, DATABASE_URL=proxy.dsn, JOURNAL_DIR=str(tmp_path / "journal"))
+
+    return start
+
+
+def test_a_turn_is_acknowledged_by_the_journal_and_survives_kill_9(
+    journaling: Callable[[], Service], proxy: FaultProxy, database_url: str, openai: OpenAIServer, tmp_path: Path
+) -> None:
+    running = journaling()
+    stream = first_turn(running, proxy)
+    assert (stream.last["saved"], stream.last["journaled"]) == (False, True)
+    running.kill()
+    proxy.cut()
+    proxy.frozen = False
+    assert rows(database_url, "SELECT 1 FROM runs") == []
+    running.restart()
+    thread_id = stream.events[0]["thread_id"]
+    stored = history(running, thread_id)
+    assert [item["content"] for item in stored["messages"]] == ["Draft an NDA", "Here ", "# NDA 😀", "OK."]
+    again = request("GET", f"{running.url}/api/runs/{stream.run_id}/events")
+    assert (again.items, again.last["saved"], "journaled" in again.last) == (stream.items, True, False)
+    assert [document["content"] for document in graph_state(database_url, thread_id)["documents"]] == ["# NDA 😀"]
+    assert chat(running.url, "On", thread_id=thread_id).last["saved"] is True
+    assert [message["role"] for message in openai.requests[-1].body["messages"]] == [
+        *("system", "user", "assistant", "tool", "assistant", "user")
+    ]
+    assert openai.refusals == []
+    assert not list((tmp_path / "journal").glob("*.damaged"))
+
+
+def test_a_shutdown_while_the_database_is_frozen_loses_nothing_and_ends_in_time(
+    journaling: Callable[[], Service], proxy: FaultProxy, database_url: str, openai: OpenAIServer
+) -> None:
+    openai.reply(text("So far"), stall())
+    running = journaling()
+    running.env["DRAIN_TIMEOUT_S"] = "1"
+    running.restart()
+    proxy.frozen = True
+    with ThreadPoolExecutor(1) as threads:
+        cut = threads.submit(chat, running.url, "Draft an NDA")
+        wait_for(lambda: openai.requests)
+        begun = time.monotonic()
+        assert running.stop() == 0
+        took_s = time.monotonic() - begun
+        assert cut.result().last["code"] == "shutting_down"
+    assert took_s < 1 + 5 + 4, "the grace and five seconds, and a machine that may be slow"
+    proxy.cut()
+    proxy.frozen = False
+    running.restart()
+    stored = history(running, cut.result().events[0]["thread_id"])
+    assert [(item["content"], item["complete"]) for item in stored["messages"]] == [
+        ("Draft an NDA", True),
+        ("So far", False),
+    ]
+    assert stored["runs"][0]["status"] == "cancelled"
+
+
+def test_without_a_journal_the_exit_code_and_the_log_say_what_was_lost(
+    service: Start, proxy: FaultProxy, openai: OpenAIServer
+) -> None:
+    running = service(openai=openai, DATABASE_URL=proxy.dsn, SAVE_TIMEOUT_S="0.5", DRAIN_TIMEOUT_S="1")
+    proxy.frozen = True
+    for _ in range(3):
+        end = chat(running.url, "Hi").last
+        assert (end["saved"], "journaled" in end) == (False, False)
+    assert running.stop() == 4
+    assert "3 turns were not saved, as the database stayed away; none had been acknowledged" in running.log
+
+
+def test_what_the_database_takes_in_time_is_not_kept_in_the_journal(
+    journaling: Callable[[], Service], proxy: FaultProxy, database_url: str, tmp_path: Path
+) -> None:
+    running = journaling()
+    assert first_turn(running, proxy).last["journaled"] is True
+    proxy.cut()
+    proxy.frozen = False
+    wait_for(lambda: rows(database_url, "SELECT 1 FROM runs WHERE status = 'completed'"))
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) == 0
+    assert list((tmp_path / "journal").iterdir()) == []
