@@ -77,6 +77,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             open_store(
                 dsn,
                 queue_size=settings.write_queue_size,
+                queue_bytes=settings.write_queue_bytes,
                 connect_timeout_s=CONNECT_TIMEOUT_S,
                 drain_timeout_s=FLUSH_TIMEOUT_S,
                 journal_dir=settings.journal_dir,

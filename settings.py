@@ -33,6 +33,7 @@ class Settings:
     max_message_chars: int
     max_runs: int
     write_queue_size: int
+    write_queue_bytes: int
     save_timeout_s: float
     run_timeout_s: float
     model_first_token_timeout_s: float
@@ -77,6 +78,7 @@ class Settings:
             max_message_chars=whole("MAX_MESSAGE_CHARS", 32_000, 1),
             max_runs=whole("MAX_RUNS", 1000, 1),
             write_queue_size=whole("WRITE_QUEUE_SIZE", 10_000, 2),
+            write_queue_bytes=whole("WRITE_QUEUE_BYTES", 2**28, 1),
             save_timeout_s=seconds("SAVE_TIMEOUT_S", 5),
             run_timeout_s=seconds("RUN_TIMEOUT_S", 600),
             model_first_token_timeout_s=seconds("MODEL_FIRST_TOKEN_TIMEOUT_S", 30),

@@ -46,7 +46,7 @@ from statements import (
     progress_writes,
     start_writes,
 )
-from writer import BACKOFF_S, QueueFull, Write, Writer, within
+from writer import BACKOFF_S, DATABASE_FAULTS, QueueFull, Write, Writer, within
 
 log = logging.getLogger("draftstream.store")
 
@@ -109,17 +109,22 @@ class OpenRun:
 class Store:
     """Reads go through the pool, concurrently; everything that is written goes through the one writer."""
 
-    def __init__(self, pool: asyncpg.Pool, writer: Writer, journal: Journal | None) -> None:
+    def __init__(self, pool: asyncpg.Pool, writer: Writer, queue_bytes: int, journal: Journal | None) -> None:
         self._pool = pool
         self._writer = writer
+        self._queue_bytes = queue_bytes
         self._journal = journal
         self._open_runs: dict[str, OpenRun] = {}
         self._unsaved: dict[str, Turn] = {}  # the turns that have ended and wait for the writer, by run_id
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for a run's start and its end: each run in progress has a place kept for its end."""
-        return self._writer.waiting + len(self._open_runs) + 2 > self._writer.size
+        """Whether there is no room for a run's start and its end: each run in progress has a place kept for its end.
+
+        The bytes count at the start alone, as nobody knows how long an answer will be: what was admitted is written.
+        """
+        places = self._writer.size - self._writer.waiting - len(self._open_runs)
+        return places < 2 or self._writer.unsaved_bytes > self._queue_bytes
 
     # Writing
 
@@ -224,7 +229,7 @@ class Store:
                 return await within(READ_BUDGET_S, connection, connection.fetch(sql, *arguments))
             finally:
                 await self._pool.release(connection, timeout=READ_BUDGET_S)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except DATABASE_FAULTS as error:
             raise StoreUnavailable(type(error).__name__) from error
 
     async def ping(self) -> None:
@@ -337,7 +342,7 @@ async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
         left = deadline - loop.time()
         try:
             return await asyncpg.connect(dsn, timeout=max(left, 0.1))
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        except (*DATABASE_FAULTS, ValueError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
             wrong = isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError)
             if wrong or isinstance(error, ValueError) or deadline - loop.time() < BACKOFF_S[-1]:
@@ -357,7 +362,13 @@ async def _no_reset(_: asyncpg.Connection) -> None:
 
 @asynccontextmanager
 async def open_store(
-    dsn: str, *, queue_size: int, connect_timeout_s: float, drain_timeout_s: float, journal_dir: Path | None = None
+    dsn: str,
+    *,
+    queue_size: int,
+    queue_bytes: int,
+    connect_timeout_s: float,
+    drain_timeout_s: float,
+    journal_dir: Path | None = None,
 ) -> AsyncIterator[Store]:
     """Apply the schema, put back what is in the journal, start the writer; on leaving, commit what is queued, for at
     most `drain_timeout_s`.
@@ -369,7 +380,7 @@ async def open_store(
         await apply_schema(connection)
         if journal_dir is not None:
             await replay(connection, journal_dir)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DATABASE_FAULTS as error:
         raise StoreUnavailable(f"the database at {where(dsn)} went away ({type(error).__name__})") from error
     finally:
         connection.terminate()
@@ -381,7 +392,7 @@ async def open_store(
         if journal_dir is not None:
             journal = stack.enter_context(closing(Journal(journal_dir)))
         writer = Writer(dsn, queue_size)
-        store = Store(pool, writer, journal)
+        store = Store(pool, writer, queue_bytes, journal)
         async with writing(writer, drain_timeout_s):
             yield store
         if store.unsaved:

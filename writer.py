@@ -28,6 +28,11 @@ BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 # What the schema's own rules refuse: a second run in one place of a thread, and the end of a run that ended already.
 CONFLICTS = (asyncpg.UniqueViolationError, asyncpg.RestrictViolationError)
 
+DATABASE_FAULTS = (
+    *(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError),
+    asyncpg.InternalClientError,  # of a connection that the server ended between two statements
+)
+
 GATHERED = ("INSERT", "DELETE FROM pieces")
 
 ADD_DEAD_LETTER = "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
@@ -51,6 +56,11 @@ class Unit:
     thread: str
     writes: Sequence[Write]
     saved: asyncio.Future[None]
+
+    @property
+    def bytes(self) -> int:
+        """Of its texts and blobs, about."""
+        return sum(len(value) for _, row in self.writes for value in row if isinstance(value, str | bytes))
 
     def __repr__(self) -> str:
         return f"<Unit of {self.thread}, {len(self.writes)} writes, {'saved' if self.saved.done() else 'waiting'}>"
@@ -111,6 +121,7 @@ class Writer:
         self._queue: asyncio.Queue[Unit | None] = asyncio.Queue(queue_size)
         self._connection: asyncpg.Connection | None = None
         self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
+        self.unsaved_bytes = 0
         self.failing = False
 
     def __repr__(self) -> str:
@@ -145,10 +156,13 @@ class Writer:
         return unit
 
     def _remember(self, unit: Unit) -> None:
+        size = unit.bytes
+        self.unsaved_bytes += size
         self._unsaved[unit.thread] = unit
-        unit.saved.add_done_callback(lambda _: self._forget(unit))
+        unit.saved.add_done_callback(lambda _: self._forget(unit, size))
 
-    def _forget(self, unit: Unit) -> None:
+    def _forget(self, unit: Unit, size: int) -> None:
+        self.unsaved_bytes -= size
         if not unit.saved.cancelled():
             unit.saved.exception()  # seen here, so that a unit nobody waits for does not warn
         if self._unsaved.get(unit.thread) is unit:
@@ -179,14 +193,7 @@ class Writer:
             part = units[:size]
             try:
                 await self._attempt(part)
-            except (
-                OSError,
-                TimeoutError,
-                ValueError,
-                TypeError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-            ) as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is: if this task ends, nothing is saved any more
                 if not is_refused_content(error):
                     failures += 1
                     await self._wait_out(error, failures)
@@ -236,7 +243,7 @@ class Writer:
         letter = Unit(unit.thread, [(ADD_DEAD_LETTER, (unit.thread, type(error).__name__, dump))], unit.saved)
         try:
             await self._attempt([letter])
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as away:
+        except DATABASE_FAULTS as away:
             await self._wait_out(away, 1)
             return False
         unit.saved.set_exception(Unstorable())

@@ -114,7 +114,7 @@ class Figures:
 
 
 async def measure(case: Case, dsn: str) -> Figures:
-    async with open_store(dsn, queue_size=1000, connect_timeout_s=10, drain_timeout_s=10) as store:
+    async with open_store(dsn, queue_size=1000, queue_bytes=2**20, connect_timeout_s=10, drain_timeout_s=10) as store:
         if case.ours:
             return await converse(case, Checkpointer(store), dsn)
         async with AsyncPostgresSaver.from_conn_string(dsn) as saver:

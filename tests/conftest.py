@@ -99,7 +99,9 @@ def database_url(postgres: str) -> Iterator[str]:
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Store]:
-    async with open_store(database_url, queue_size=100, connect_timeout_s=5, drain_timeout_s=5) as store:
+    async with open_store(
+        database_url, queue_size=100, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5
+    ) as store:
         yield store
 
 

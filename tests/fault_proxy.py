@@ -19,6 +19,7 @@ class FaultProxy:
         self.frozen = False
         self.refuse = False
         self.delay_s = 0.0
+        self.lose_answer_to: bytes | None = None  # once: the server gets what holds this, its answer never arrives
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -78,12 +79,14 @@ class FaultProxy:
             writer.transport.abort()
             return
         self._writers |= {writer, database_writer}
-        for source, target in ((reader, database_writer), (database_reader, writer)):
-            task = asyncio.create_task(self._pass_on(source, target))
+        for source, target, back in ((reader, database_writer, writer), (database_reader, writer, database_writer)):
+            task = asyncio.create_task(self._pass_on(source, target, back))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, back: asyncio.StreamWriter
+    ) -> None:
         try:
             while data := await source.read(65536):
                 while self.frozen:
@@ -91,6 +94,10 @@ class FaultProxy:
                 await asyncio.sleep(self.delay_s)
                 target.write(data)
                 await target.drain()
+                if self.lose_answer_to is not None and self.lose_answer_to in data:
+                    self.lose_answer_to = None
+                    back.transport.abort()
+                    await asyncio.sleep(0.2)  # for the server to do it before it hears that nobody listens
         except OSError:
             pass
         finally:

@@ -42,7 +42,9 @@ def graph_state(database_url: str, thread_id: str) -> dict[str, Any]:
     """What the graph holds of a thread, read by a graph of its own."""
 
     async def read() -> dict[str, Any]:
-        async with open_store(database_url, queue_size=1, connect_timeout_s=5, drain_timeout_s=5) as store:
+        async with open_store(
+            database_url, queue_size=1, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5
+        ) as store:
             saver = Checkpointer(store)
             agent = Agent(
                 OfflineModel(), saver, newest_checkpoint=saver.newest, first_token_timeout_s=1, idle_timeout_s=1

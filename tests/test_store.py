@@ -115,7 +115,9 @@ async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Stor
 
 async def test_a_full_queue_refuses_a_start(database_url: str) -> None:
     async with FaultProxy(database_url) as proxy:  # noqa: SIM117  # it outlives the store
-        async with open_store(proxy.dsn, queue_size=4, connect_timeout_s=5, drain_timeout_s=5) as store:
+        async with open_store(
+            proxy.dsn, queue_size=4, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5
+        ) as store:
             proxy.refuse = True
             await proxy.reset()
             runs = [started(f"t{number}") for number in range(2)]
@@ -133,7 +135,9 @@ async def test_a_full_queue_refuses_a_start(database_url: str) -> None:
 @pytest.mark.parametrize("fault", ["reset", "freeze"])
 async def test_nothing_is_lost_or_doubled_when_the_database_goes_away(database_url: str, fault: str) -> None:
     async with FaultProxy(database_url) as proxy:  # noqa: SIM117  # it outlives the store
-        async with open_store(proxy.dsn, queue_size=1000, connect_timeout_s=5, drain_timeout_s=20) as store:
+        async with open_store(
+            proxy.dsn, queue_size=1000, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=20
+        ) as store:
             await store.start_run(started("before"))
             if fault == "freeze":
                 proxy.frozen = True
@@ -153,8 +157,77 @@ async def test_nothing_is_lost_or_doubled_when_the_database_goes_away(database_u
             assert len(await store.fetch("SELECT 1 FROM messages")) == 101
 
 
+async def test_a_commit_whose_answer_was_lost_is_done_once(database_url: str) -> None:
+    async with FaultProxy(database_url) as proxy:  # noqa: SIM117  # it outlives the store
+        async with open_store(
+            proxy.dsn, queue_size=1000, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5
+        ) as store:
+            for seq in (1, 2):
+                run = started(seq=seq)
+                proxy.lose_answer_to = b"COMMIT"
+                await store.start_run(run)
+                assert proxy.lose_answer_to is None
+                proxy.lose_answer_to = b"COMMIT"
+                await (await store.end_run(ended(run)))
+            assert await texts(store) == ["Hi", "Hello", "Hi", "Hello"]
+            assert await store.fetch("SELECT 1 FROM dead_letters") == []
+
+
+async def test_what_waits_is_bounded_in_bytes_too(database_url: str) -> None:
+    async with FaultProxy(database_url) as proxy:  # noqa: SIM117  # it outlives the store
+        async with open_store(
+            proxy.dsn, queue_size=1000, queue_bytes=100_000, connect_timeout_s=5, drain_timeout_s=5
+        ) as store:
+            await store.start_run(started("before"))
+            proxy.frozen = True
+            run = started("long")
+            store.start_run(run)
+            end = await store.end_run(ended(run, "x" * 100_000))
+            with pytest.raises(QueueFull):
+                store.start_run(started("one too many"))
+            proxy.frozen = False
+            await end
+            await store.start_run(started("after"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "healing"),
+    [
+        ("ALTER DATABASE {} SET default_transaction_read_only = on", "ALTER DATABASE {} RESET ALL"),
+        ("ALTER DATABASE {} CONNECTION LIMIT 0", "ALTER DATABASE {} CONNECTION LIMIT -1"),
+    ],
+    ids=["read-only", "too many connections"],
+)
+async def test_a_database_that_takes_no_writes_for_a_while_loses_nothing(
+    postgres: str, fault: str, healing: str
+) -> None:
+    """With a role that is not the superuser, for whom limits don't hold."""
+    admin = await asyncpg.connect(postgres)
+    await admin.execute("CREATE ROLE ordinary LOGIN")
+    await admin.execute("CREATE DATABASE ordinary OWNER ordinary")
+    dsn = postgres.replace("//postgres@/postgres", "//ordinary@/ordinary")
+    try:
+        async with open_store(dsn, queue_size=1000, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5) as store:
+            await store.start_run(started("before"))
+            await admin.execute(fault.format("ordinary"))
+            await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'ordinary'")
+            futures = [store.start_run(started(f"t{number}")) for number in range(100)]
+            await asyncio.sleep(0.5)
+            assert not any(future.done() for future in futures)
+            await admin.execute(healing.format("ordinary"))
+            await asyncio.wait_for(asyncio.gather(*futures), 20)
+            assert len(await store.fetch("SELECT 1 FROM runs")) == 101
+            assert await store.fetch("SELECT 1 FROM dead_letters") == []
+    finally:
+        await admin.execute("DROP DATABASE ordinary WITH (FORCE)")
+        await admin.execute("DROP ROLE ordinary")
+        await admin.close()
+
+
 async def test_leaving_empties_the_queue(database_url: str) -> None:
-    async with open_store(database_url, queue_size=1000, connect_timeout_s=5, drain_timeout_s=5) as store:
+    async with open_store(
+        database_url, queue_size=1000, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5
+    ) as store:
         for number in range(300):
             store.start_run(started(f"t{number}"))
     connection = await asyncpg.connect(database_url)
@@ -165,7 +238,9 @@ async def test_leaving_empties_the_queue(database_url: str) -> None:
 async def test_leaving_a_frozen_database_takes_no_longer_than_it_may(database_url: str) -> None:
     async with FaultProxy(database_url) as proxy:
         async with asyncio.timeout(15):
-            async with open_store(proxy.dsn, queue_size=10, connect_timeout_s=5, drain_timeout_s=0.5) as store:
+            async with open_store(
+                proxy.dsn, queue_size=10, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=0.5
+            ) as store:
                 proxy.frozen = True
                 future = store.start_run(started())
         assert not future.done() or future.cancelled()
