@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint mutants bench clean
 
 run: $(STAMP)
 	@exec $(BIN)/python asgi_app.py
@@ -17,6 +17,9 @@ lint: $(STAMP)
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
+
+mutants: $(STAMP)
+	@$(BIN)/python tests/mutants.py
 
 bench: $(STAMP)
 	@$(BIN)/python bench/storage.py

@@ -11,6 +11,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -336,7 +337,7 @@ class Runs:
         head: Callable[[str, str, str | None], Awaitable[ThreadHead]],
         start_run: Callable[[RunStarted], asyncio.Future[None]],
         end_run: Callable[[RunEnded], Awaitable[asyncio.Future[None]]],
-        renew_leases: Callable[[Sequence[str]], None],
+        renew_leases: Callable[[Sequence[str]], bool],
         journal: Callable[[str], Awaitable[bool]] | None,
         save_progress: Callable[[RunProgress], bool],
         stored_run: Callable[[str, str | None, str | None], Awaitable[StoredRun | None]],
@@ -539,8 +540,8 @@ class Runs:
         while True:
             await asyncio.sleep(PROGRESS_S)
             if self._busy and time.monotonic() - renewed > RENEWAL_S:
-                renewed = time.monotonic()
-                self._renew_leases([run.run_id for run in self._busy.values()])
+                run_ids = [run.run_id for run in self._busy.values()]
+                renewed = time.monotonic() if self._renew_leases(run_ids) else renewed
             for run in self._busy.values():
                 progress = run.progress()
                 if progress is not None and self._save_progress(progress):
@@ -567,7 +568,8 @@ class Runs:
     ) -> None:
         await self.drain()
         self._keeper.cancel()
-        await asyncio.wait({self._keeper})
+        with suppress(asyncio.CancelledError):
+            await self._keeper
         for run_id in list(self._lingering):
             self._forget(run_id)
 

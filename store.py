@@ -119,12 +119,16 @@ class Store:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for a run's start and its end: each run in progress has a place kept for its end.
+        """Whether there is no room for a run's start and its end.
 
         The bytes count at the start alone, as nobody knows how long an answer will be: what was admitted is written.
         """
-        places = self._writer.size - self._writer.waiting - len(self._open_runs)
-        return places < 2 or self._writer.unsaved_bytes > self._queue_bytes
+        return self._free_places < 2 or self._writer.unsaved_bytes > self._queue_bytes
+
+    @property
+    def _free_places(self) -> int:
+        """In the queue; each run in progress has one kept for its end."""
+        return self._writer.size - self._writer.waiting - len(self._open_runs)
 
     # Writing
 
@@ -181,14 +185,16 @@ class Store:
         journaled = self._journal.unsettled if self._journal is not None else set()
         return len(self._unsaved.keys() - journaled)
 
-    def renew_leases(self, run_ids: Sequence[str]) -> None:
-        """The runs go on: nobody else may take their threads for another while."""
-        if not self._writer.failing:
-            self._writer.put_nowait("", [(RENEW_LEASES, (list(run_ids),))])
+    def renew_leases(self, run_ids: Sequence[str]) -> bool:
+        """The runs go on: nobody else may take their threads for another while. False if that could not be queued."""
+        if self._writer.failing or self._free_places < 1:
+            return False
+        self._writer.put_nowait("", [(RENEW_LEASES, (list(run_ids),))])
+        return True
 
     def save_progress(self, progress: RunProgress) -> bool:
         """Queue what a run has said so far; False while the queue has better things to do."""
-        if self._writer.failing or self._writer.waiting > self._writer.size // 2:
+        if self._writer.failing or self._free_places < self._writer.size // 2:
             return False
         thread = graph_thread_id(progress.started.owner, progress.started.thread_id)
         self._writer.put_nowait(thread, progress_writes(progress))
@@ -198,13 +204,14 @@ class Store:
         """Write for a thread of the graph ("owner/thread_id").
 
         While a run is open on it, the writes are kept for the run's end, and this returns at once; otherwise it returns
-        when they are committed.
+        when they are committed. Raises QueueFull.
         """
         if (run := self._open_runs.get(thread)) is not None:
             run.writes.extend(writes)
             return
-        unit = await self._writer.put(thread, writes)
-        await unit.saved
+        if self._free_places < 1:
+            raise QueueFull
+        await self._writer.put_nowait(thread, writes).saved
 
     # Reading
 

@@ -9,9 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import requests
 from conftest import Service
+from fault_proxy import FaultProxy
 from openai_server import OpenAIServer, Step, echo, finish, pause, stall, status, text, tool, wait
 from sse_client import chat, request
 from test_service import graph_state, history, rows
@@ -331,3 +333,73 @@ def test_each_wait_for_the_model_has_its_limit_and_its_code(service: Start, open
     assert chat(running.url, "On", thread_id="t").last["saved"] is True
     assert len(openai.requests) == 5
     assert openai.refusals == []
+
+
+def test_what_is_admitted_finds_room_and_the_rest_is_refused_at_once(
+    service: Start, openai: OpenAIServer, proxy: FaultProxy, database_url: str
+) -> None:
+    gate = threading.Event()
+    openai.default = (text("one"), wait(gate), finish())
+    running = service(openai=openai, DATABASE_URL=proxy.dsn, WRITE_QUEUE_SIZE="8", SAVE_TIMEOUT_S="0.2")
+    proxy.frozen = True
+    with ThreadPoolExecutor(20) as threads, ExitStack() as stack:
+        stack.callback(gate.set)
+        streams = [threads.submit(chat, running.url, f"message {number}") for number in range(20)]
+        wait_for(lambda: sum(stream.done() for stream in streams) + len(openai.requests) == 20)
+        refused = [stream.result() for stream in streams if stream.done()]
+        assert {(stream.status, stream.problem["code"]) for stream in refused} == {(503, "overloaded")}
+        assert all(1 <= int(stream.headers["retry-after"]) <= 5 for stream in refused)
+        assert requests.get(f"{running.url}/readyz", timeout=10).json()["reasons"] == [
+            *("write_queue_full", "store_unavailable")
+        ]
+        gate.set()
+        admitted = [stream.result() for stream in streams if stream.result().status == 200]
+    assert [(stream.text, stream.last["saved"]) for stream in admitted] == [("one", False)] * len(admitted)
+    assert len(admitted) >= 4
+    proxy.cut()
+    proxy.frozen = False
+    running.wait_until_ready()
+    wait_for(lambda: len(rows(database_url, "SELECT 1 FROM runs WHERE status = 'completed'")) == len(admitted))
+
+
+def test_processes_that_start_at_once_on_an_empty_database_all_serve(service: Start, postgres: str) -> None:
+    rows(postgres, "CREATE DATABASE nothing_yet")
+    empty = postgres.replace("@/postgres", "@/nothing_yet")
+    with ThreadPoolExecutor(4) as threads:
+        processes = list(threads.map(lambda _: service(DATABASE_URL=empty), range(4)))
+    for number, process in enumerate(processes):
+        assert chat(process.url, "Hi", thread_id=f"t{number}").last["saved"] is True
+        assert process.stop() == 0
+    rows(postgres, "DROP DATABASE nothing_yet")
+
+
+def test_a_stream_goes_on_while_the_database_is_frozen(
+    service: Start, openai: OpenAIServer, proxy: FaultProxy, database_url: str
+) -> None:
+    """Frozen in the middle of two runs, one on a new thread and one on a known one; thawed before their end."""
+    gate, last = threading.Event(), threading.Event()
+    running = service(openai=openai, DATABASE_URL=proxy.dsn)
+    assert chat(running.url, "Hi", thread_id="known").last["saved"] is True
+    openai.default = (text("before "), wait(gate), text("meanwhile "), wait(last), text("after"), finish())
+    bodies = ({"message": "New"}, {"message": "On", "thread_id": "known"})
+    with ExitStack() as stack:
+        answers = [
+            stack.enter_context(requests.post(f"{running.url}/api/chat", json=body, stream=True, timeout=30))
+            for body in bodies
+        ]
+        streams = [answer.iter_lines(chunk_size=1) for answer in answers]
+        assert all(any(b"before" in line for line in stream) for stream in streams)
+        proxy.frozen = True
+        gate.set()
+        assert all(any(b"meanwhile" in line for line in stream) for stream in streams), "no word waits for the database"
+        began = time.monotonic()
+        refused = chat(running.url, "Too early", thread_id="another")
+        assert (refused.status, refused.problem["code"]) == (503, "store_unavailable")
+        assert time.monotonic() - began < 5
+        assert requests.get(f"{running.url}/healthz", timeout=10).status_code == 200
+        proxy.cut()
+        proxy.frozen = False
+        last.set()
+        assert all(any(b'"saved":true' in line for line in stream) for stream in streams)
+    stored = rows(database_url, "SELECT content FROM messages WHERE role = 'assistant' ORDER BY created_at")
+    assert [row["content"] for row in stored] == ["OK.", *["before meanwhile after"] * 2]

@@ -77,6 +77,10 @@ class Records:
         self.ended.append(run)
         return self._future()
 
+    def renew_leases(self, run_ids: Sequence[str]) -> bool:
+        self.renewed.append(run_ids)
+        return True
+
     def save_progress(self, progress: RunProgress) -> bool:
         if self.takes_progress:
             self.progress.append(progress)
@@ -100,7 +104,7 @@ async def registry(agent: Agent, records: Records | None = None, **settings: flo
         head=records.head,
         start_run=records.start_run,
         end_run=records.end_run,
-        renew_leases=records.renewed.append,
+        renew_leases=records.renew_leases,
         journal=None,
         save_progress=records.save_progress,
         stored_run=records.stored_run,

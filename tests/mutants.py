@@ -1,0 +1,168 @@
+"""Take away one guard at a time, and see which test turns red: `make mutants`. A guard that no test misses is no guard.
+
+Each mutant is a copy of the tree with one text replaced, and the tests that should notice. Ends with 1 if one survives.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 300
+
+
+@dataclass(frozen=True)
+class Mutant:
+    guard: str
+    file: str
+    text: str
+    instead: str
+    tests: str  # what pytest is asked for, with -k behind a colon
+
+
+MUTANTS = (
+    Mutant(
+        "the fence: a run ends once",
+        "schema.sql",
+        "WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status)",
+        "WHEN (false)",
+        "test_store.py test_faults.py:slept or stopped_for_long",
+    ),
+    Mutant(
+        "the claim: one run in one place of a thread",
+        "schema.sql",
+        "UNIQUE (owner, thread_id, seq)",
+        "CHECK (seq > 0)",
+        "test_store.py test_faults.py:second_run_in_one_place or never_fork",
+    ),
+    Mutant(
+        "the lease: a thread is another process's while that is alive",
+        "statements.py",
+        "AND status = 'running' AND leased_until > now()",
+        "AND status = 'running' AND false",
+        "test_faults.py:one_run_between_two",
+    ),
+    Mutant(
+        "the lease's end: a dead process's thread is free",
+        "statements.py",
+        "AND status = 'running' AND leased_until > now()",
+        "AND status = 'running'",
+        "test_faults.py:kill_9_in_the_middle",
+    ),
+    Mutant(
+        "ON CONFLICT of a run's start",
+        "statements.py",
+        "now() + interval '10 s')\nON CONFLICT (run_id) DO NOTHING",
+        "now() + interval '10 s')",
+        "test_store.py:answer_was_lost or put_twice",
+    ),
+    Mutant(
+        "ON CONFLICT of an item",
+        "statements.py",
+        "$12, to_timestamp($13::float8))\nON CONFLICT (owner, thread_id, seq, item) DO NOTHING",
+        "$12, to_timestamp($13::float8))",
+        "test_store.py:answer_was_lost or put_twice",
+    ),
+    Mutant(
+        "the finish_reason: a reply that just stops is no document",
+        "model.py",
+        "if self._reason is None:",
+        "if False:",
+        "test_model.py test_service.py:finish or trunc or breaks_off or clean",
+    ),
+    Mutant(
+        "the wait for the commit",
+        "runs.py",
+        "return End(outcome.reason, saved.done(),",
+        "return End(outcome.reason, True,",
+        "test_runs.py test_faults.py:saved or kill_9_at_random or admitted",
+    ),
+    Mutant(
+        "the reserved place of a run's end",
+        "store.py",
+        "self._writer.size - self._writer.waiting - len(self._open_runs)",
+        "self._writer.size - self._writer.waiting",
+        "test_store.py test_faults.py:full_queue or admitted",
+    ),
+    Mutant(
+        "giving a frozen connection up",
+        "writer.py",
+        "            connection.terminate()\n            await asyncio.wait({task})",
+        "            task.cancel()\n            await asyncio.wait({task})",
+        "test_store.py:goes_away and freeze",
+    ),
+    Mutant(
+        "the journal's write",
+        "journal.py",
+        "await asyncio.to_thread(self._write, framed)",
+        "await asyncio.sleep(0)",
+        "test_journal.py:kill_9",
+    ),
+    Mutant(
+        "the branch of a journaled turn whose thread has moved on",
+        "recovery.py",
+        "        if moved_on:",
+        "        if False:",
+        "test_journal.py:moved_on or interrupted",
+    ),
+    Mutant(
+        "the Retry-After's bound",
+        "model.py",
+        "asked > RETRY_AFTER_S",
+        "asked > 3600",
+        "test_model.py:waited_for",
+    ),
+    Mutant(
+        "cutting a reader off that takes nothing",
+        "runs.py",
+        "            self._on_stuck()\n",
+        "            pass\n",
+        "test_runs.py:takes_nothing",
+    ),
+)
+
+
+def notices(mutant: Mutant, tree: Path) -> str | None:
+    """The first test that turns red, or None."""
+    path = tree / mutant.file
+    whole = path.read_text("utf-8")
+    if whole.count(mutant.text) != 1:
+        sys.exit(f"{mutant.file} does not hold once: {mutant.text!r}")
+    path.write_text(whole.replace(mutant.text, mutant.instead), "utf-8")
+    files, _, names = mutant.tests.partition(":")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", *(f"tests/{name}" for name in files.split()), "-k", names]
+    try:
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return "a test that never ended"
+    finally:
+        path.write_text(whole, "utf-8")
+    if done.returncode == 0:
+        return None
+    red = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if not red:
+        sys.exit(f"no test ran for {mutant.guard}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return red[0].split(" - ")[0].partition("::")[2]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", ".data", "__pycache__", ".*_cache"))
+        survivors = 0
+        for mutant in MUTANTS:
+            red = notices(mutant, tree)
+            survivors += red is None
+            print(
+                f"{'SURVIVED' if red is None else 'noticed':9} {mutant.guard}: {red or 'no test turned red'}",
+                flush=True,
+            )
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
