@@ -18,7 +18,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -316,7 +316,7 @@ async def get_threads(service: Service, request: Request, response: Response) ->
         if name not in ("limit", "cursor"):
             raise invalid(name, "is not a known parameter")
     limit = query.get("limit", str(THREADS_A_PAGE))
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 100):
+    if not re.fullmatch(r"[1-9][0-9]?|100", limit):
         raise invalid("limit", "must be a whole number from 1 to 100")
     before = read_cursor(query["cursor"]) if "cursor" in query else None
     threads, place = await service.store.threads(OWNER, int(limit), before)
@@ -331,11 +331,11 @@ def read_cursor(cursor: str) -> tuple[datetime, str]:
     try:
         time, _, thread_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
         created_at = datetime.fromisoformat(time)
-    except (binascii.Error, ValueError):
+        if created_at.tzinfo is None or "\0" in thread_id:
+            raise ValueError(time)
+        return created_at.astimezone(UTC), thread_id
+    except (binascii.Error, ValueError, OverflowError):  # the last of a time that UTC's calendar does not have
         raise invalid("cursor", "must be the next_cursor of a page before") from None
-    if created_at.tzinfo is None or "\0" in thread_id:
-        raise invalid("cursor", "must be the next_cursor of a page before")
-    return created_at, thread_id
 
 
 async def get_thread(service: Service, _: Request, response: Response, thread_id: str) -> None:
