@@ -5,11 +5,12 @@ request whose body is not read to its end is read and thrown away by the server,
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 import orjson
 
@@ -19,6 +20,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
 
 BODY_TIMEOUT_S = 10.0
+MAX_HEADER_BYTES = 65536  # twice what nginx lets through by default
+BROKEN_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 COMMON_HEADERS = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
@@ -65,6 +68,9 @@ class Request:
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive) -> "Request":
         """Raises Problem for headers that no honest client sends."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            detail = f"The headers have more than {MAX_HEADER_BYTES} bytes."
+            raise Problem(431, "headers_too_large", detail, limit=MAX_HEADER_BYTES)
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
@@ -88,21 +94,25 @@ class Request:
         return parameters
 
     async def json(self, limit: int) -> object:
-        """The body, decoded. Raises Problem (400, 408, 413, 415) and Disconnected."""
+        """The body, decoded. Raises Problem (400, 415) and what `body` does."""
         media_type, _, parameters = self.headers.get("content-type", "").partition(";")
         charset = parameters.replace(" ", "").lower().removeprefix("charset=").strip('"')
         if media_type.strip().lower() != JSON or charset not in ("", "utf-8") or "content-encoding" in self.headers:
             raise Problem(415, "not_json", "The body must be sent as application/json, in UTF-8, uncompressed.")
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                body = await self._body(limit)
-        except TimeoutError:
-            detail = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} seconds."
-            raise Problem(408, "slow_body", detail, [("connection", "close")]) from None
+        body = await self.body(limit)
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise Problem(400, "invalid_json", f"The body is not valid JSON: {error}.") from None
+
+    async def body(self, limit: int) -> bytes:
+        """The body, whole. Raises Problem (408, 413) and Disconnected."""
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return await self._body(limit)
+        except TimeoutError:
+            detail = f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds."
+            raise Problem(408, "slow_body", detail, [("connection", "close")]) from None
 
     async def _body(self, limit: int) -> bytes:
         # `Connection: close`, as the rest of the body may never end.
@@ -110,7 +120,7 @@ class Request:
             413, "body_too_large", f"The body has more than {limit} bytes.", [("connection", "close")], limit=limit
         )
         length = self.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit:
+        if length.isdecimal() and int(length) > limit:
             raise too_large
         body = bytearray()
         while True:
@@ -133,22 +143,17 @@ class Request:
         """The origin of the page that sent this, if it is not our own; "null" where the browser keeps it to itself."""
         origin = self.headers.get("origin")
         if origin is not None:
-            return None if urlsplit(origin).netloc == self.headers.get("host") else origin
+            return None if origin.partition("://")[1:] == ("://", self.headers.get("host")) else origin
         return "null" if self.headers.get("sec-fetch-site") == "cross-site" else None
 
 
 def _unquote(part: bytes) -> str:
-    part = part.replace(b"+", b" ")
+    if BROKEN_ESCAPE.search(part):
+        raise Problem(400, "bad_query", "The query has a % without two hexadecimal digits.")
     try:
-        text = unquote_to_bytes(part).decode()
+        return unquote_to_bytes(part.replace(b"+", b" ")).decode()
     except UnicodeDecodeError:
         raise Problem(400, "bad_query", "The query is not UTF-8.") from None
-    for hexadecimal in part.split(b"%")[1:]:
-        try:
-            bytes.fromhex(hexadecimal[:2].decode("latin-1") + ("x" if len(hexadecimal) < 2 else ""))
-        except ValueError:
-            raise Problem(400, "bad_query", "The query has a % without two hexadecimal digits.") from None
-    return text
 
 
 class Response:

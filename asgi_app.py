@@ -196,6 +196,7 @@ async def get_chat(service: Service, request: Request, response: Response) -> No
         await resume(service, request, response, last_event_id)
         return
     query = request.query()
+    await request.body(service.settings.max_body_bytes)  # says nothing; but a request that breaks off starts no run
     await start_chat(service, request, response, query, query.pop("idempotency_key", None))
 
 
