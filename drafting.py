@@ -134,7 +134,7 @@ def parse_edits(arguments: str) -> tuple[str, list[tuple[str, str]]]:
     """The arguments of `edit_document`. Raises ToolError."""
     try:
         fields = json.loads(arguments, strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ToolError("The arguments are not valid JSON.") from None
     edits = fields.get("edits") if isinstance(fields, dict) else None
     if not isinstance(edits, list) or not edits or not isinstance(fields.get("doc_id"), str):
@@ -344,9 +344,8 @@ def _kept_arguments(call: _Call) -> dict[str, Any]:
         return {"title": call.doc[2], "content": "".join(call.content)}
     try:
         arguments = json.loads("".join(call.arguments), strict=False)
-    except ValueError:
+        kept = json.loads(storable(json.dumps(arguments, ensure_ascii=False)))
+        orjson.dumps([[[[kept]]]])  # refuses what the state can't hold: numbers beyond 64 bits, 250 levels
+    except (ValueError, TypeError, RecursionError):
         return {}
-    if not isinstance(arguments, dict):
-        return {}
-    kept: dict[str, Any] = json.loads(storable(json.dumps(arguments, ensure_ascii=False)))
-    return kept
+    return kept if isinstance(kept, dict) else {}

@@ -4,8 +4,10 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from chat import Doc, Document, Message, ModelDelta, Piece, TextDelta, ToolCallDelta
 from drafting import Documents, Reply, ToolError, parse_edits
@@ -195,3 +197,44 @@ def test_what_no_text_can_hold_is_replaced_alike_in_the_stream_and_in_the_state(
     with pytest.raises(ToolError):
         parse_edits("[]")
     assert parse_edits('{"doc_id":"d1","edits":[{"find":"\\ud83d","replace":"\\u0000"}]}')[1] == [("\ufffd", "\ufffd")]
+
+
+def nested(levels: int) -> str:
+    return '{"doc_id":"d1","edits":' + "[" * levels + "]" * levels + "}"
+
+
+NUMBERS = st.integers() | st.integers(60, 70).map(lambda bits: 2**bits) | st.floats()
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["title", "content", "doc_id", "edits"]), inner),
+)
+
+
+@given(
+    st.sampled_from(["write_document", "edit_document", "", "nonsense \0"]),
+    ANYTHING.map(json.dumps) | st.text(),
+    st.integers(0, 3),
+    st.sampled_from([1, 7, 1000]),
+    st.booleans(),
+)
+@example("edit_document", nested(249), 0, 1000, True)
+@example("edit_document", nested(250), 0, 1000, True)
+@example("edit_document", nested(50_000), 0, 1000, True)
+@example("nonsense", json.dumps({"a": 2**64}), 0, 1000, True)
+@example("nonsense", '{"a":1' + "1" * 5000 + "}", 0, 1000, True)
+def test_whatever_a_model_calls_it_is_answered_and_the_state_can_keep_it(
+    name: str,
+    arguments: str,
+    missing: int,
+    size: int,
+    finished: bool,  # noqa: FBT001  # hypothesis gives it so
+) -> None:
+    """`missing`: so many characters of the arguments did not come."""
+    deltas = call(name, arguments[: len(arguments) - missing], size=size)
+    desk = Desk([document("whole text")]).feed(*deltas).close(finished=finished)
+    [made] = desk.reply.calls
+    assert desk.answers[0].keys() in ({"error"}, {"doc_id", "title", "version"})
+    kept = AIMessage("", tool_calls=[{"id": made.call_id, "name": made.name, "args": made.arguments}])
+    assert JsonPlusSerializer().dumps_typed([kept])
+    assert [text for _, text in desk.items] == [text["content"] for text in desk.reply.new_documents]
+    assert desk.pieces == [] or "error" not in desk.answers[0] or desk.reply.unfinished == {0}
