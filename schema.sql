@@ -53,6 +53,9 @@ CREATE OR REPLACE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH
 -- A request that comes again finds its run; few runs have a key.
 CREATE UNIQUE INDEX IF NOT EXISTS runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
+-- How many runs each caller has in progress, read once a second. The lease is not in it, so that renewing one stays cheap.
+CREATE INDEX IF NOT EXISTS runs_running ON runs (owner) WHERE status = 'running';
+
 CREATE TABLE IF NOT EXISTS messages (
     owner      text        NOT NULL,
     thread_id  text        NOT NULL,
@@ -97,6 +100,21 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     writes     bytea       NOT NULL,                       -- JSON: [[sql, [arguments]], …]; bytes, as it may hold NUL
     created_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- What each process has let its callers use of a limit, so that the others know; empty while no such limit is set.
+CREATE TABLE IF NOT EXISTS limit_counts (
+    owner      text        NOT NULL,
+    name       text        NOT NULL,                       -- of the limit: requests, tokens
+    slot       bigint      NOT NULL,                       -- a twelfth of the limit's window, numbered since the epoch
+    process    text        NOT NULL,
+    used       bigint      NOT NULL,                       -- in this slot so far; it only grows
+    updated_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,                       -- the slot counts no more
+    PRIMARY KEY (owner, name, slot, process)               -- the others' counts of a slot are added up
+);
+
+-- Each process reads once a second what has changed.
+CREATE INDEX IF NOT EXISTS limit_counts_changed ON limit_counts (updated_at);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- What the agent remembers: LangGraph's checkpoints, in the table layout of langgraph-checkpoint-postgres, so that either

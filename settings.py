@@ -40,6 +40,9 @@ class Settings:
     model_idle_timeout_s: float
     heartbeat_s: float
     drain_timeout_s: float
+    requests_per_minute: int | None
+    runs_per_owner: int | None
+    tokens_per_day: int | None
     cors_allow_origins: tuple[str, ...]
 
     @classmethod
@@ -58,6 +61,10 @@ class Settings:
 
         def whole(name: str, default: int, minimum: int, maximum: int = 2**31 - 1) -> int:
             return read(name, _within(int, minimum, maximum), default, f"a whole number from {minimum} to {maximum}")
+
+        def limit(name: str) -> int | None:
+            what = f"a whole number from 1 to {2**53}"
+            return read(name, _within(int, 1, 2**53), None, what)
 
         def seconds(name: str, default: float) -> float:
             return read(name, _within(float, 0.05, 86_400), default, "a number of seconds from 0.05 to 86400")
@@ -85,6 +92,9 @@ class Settings:
             model_idle_timeout_s=seconds("MODEL_IDLE_TIMEOUT_S", 60),
             heartbeat_s=seconds("HEARTBEAT_S", 15),
             drain_timeout_s=seconds("DRAIN_TIMEOUT_S", 30),
+            requests_per_minute=limit("REQUESTS_PER_MINUTE"),
+            runs_per_owner=limit("RUNS_PER_OWNER"),
+            tokens_per_day=limit("TOKENS_PER_DAY"),
             cors_allow_origins=read("CORS_ALLOW_ORIGINS", _origins, (), "a comma-separated list of origins, or *"),
         )
 

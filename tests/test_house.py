@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "model": {"chat"},
     "offline": {"chat"},
     "checkpointer": {"store", "writer"},
+    "limits": {"chat", "store", "writer"},
     "embedded": set[str](),
     "asgi": set[str](),
     "settings": set[str](),

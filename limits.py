@@ -1,0 +1,403 @@
+"""How often a caller may call: requests a minute, runs at once, model tokens a day, each for one owner.
+
+Counts in memory decide, at once and without an `await`; what the other processes on the same database have let through
+comes in behind, by an exchange about once a second. How far a limit can be overshot:
+
+- In one process a call counts for a minute, give or take a slot of five seconds (a token for a day, give or take two
+  hours): usage is kept in twelve slots, and the oldest is let go in proportion to the time. That is constant memory
+  an owner, whatever it does.
+- Across processes the others' counts are up to two exchanges and a commit old, two to three seconds. Until then each
+  process grants what it knows to be free: a caller who sends everything at once to all of P processes gets at most P
+  times the limit, once; from then on all know of it. Slots are numbered by the clock of each machine, so clocks must
+  agree to a second or so, as NTP has them.
+- Tokens are known when a run ends: the runs then in progress, at most RUNS_PER_OWNER, go on and may exceed the limit.
+- While the database is away each process goes by its own counts, and the last ones that it heard of requests and
+  tokens, which are true still. So its absence never refuses a call, and grants P times the limit at most.
+
+A process that starts again finds the counts of the one before it in the database.
+"""
+
+import asyncio
+import logging
+import math
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+
+from chat import RunFailure, Usage
+from store import Store, StoreUnavailable
+from writer import Write
+
+log = logging.getLogger("draftstream.limits")
+
+SLOTS = 12  # to a window: so that a call counts for a twelfth of it too long or too short, at most
+MINUTE_S = 60
+DAY_S = 86_400
+EXCHANGE_S = 1.0
+LEASE_S = (
+    10.0  # of a run's row; one of ours that ended this long ago is ended in the database too, or its lease is over
+)
+OVERLAP_S = 10.0  # a row is read again this long after its change: a transaction may show up late, by COMMIT_BUDGET_S
+LEAVING_S = 0.5  # what a shutdown may wait for the last counts to be stored
+CLEANING_S = 60.0  # how often expired counts are deleted
+JITTER_S = 2  # so that those refused together do not come back together
+
+# What this process has let through, absolute: sent again or out of order, it is the same.
+PUBLISH = """INSERT INTO limit_counts (owner, name, slot, process, used, updated_at, expires_at)
+SELECT owner, name, slot, $1, used, now(), to_timestamp(expires_at)
+FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::float8[]) AS u (owner, name, slot, used, expires_at)
+ON CONFLICT (owner, name, slot, process) DO UPDATE SET
+    used = GREATEST(limit_counts.used, EXCLUDED.used), updated_at = EXCLUDED.updated_at"""
+
+FORGET_EXPIRED = "DELETE FROM limit_counts WHERE expires_at < now()"
+
+# What all others have let through, of the counts that one of them changed in the last $2 seconds.
+READ_OTHERS = """SELECT owner, name, slot, sum(used)::bigint AS used FROM limit_counts
+WHERE process <> $1 AND (owner, name, slot) IN (
+    SELECT owner, name, slot FROM limit_counts
+    WHERE process <> $1 AND updated_at > now() - make_interval(secs => $2) AND expires_at > now())
+GROUP BY owner, name, slot"""
+
+# Runs that other processes have in progress: ours are $1. A process that died keeps its places for its runs' lease.
+READ_RUNNING = """SELECT owner, count(*) AS runs FROM runs
+WHERE status = 'running' AND leased_until > now() AND run_id <> ALL($1::text[])
+GROUP BY owner"""
+
+
+class LimitExceeded(Exception):
+    """The owner has used up a limit. `retry_after_s`: whole seconds, no earlier than the `t` of the RateLimit field."""
+
+    def __init__(self, limit: str, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What is counted
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """So many units in a sliding window."""
+
+    name: str
+    unit: str
+    units: int
+    window_s: int
+
+    @property
+    def slot_s(self) -> float:
+        return self.window_s / SLOTS
+
+    def slot(self, now: float) -> int:
+        return int(now // self.slot_s)
+
+    def expires_at(self, slot: int) -> float:
+        """When nothing of the slot counts any more; it begins to fade a slot's length before."""
+        return (slot + 1) * self.slot_s + self.window_s
+
+
+@dataclass(slots=True)
+class Used:
+    """What an owner has used of a quota, by slot: through this process, and through the others."""
+
+    ours: dict[int, int] = field(default_factory=dict)
+    others: dict[int, int] = field(default_factory=dict)
+
+    def add(self, slot: int, units: int) -> int:
+        self.ours[slot] = self.ours.get(slot, 0) + units
+        return self.ours[slot]
+
+    def slots(self, quota: Quota, now: float) -> list[tuple[int, int]]:
+        """The slots that still count, oldest first, each with its units. Forgets the others."""
+        for counts in (self.ours, self.others):
+            for slot in [slot for slot in counts if quota.expires_at(slot) <= now]:
+                del counts[slot]
+        return [
+            (slot, self.ours.get(slot, 0) + self.others.get(slot, 0)) for slot in sorted(self.ours.keys() | self.others)
+        ]
+
+    def total(self, quota: Quota, now: float) -> float:
+        """The units of the last window; of the slot that is leaving it, the share that is still inside."""
+        return sum(
+            units * min((quota.expires_at(slot) - now) / quota.slot_s, 1.0) for slot, units in self.slots(quota, now)
+        )
+
+    def until_below(self, level: float, quota: Quota, now: float) -> int:
+        """Whole seconds until the total is below `level`, which is above 0, if nothing is added."""
+        slots = self.slots(quota, now)
+        newer = sum(units for _, units in slots)
+        for slot, units in slots:
+            newer -= units
+            if newer < level:
+                # In the last slot_s before it expires, the slot goes down to 0 evenly.
+                reached = quota.expires_at(slot) - quota.slot_s * min((level - newer) / units, 1.0)
+                return max(math.floor(reached - now) + 1, 1)
+        return 1
+
+
+@dataclass(slots=True)
+class Caller:
+    """One owner's usage."""
+
+    used: dict[str, Used] = field(default_factory=dict)
+    running: int = 0
+
+
+class Limits:
+    """Who may start a run now. Nothing here waits, and nothing raises but `check`.
+
+    `clock` gives seconds since the epoch. `everyone` is the owner that stands for all callers without a key, if there
+    is one: its runs at once are not limited, as they are not one caller's.
+    """
+
+    def __init__(
+        self,
+        *,
+        requests_a_minute: int | None,
+        runs_at_once: int | None,
+        tokens_a_day: int | None,
+        everyone: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.process = str(uuid.uuid4())
+        self.runs_at_once = runs_at_once
+        self._everyone = everyone
+        self._clock = clock
+        # The longest first: where several are used up, its wait is what counts.
+        self._quotas: list[Quota] = []
+        if tokens_a_day is not None:
+            self._quotas.append(Quota("tokens", "tokens", tokens_a_day, DAY_S))
+        if requests_a_minute is not None:
+            self._quotas.append(Quota("requests", "requests", requests_a_minute, MINUTE_S))
+        self._callers: dict[str, Caller] = {}
+        self._our_runs: dict[str, float] = {}  # when each ended; those in progress have infinity
+        self._others_runs: dict[str, int] = {}
+        self._unpublished: set[tuple[str, str, int]] = set()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Limits {[quota.name for quota in self._quotas]}, runs {self.runs_at_once}, {len(self._callers)} owners>"
+        )
+
+    # Deciding
+
+    def check(self, owner: str) -> None:
+        """Count a request for a run. Raises LimitExceeded, and then counts nothing.
+
+        Call `run_started` with no await between: else two requests may see the same last place.
+        """
+        now = self._clock()
+        self._forget_idle(now)
+        caller = self._caller(owner)
+        for quota in self._quotas:
+            used = _used(caller, quota)
+            if used.total(quota, now) >= quota.units:
+                wait_s = used.until_below(quota.units, quota, now)
+                detail = f"You have used your {quota.units} {quota.name} of the last {_WINDOWS[quota.window_s]}."
+                raise LimitExceeded(quota.name, detail, wait_s + _jitter())
+        if self._limits_runs_of(owner) and self._free_runs(owner) <= 0:
+            detail = f"You have {self.runs_at_once} runs in progress, which is as many as you may have."
+            raise LimitExceeded("runs", detail, 1 + _jitter())
+        self._count(owner, "requests", 1, now)
+
+    def run_started(self, owner: str, run_id: str) -> None:
+        """The run has a place, until `run_ended`."""
+        self._caller(owner).running += 1
+        if self.runs_at_once is not None:
+            self._our_runs[run_id] = math.inf
+
+    def run_ended(self, owner: str, run_id: str, usage: Usage | None) -> None:
+        """The run is over, or could not be started after all; `usage` is what it used of the model."""
+        now = self._clock()
+        self._caller(owner).running -= 1
+        if self.runs_at_once is not None:
+            self._our_runs[run_id] = now
+        if usage is not None:
+            self._count(owner, "tokens", usage["input_tokens"] + usage["output_tokens"], now)
+
+    def headers(self, owner: str) -> list[tuple[str, str]]:
+        """RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10), for an answer of any status."""
+        now = self._clock()
+        caller = self._callers.get(owner) or Caller()
+        policies, limits = [], []
+        for quota in self._quotas:
+            used = _used(caller, quota)
+            total = used.total(quota, now)
+            remaining = max(math.ceil(quota.units - total), 0)
+            # "tokens" is none of the units that the draft registers, but each of those would be wrong.
+            unit = f';qu="{quota.unit}"' if quota.unit != "requests" else ""
+            policies.append(f'"{quota.name}";q={quota.units}{unit};w={quota.window_s}')
+            more = f";t={used.until_below(quota.units - remaining, quota, now)}" if remaining < quota.units else ""
+            limits.append(f'"{quota.name}";r={remaining}{more}')
+        if self._limits_runs_of(owner):
+            policies.append(f'"runs";q={self.runs_at_once};qu="concurrent-requests"')
+            limits.append(f'"runs";r={max(self._free_runs(owner), 0)}')
+        if not policies:
+            return []
+        return [("ratelimit-policy", ", ".join(policies)), ("ratelimit", ", ".join(limits))]
+
+    def _limits_runs_of(self, owner: str) -> bool:
+        return self.runs_at_once is not None and owner != self._everyone
+
+    def _free_runs(self, owner: str) -> int:
+        caller = self._callers.get(owner)
+        return (self.runs_at_once or 0) - (caller.running if caller else 0) - self._others_runs.get(owner, 0)
+
+    def _count(self, owner: str, name: str, units: int, now: float) -> None:
+        quota = self._quota(name)
+        if quota is not None and units > 0:
+            _used(self._caller(owner), quota).add(quota.slot(now), units)
+            self._unpublished.add((owner, name, quota.slot(now)))
+
+    def _quota(self, name: str) -> Quota | None:
+        return next((quota for quota in self._quotas if quota.name == name), None)
+
+    def _caller(self, owner: str) -> Caller:
+        return self._callers.setdefault(owner, Caller())
+
+    def _forget_idle(self, now: float) -> None:
+        """Look at the next two owners in turn, so that each call that may add one can take two away."""
+        for owner in list(islice(self._callers, 2)):
+            caller = self._callers[owner] = self._callers.pop(owner)  # behind all others, if it stays
+            used = (
+                bool(caller.used[quota.name].slots(quota, now)) for quota in self._quotas if quota.name in caller.used
+            )
+            if not caller.running and not any(used):
+                del self._callers[owner]
+
+    # Exchanging
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is a quota whose counts must be published."""
+        return bool(self._quotas)
+
+    def our_runs(self) -> list[str]:
+        """The runs whose rows are ours, though some may have ended: the database may not have heard of it yet."""
+        now = self._clock()
+        self._our_runs = {run_id: ended for run_id, ended in self._our_runs.items() if ended > now - LEASE_S}
+        return list(self._our_runs)
+
+    def unpublished(self) -> list[tuple[str, str, int, int, float]]:
+        """Owner, name, slot, units and expiry of each count that has changed since the last call."""
+        changed, self._unpublished = self._unpublished, set()
+        rows = []
+        for owner, name, slot in sorted(changed):
+            quota, caller = self._quota(name), self._callers.get(owner)
+            if quota is not None and caller is not None and (units := _used(caller, quota).ours.get(slot)):
+                rows.append((owner, name, slot, units, quota.expires_at(slot)))
+        return rows
+
+    def hear_counts(self, rows: Iterable[tuple[str, str, int, int]]) -> None:
+        """What the other processes together have counted: owner, name, slot, units."""
+        now = self._clock()
+        for owner, name, slot, units in rows:
+            self._forget_idle(now)
+            if (quota := self._quota(name)) is not None:
+                _used(self._caller(owner), quota).others[slot] = units
+
+    def hear_runs(self, runs: Iterable[tuple[str, int]]) -> None:
+        """How many runs each owner has in progress in other processes."""
+        self._others_runs = dict(runs)
+
+
+_WINDOWS = {MINUTE_S: "minute", DAY_S: "day"}
+
+
+def _used(caller: Caller, quota: Quota) -> Used:
+    return caller.used.setdefault(quota.name, Used())
+
+
+def _jitter() -> int:
+    return random.randint(0, JITTER_S)  # noqa: S311  # no secret
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The exchange with other processes
+
+
+@asynccontextmanager
+async def exchanging(limits: Limits, store: Store) -> AsyncIterator[None]:
+    """Share the counts with the other processes while the block lasts; on entering, hear theirs."""
+    if limits.runs_at_once is None and not limits.counts:
+        yield
+        return
+    exchange = _Exchange(limits, store)
+    await exchange.hear()
+    task = asyncio.create_task(exchange.run(), name="limits")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await exchange.leave()
+
+
+class _Exchange:
+    def __init__(self, limits: Limits, store: Store) -> None:
+        self._limits = limits
+        self._store = store
+        self._publishing: asyncio.Task[None] | None = None
+        self._heard = -math.inf  # by the loop's clock
+        self._cleaned = -math.inf
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(EXCHANGE_S)
+            self.publish()
+            await self.hear()
+
+    def publish(self) -> None:
+        """Queue what has changed. While the last lot is not committed it waits, and so never piles up."""
+        if self._publishing is not None and not self._publishing.done():
+            return
+        if not (rows := self._limits.unpublished()):
+            return
+        writes: list[Write] = [(PUBLISH, (self._limits.process, *map(list, zip(*rows, strict=True))))]
+        now = asyncio.get_running_loop().time()
+        if now - self._cleaned > CLEANING_S:
+            self._cleaned = now
+            writes.append((FORGET_EXPIRED, ()))
+        self._publishing = asyncio.create_task(self._write(writes), name="limits publishing")
+
+    async def leave(self) -> None:
+        """Publish the last counts, if the database is there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVING_S):
+                await self._published()
+                self.publish()
+                await self._published()
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await self._published()
+
+    async def _published(self) -> None:
+        if self._publishing is not None:
+            await asyncio.wait({self._publishing})
+
+    async def _write(self, writes: Sequence[Write]) -> None:
+        try:
+            await self._store.write("", writes)
+        except RunFailure as refused:
+            log.error("the counts of the limits were not stored (%s)", refused.code)
+
+    async def hear(self) -> None:
+        """Read what the others have counted; without the database, go by what is known and true still."""
+        limits, now = self._limits, asyncio.get_running_loop().time()
+        try:
+            if limits.counts:
+                since_s = min(now - self._heard + OVERLAP_S, 2.0 * DAY_S)
+                rows = await self._store.fetch(READ_OTHERS, limits.process, since_s)
+                limits.hear_counts((row["owner"], row["name"], row["slot"], row["used"]) for row in rows)
+                self._heard = now
+            if limits.runs_at_once is not None:
+                rows = await self._store.fetch(READ_RUNNING, limits.our_runs())
+                limits.hear_runs((row["owner"], row["runs"]) for row in rows)
+        except StoreUnavailable:
+            limits.hear_runs(())  # they may have ended long since
