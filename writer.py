@@ -17,7 +17,7 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
-from chat import Conflict, Unstorable
+from chat import Conflict, RunFailure, Unstorable
 
 log = logging.getLogger("draftstream.writer")
 
@@ -61,6 +61,11 @@ class Unit:
     def bytes(self) -> int:
         """Of its texts and blobs, about."""
         return sum(len(value) for _, row in self.writes for value in row if isinstance(value, str | bytes))
+
+    def refuse(self, failure: RunFailure) -> None:
+        """It will not be committed. Whoever waited for it may have left."""
+        if not self.saved.done():
+            self.saved.set_exception(failure)
 
     def __repr__(self) -> str:
         return f"<Unit of {self.thread}, {len(self.writes)} writes, {'saved' if self.saved.done() else 'waiting'}>"
@@ -107,8 +112,9 @@ async def within(budget_s: float, connection: Connection, work: Awaitable[T]) ->
         if not task.done():
             connection.terminate()
             await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # the connection's end; what counts is that it was too slow, or is not wanted any more
     if not done:
-        task.exception()  # the connection's end; what counts is that it was too slow
         raise TimeoutError
     return task.result()
 
@@ -236,7 +242,7 @@ class Writer:
         """Put a refused unit into `dead_letters`; False if that failed too, for now."""
         if isinstance(error, CONFLICTS):
             log.warning("a unit of %s was refused: another process has gone on with it", unit.thread)
-            unit.saved.set_exception(Conflict())
+            unit.refuse(Conflict())
             return True
         log.error("set aside a unit of %s: the database refused it (%s)", unit.thread, type(error).__name__)
         dump = orjson.dumps(unit.writes, default=_dump_value)
@@ -246,7 +252,7 @@ class Writer:
         except DATABASE_FAULTS as away:
             await self._wait_out(away, 1)
             return False
-        unit.saved.set_exception(Unstorable())
+        unit.refuse(Unstorable())
         return True
 
     def _drop_connection(self) -> None:

@@ -1,6 +1,7 @@
 """The store against a real PostgreSQL: order, batches, what is refused, what comes back after a fault."""
 
 import asyncio
+import gc
 import time
 
 import asyncpg
@@ -80,6 +81,33 @@ async def test_a_unit_that_the_database_refuses_is_set_aside_and_the_others_go_o
     assert [letter["thread"] for letter in letters] == ["o/t5"]
     assert b"a\\u0000b" in letters[0]["writes"]
     assert len(await store.fetch("SELECT 1 FROM threads")) == 11
+
+
+async def test_a_unit_that_is_refused_after_its_caller_has_left_does_not_end_the_writer(store: Store) -> None:
+    [(sql, row), *_] = start_writes(started(message="a\0b"))
+    left = asyncio.create_task(store.write("t", [(sql, row)]))
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.wait({left})
+    async with asyncio.timeout(10):
+        await store.start_run(started("t2"))
+    assert len(await store.fetch("SELECT 1 FROM dead_letters")) == 1
+
+
+async def test_a_read_that_is_given_up_leaves_nothing_behind(database_url: str) -> None:
+    async with (
+        FaultProxy(database_url) as proxy,
+        open_store(proxy.dsn, queue_size=10, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5) as store,
+    ):
+        await store.ping()
+        proxy.frozen = True
+        read = asyncio.create_task(store.ping())
+        await asyncio.sleep(0.05)  # until the query is sent
+        read.cancel()
+        await asyncio.wait({read})
+        gc.collect()  # what nobody has looked at is complained of now, and fails the test
+        proxy.frozen = False
+        await proxy.reset()
 
 
 async def test_a_second_run_in_one_place_is_refused_and_changes_nothing(store: Store) -> None:
