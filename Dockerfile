@@ -6,8 +6,7 @@ WORKDIR /app
 COPY requirements.txt ./
 RUN pip install --no-cache-dir -r requirements.txt
 
-COPY agent.py arguments.py asgi.py asgi_app.py chat.py checkpointer.py drafting.py embedded.py journal.py limits.py model.py offline.py recovery.py runs.py settings.py sse.py statements.py store.py writer.py ./
-COPY clauses.toml debug.html schema.sql ./
+COPY *.py clauses.toml debug.html schema.sql ./
 RUN python -m compileall -q .
 
 USER 10001

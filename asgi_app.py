@@ -21,26 +21,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import uvicorn
 
+from access import Access, Caller, Forbidden, Scope, Unauthorized, open_access
 from agent import Agent, ChatModel
-from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Scope, Send
+from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send
+from asgi import Scope as AsgiScope
 from chat import ChatRequest, InvalidRequest, MessageTooLong, StopCause, StreamMode
 from checkpointer import Checkpointer
 from embedded import EmbeddedPostgresError, embedded_postgres
+from identity import ProviderUnavailable
 from journal import JournalError
 from model import OpenAIModel
 from offline import OfflineModel
 from runs import Draining, KeyReused, Run, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
-from settings import Settings, SettingsError
+from settings import Settings, SettingsError, is_loopback
 from sse import EventId
 from store import Store, StoreUnavailable, UnsavedTurns, open_store, where
 from writer import QueueFull
 
 log = logging.getLogger("draftstream")
 
-OWNER = "anonymous"  # whose everything is while no keys are configured
+REALM = 'Bearer realm="draftstream"'
 CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
 EXIT_UNSAVED = 4  # the exit code when turns were lost; 3 is uvicorn's, for a start that failed
 FLUSH_TIMEOUT_S = 4.0  # how long a shutdown waits for the queue, after the runs have ended
@@ -60,6 +64,7 @@ class Service:
     store: Store
     runs: Runs
     agent: Agent
+    access: Access
     page: bytes
     page_policy: str
 
@@ -82,6 +87,9 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 drain_timeout_s=FLUSH_TIMEOUT_S,
                 journal_dir=settings.journal_dir,
             )
+        )
+        access = await stack.enter_async_context(
+            open_access(settings, store.fetch, only_loopback=listens_on_loopback_only())
         )
         model = await stack.enter_async_context(open_model(settings))
         checkpointer = Checkpointer(store)
@@ -113,7 +121,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         page = PAGE.read_bytes()
         log.info("model: %s", "offline (set OPENAI_API_KEY for a real one)" if settings.offline else model.name)
         log.info("database: %s", database)
-        yield Service(settings, store, runs, agent, page, page_policy(page.decode()))
+        yield Service(settings, store, runs, agent, access, page, page_policy(page.decode()))
 
 
 @asynccontextmanager
@@ -130,6 +138,17 @@ async def open_model(settings: Settings) -> AsyncIterator[ChatModel]:
         yield model
     finally:
         await model.aclose()
+
+
+def listens_on_loopback_only() -> bool:
+    """Whether it is certain that nobody but this machine can connect.
+
+    A server binds after the lifespan's start and tells it nothing; uvicorn's can be asked, as it handles the signals.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if not isinstance(server, uvicorn.Server) or server.config.fd is not None:
+        return False
+    return server.config.uds is not None or is_loopback(server.config.host)
 
 
 class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
@@ -189,45 +208,52 @@ def page_policy(page: str) -> str:
 # Chats
 
 
-async def get_chat(service: Service, request: Request, response: Response) -> None:
+async def get_chat(service: Service, request: Request, response: Response, caller: Caller) -> None:
     if "prefetch" in request.headers.get("sec-purpose", request.headers.get("purpose", "")):
         raise Problem(403, "prefetch", "A chat is not started for a prefetch.")
     if (last_event_id := request.headers.get("last-event-id")) is not None:
-        await resume(service, request, response, last_event_id)
+        await resume(service, request, response, caller, last_event_id)
         return
     query = request.query()
+    query.pop("access_token", None)
     await request.body(service.settings.max_body_bytes)  # says nothing; but a request that breaks off starts no run
-    await start_chat(service, request, response, query, query.pop("idempotency_key", None))
+    await start_chat(service, request, response, caller, query, idempotency_key=query.pop("idempotency_key", None))
 
 
-async def post_chat(service: Service, request: Request, response: Response) -> None:
+async def post_chat(service: Service, request: Request, response: Response, caller: Caller) -> None:
     body = await request.json(service.settings.max_body_bytes)
-    await start_chat(service, request, response, body, request.headers.get("idempotency-key"))
+    await start_chat(service, request, response, caller, body, idempotency_key=request.headers.get("idempotency-key"))
 
 
 async def start_chat(
-    service: Service, request: Request, response: Response, fields: object, idempotency_key: str | None
+    service: Service,
+    request: Request,
+    response: Response,
+    caller: Caller,
+    fields: object,
+    *,
+    idempotency_key: str | None,
 ) -> None:
     if request.foreign_origin is not None and not origin_allowed(service, request):
         raise Problem(403, "bad_origin", "Pages of this origin may not use the service; see CORS_ALLOW_ORIGINS.")
     chat = ChatRequest.from_fields(
         fields, max_message_chars=service.settings.max_message_chars, idempotency_key=idempotency_key
     )
-    run = await service.runs.start(OWNER, chat)
+    run = await service.runs.start(caller.owner, chat)
     cancel = chat.on_disconnect == "cancel"
-    await stream(service, request, response, run, after=None, mode=chat.stream, cancel_on_disconnect=cancel)
+    await stream(service, request, response, caller, run, after=None, mode=chat.stream, cancel_on_disconnect=cancel)
 
 
-async def resume(service: Service, request: Request, response: Response, last_event_id: str) -> None:
+async def resume(service: Service, request: Request, response: Response, caller: Caller, last_event_id: str) -> None:
     """An EventSource that comes back: go on with its run, or stop it with 204. It never runs the message twice."""
     event_id = EventId.parse(last_event_id)
     run = None
     if event_id is not None and event_id.after is not None:
-        run = await service.runs.find(OWNER, event_id.run_id)
+        run = await service.runs.find(caller.owner, event_id.run_id)
     if event_id is None or event_id.after is None or run is None:
         await response.whole(204, None, b"")
         return
-    await stream(service, request, response, run, after=event_id.after, mode=stream_mode(request))
+    await stream(service, request, response, caller, run, after=event_id.after, mode=stream_mode(request))
 
 
 def stream_mode(request: Request) -> StreamMode:
@@ -239,8 +265,8 @@ def stream_mode(request: Request) -> StreamMode:
     raise invalid("stream", 'must be "pieces" or "items"')
 
 
-async def get_run_events(service: Service, request: Request, response: Response, run_id: str) -> None:
-    run = await service.runs.find(OWNER, run_id)
+async def get_run_events(service: Service, request: Request, response: Response, caller: Caller, run_id: str) -> None:
+    run = await service.runs.find(caller.owner, run_id)
     if run is None:
         raise not_found("run")
     after = request.query().get("after")
@@ -255,11 +281,11 @@ async def get_run_events(service: Service, request: Request, response: Response,
     if after is not None and not re.fullmatch(r"[0-9]{1,15}", after):
         raise invalid("after", "must be a position: a whole number")
     place = None if after is None else int(after)
-    await stream(service, request, response, run, after=place, mode=stream_mode(request))
+    await stream(service, request, response, caller, run, after=place, mode=stream_mode(request))
 
 
-async def cancel_run(service: Service, _: Request, response: Response, run_id: str) -> None:
-    run = service.runs.get(OWNER, run_id)
+async def cancel_run(service: Service, _: Request, response: Response, caller: Caller, run_id: str) -> None:
+    run = service.runs.get(caller.owner, run_id)
     if run is None:
         raise not_found("run")
     run.stop(StopCause.USER)
@@ -270,6 +296,7 @@ async def stream(
     service: Service,
     request: Request,
     response: Response,
+    caller: Caller,
     run: Run,
     *,
     after: int | None,
@@ -293,6 +320,7 @@ async def stream(
     ]
     if request.http_version == "1.1":
         headers.append(("connection", "keep-alive"))
+    await service.access.bind(caller, run.run_id)
     cursor = run.follow(after, mode=mode, heartbeat_s=service.settings.heartbeat_s, on_stuck=response.abort)
     leaving = asyncio.create_task(request.disconnected(), name=f"reader of {run.run_id}")
     leaving.add_done_callback(on_leaving)
@@ -311,7 +339,7 @@ async def stream(
 # Threads
 
 
-async def get_threads(service: Service, request: Request, response: Response) -> None:
+async def get_threads(service: Service, request: Request, response: Response, caller: Caller) -> None:
     query = request.query()
     for name in query:
         if name not in ("limit", "cursor"):
@@ -320,7 +348,7 @@ async def get_threads(service: Service, request: Request, response: Response) ->
     if not re.fullmatch(r"[1-9][0-9]?|100", limit):
         raise invalid("limit", "must be a whole number from 1 to 100")
     before = read_cursor(query["cursor"]) if "cursor" in query else None
-    threads, place = await service.store.threads(OWNER, int(limit), before)
+    threads, place = await service.store.threads(caller.owner, int(limit), before)
     await response.json(200, {"threads": threads, "next_cursor": place and write_cursor(*place)})
 
 
@@ -339,11 +367,31 @@ def read_cursor(cursor: str) -> tuple[datetime, str]:
         raise invalid("cursor", "must be the next_cursor of a page before") from None
 
 
-async def get_thread(service: Service, _: Request, response: Response, thread_id: str) -> None:
-    history = await service.store.history(OWNER, thread_id)
+async def get_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
+    history = await service.store.history(caller.owner, thread_id)
     if history is None:
         raise not_found("thread")
     await response.json(200, history)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Who calls
+
+
+async def post_stream_token(service: Service, _: Request, response: Response, caller: Caller) -> None:
+    token, life_s = await service.access.new_stream_token(caller)
+    await response.json(201, {"access_token": token, "expires_in": int(life_s)})
+
+
+async def authenticate(service: Service, request: Request, takes_token: bool) -> Caller:  # noqa: FBT001
+    """The caller. Raises Unauthorized, and Problem for one that says twice who it is."""
+    authorization = request.headers.get("authorization")
+    access_token = request.query().get("access_token") if takes_token else None
+    if authorization is not None and access_token is not None:
+        detail = "The request has both an Authorization header and an access_token."
+        raise Problem(400, "invalid_request", detail, [("www-authenticate", f'{REALM}, error="invalid_request"')])
+    seen = EventId.parse(request.headers.get("last-event-id", ""))
+    return await service.access.caller(authorization, access_token, seen.run_id if seen is not None else None)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -389,22 +437,24 @@ async def get_readiness(service: Service, _: Request, response: Response) -> Non
 # Routes, and errors to responses
 
 Handler = Callable[..., Awaitable[None]]
-ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, Handler]]] = [
-    (re.compile(pattern), handlers)
-    for pattern, handlers in (
-        (r"/chat", {"GET": get_chat}),
-        (r"/api/chat", {"POST": post_chat}),
-        (r"/api/runs/(?P<run_id>[0-9a-f-]{36})/events", {"GET": get_run_events}),
-        (r"/api/runs/(?P<run_id>[0-9a-f-]{36})/cancel", {"POST": cancel_run}),
-        (r"/api/threads", {"GET": get_threads}),
-        (r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})", {"GET": get_thread}),
-        (r"/", {"GET": get_root}),
-        (r"/debug", {"GET": get_page}),
-        (r"/healthz", {"GET": get_health}),
-        (r"/readyz", {"GET": get_readiness}),
-    )
+Who = Scope | Literal["anyone", "any caller"]
+"""Who may call: anyone; a caller of whatever scopes; a caller who has this scope. Anyone's handler gets no caller."""
+
+ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, tuple[Handler, Who]]]] = [
+    (re.compile(r"/chat"), {"GET": (get_chat, "chat")}),
+    (re.compile(r"/api/chat"), {"POST": (post_chat, "chat")}),
+    (re.compile(r"/api/runs/(?P<run_id>[0-9a-f-]{36})/events"), {"GET": (get_run_events, "read")}),
+    (re.compile(r"/api/runs/(?P<run_id>[0-9a-f-]{36})/cancel"), {"POST": (cancel_run, "chat")}),
+    (re.compile(r"/api/threads"), {"GET": (get_threads, "read")}),
+    (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})"), {"GET": (get_thread, "read")}),
+    (re.compile(r"/api/stream-tokens"), {"POST": (post_stream_token, "any caller")}),
+    (re.compile(r"/"), {"GET": (get_root, "anyone")}),
+    (re.compile(r"/debug"), {"GET": (get_page, "anyone")}),
+    (re.compile(r"/healthz"), {"GET": (get_health, "anyone")}),
+    (re.compile(r"/readyz"), {"GET": (get_readiness, "anyone")}),
 ]
-NO_HEAD = (get_chat, get_run_events)  # a stream has no length to tell, and a chat is started by nothing but a GET
+STREAMS = (get_chat, get_run_events)  # an EventSource asks for them: they take a stream token.
+NO_HEAD = STREAMS  # a stream has no length to tell, and a chat is started by nothing but a GET
 
 
 async def dispatch(service: Service, request: Request, response: Response) -> None:
@@ -416,7 +466,7 @@ async def dispatch(service: Service, request: Request, response: Response) -> No
         raise Problem(404, "not_found", "There is nothing at this path.")
     match, handlers = found
     allowed = [*handlers, "OPTIONS"]
-    if "GET" in handlers and handlers["GET"] not in NO_HEAD:
+    if "GET" in handlers and handlers["GET"][0] not in NO_HEAD:
         allowed.append("HEAD")
     if request.method == "OPTIONS":
         await response.whole(204, None, b"", [("allow", ", ".join(allowed)), *preflight(service, request, allowed)])
@@ -424,8 +474,13 @@ async def dispatch(service: Service, request: Request, response: Response) -> No
     if request.method not in allowed:
         detail = f"This path answers {', '.join(allowed)}."
         raise Problem(405, "method_not_allowed", detail, [("allow", ", ".join(allowed))])
-    handler = handlers["GET" if request.method == "HEAD" else request.method]
-    await handler(service, request, response, **match.groupdict())
+    handler, who = handlers["GET" if request.method == "HEAD" else request.method]
+    arguments: dict[str, object] = {**match.groupdict()}
+    if who != "anyone":
+        arguments["caller"] = caller = await authenticate(service, request, takes_token=handler in STREAMS)
+        if who != "any caller":
+            caller.need(who)
+    await handler(service, request, response, **arguments)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -433,6 +488,17 @@ def problem_of(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
+        case Unauthorized():
+            header = f'{REALM}, error="invalid_token"' if error.sent else REALM
+            detail = "This needs an API key or a token that is good: Authorization: Bearer …"
+            return Problem(401, "unauthorized", detail, [("www-authenticate", header)])
+        case Forbidden():
+            header = f'{REALM}, error="insufficient_scope", scope="{error.scope}"'
+            detail = f"This needs the scope {error.scope}."
+            return Problem(403, "insufficient_scope", detail, [("www-authenticate", header)], scope=error.scope)
+        case ProviderUnavailable():
+            detail = "The identity provider can't be reached at the moment."
+            return Problem(503, "provider_unavailable", detail, [retry_after()])
         case InvalidRequest():
             return Problem(422, "invalid_request", "The request has fields that can't be used.", errors=error.errors)
         case MessageTooLong():
@@ -480,7 +546,7 @@ def cors(service: Service, request: Request) -> Headers:
     headers = [("vary", "Origin")]
     if "origin" in request.headers and origin_allowed(service, request):
         headers.append(("access-control-allow-origin", request.headers["origin"]))
-        headers.append(("access-control-expose-headers", "Location, Retry-After"))
+        headers.append(("access-control-expose-headers", "Location, Retry-After, WWW-Authenticate"))
     return headers
 
 
@@ -498,7 +564,7 @@ def preflight(service: Service, request: Request, allowed: Sequence[str]) -> Hea
 # The ASGI callable
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
+async def app(scope: AsgiScope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await lifespan(scope, receive, send)
     elif scope["type"] == "http":
@@ -507,7 +573,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1000})
 
 
-async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+async def serve(scope: AsgiScope, receive: Receive, send: Send) -> None:
     service: Service = scope["state"]["service"]
     response = Response(send, head=scope["method"] == "HEAD")
     try:
@@ -522,7 +588,7 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             await response.problem(problem)
 
 
-async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
     await receive()
     stack = AsyncExitStack()
     try:

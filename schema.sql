@@ -117,6 +117,35 @@ CREATE TABLE IF NOT EXISTS limit_counts (
 CREATE INDEX IF NOT EXISTS limit_counts_changed ON limit_counts (updated_at);
 
 -- ---------------------------------------------------------------------------------------------------------------
+-- Who may call
+
+-- API keys. A key is revoked, and never deleted: a service that once had one is never open again.
+CREATE TABLE IF NOT EXISTS access_keys (
+    key_id      text        NOT NULL PRIMARY KEY,          -- the public part of the key, by which it is looked up
+    secret_hash bytea       NOT NULL,                      -- SHA-256 of the other part: 32 random bytes need no slow hash
+    owner       text        NOT NULL,
+    name        text        NOT NULL,
+    scopes      text[]      NOT NULL CHECK (scopes <@ ARRAY['chat', 'read', 'admin']),
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    expires_at  timestamptz,
+    revoked_at  timestamptz
+);
+
+-- What an EventSource sends in place of a key, once.
+CREATE TABLE IF NOT EXISTS stream_tokens (
+    hash        bytea       NOT NULL PRIMARY KEY,          -- SHA-256 of the token
+    owner       text        NOT NULL,
+    scopes      text[]      NOT NULL,
+    key_id      text        REFERENCES access_keys,        -- the key that asked for it: revoked, it takes its tokens along
+    expires_at  timestamptz NOT NULL,                      -- until it is redeemed; then, until it may no longer resume
+    redeemed_at timestamptz,
+    run_id      text                                       -- the run that it was redeemed for, and may resume
+);
+
+-- Old tokens are deleted by their age.
+CREATE INDEX IF NOT EXISTS stream_tokens_expiry ON stream_tokens (expires_at);
+
+-- ---------------------------------------------------------------------------------------------------------------
 -- What the agent remembers: LangGraph's checkpoints, in the table layout of langgraph-checkpoint-postgres, so that either
 -- reads what the other wrote. thread_id is "owner/thread_id". Its further indexes on thread_id alone are left out: the
 -- primary keys begin with it.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ T = TypeVar("T")
 
 DEFAULT_MODEL = "gpt-5.1"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+NOT_SHOWN = ("DATABASE_URL", "OPENAI_API_KEY", "JWT_PUBLIC_KEY")  # a private key may stand there by mistake
 
 
 class SettingsError(ValueError):
@@ -44,6 +46,11 @@ class Settings:
     runs_per_owner: int | None
     tokens_per_day: int | None
     cors_allow_origins: tuple[str, ...]
+    allow_anonymous: bool
+    jwt_jwks_url: str | None
+    jwt_public_key: str | None  # the PEM itself, also where the variable has a path to it
+    jwt_issuer: str | None
+    jwt_audience: str | None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Settings":
@@ -56,7 +63,7 @@ class Settings:
             try:
                 return parse(text)
             except ValueError:
-                shown = "" if name in ("DATABASE_URL", "OPENAI_API_KEY") else f", not {text!r}"
+                shown = "" if name in NOT_SHOWN else f", not {text!r}"
                 raise SettingsError(f"{name} must be {what}{shown}") from None
 
         def whole(name: str, default: int, minimum: int, maximum: int = 2**31 - 1) -> int:
@@ -71,7 +78,7 @@ class Settings:
 
         database_url = read("DATABASE_URL", _url("postgresql", "postgres"), None, "a postgresql:// URL")
         data_dir = read("DATA_DIR", Path, Path(".data"), "a folder")
-        return cls(
+        settings = cls(
             database_url=database_url,
             data_dir=data_dir,
             journal_dir=read("JOURNAL_DIR", Path, data_dir / "journal" if database_url is None else None, "a folder"),
@@ -96,7 +103,28 @@ class Settings:
             runs_per_owner=limit("RUNS_PER_OWNER"),
             tokens_per_day=limit("TOKENS_PER_DAY"),
             cors_allow_origins=read("CORS_ALLOW_ORIGINS", _origins, (), "a comma-separated list of origins, or *"),
+            allow_anonymous=read("ALLOW_ANONYMOUS", _flag, default=False, what="1 or 0"),
+            jwt_jwks_url=read("JWT_JWKS_URL", _secure_url, None, "an https:// URL (http:// on a loopback address)"),
+            jwt_public_key=read("JWT_PUBLIC_KEY", _pem, None, "a public key in PEM, or the path of one"),
+            jwt_issuer=env.get("JWT_ISSUER", "").strip() or None,
+            jwt_audience=env.get("JWT_AUDIENCE", "").strip() or None,
         )
+        settings._check_jwt()
+        return settings
+
+    def _check_jwt(self) -> None:
+        """All of it or none: half a configuration would accept tokens that are not meant for this service."""
+        keys = [self.jwt_jwks_url, self.jwt_public_key]
+        if all(keys):
+            raise SettingsError("JWT_JWKS_URL and JWT_PUBLIC_KEY must not both be set")
+        parts = {
+            "JWT_JWKS_URL or JWT_PUBLIC_KEY": any(keys),
+            "JWT_ISSUER": self.jwt_issuer is not None,
+            "JWT_AUDIENCE": self.jwt_audience is not None,
+        }
+        missing = [name for name, is_set in parts.items() if not is_set]
+        if 0 < len(missing) < len(parts):
+            raise SettingsError(f"{' and '.join(missing)} must be set, as other JWT settings are")
 
     @property
     def offline(self) -> bool:
@@ -123,6 +151,39 @@ def _url(*schemes: str) -> Callable[[str], str | None]:
         return text
 
     return parse
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`, which is an address or a name."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _secure_url(text: str) -> str:
+    parts = urlsplit(text)
+    host = parts.hostname or ""
+    if not host or (parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host))):
+        raise ValueError
+    _ = parts.port  # raises for what is no port
+    return text
+
+
+def _pem(text: str) -> str:
+    """A PEM, also with \\n for its line ends as env files have it; anything else is the path of one."""
+    if "-----BEGIN " in text:
+        return text.replace("\\n", "\n")
+    try:
+        return Path(text).read_text("ascii")
+    except OSError:
+        raise ValueError from None
+
+
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError
+    return text == "1"
 
 
 def _log_level(text: str) -> str:

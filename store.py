@@ -229,7 +229,7 @@ class Store:
                 raise StoreUnavailable
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
-        """One read on the pool, within a second. Raises StoreUnavailable."""
+        """One statement on the pool, within a second. Raises StoreUnavailable."""
         try:
             connection = await self._pool.acquire(timeout=READ_BUDGET_S)
             try:
