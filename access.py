@@ -117,8 +117,9 @@ ADD_TOKEN = """WITH old AS (DELETE FROM stream_tokens WHERE hash IN (
 INSERT INTO stream_tokens (hash, owner, scopes, key_id, expires_at)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))"""  # noqa: S105  # a statement
 
-KEY_IS_GOOD = """(t.key_id IS NULL OR EXISTS (SELECT FROM access_keys k
-    WHERE k.key_id = t.key_id AND k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true)))"""
+# Not EXISTS, which beside an OR reads the whole table.
+KEY_IS_GOOD = """(t.key_id IS NULL OR (SELECT k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true)
+    FROM access_keys k WHERE k.key_id = t.key_id))"""
 
 # One use: of two that come at once, the second waits for the first one's commit, and then finds it redeemed.
 REDEEM_TOKEN = f"""UPDATE stream_tokens t SET redeemed_at = now(), expires_at = now() + make_interval(secs => $2)
@@ -409,7 +410,7 @@ async def _add(store: Store, arguments: argparse.Namespace) -> None:
     row = (key_id, _hash(secret), arguments.owner, arguments.name, arguments.scopes, arguments.expires)
     async with asyncio.timeout(10):
         await store.write("access_keys", [(ADD_KEY, row)])
-    end = f", until {arguments.expires:%Y-%m-%d %H:%M} UTC" if arguments.expires else ""
+    end = f", until {_utc(arguments.expires)}" if arguments.expires else ""
     _tell(f"The key {key_id} of {arguments.owner} ({', '.join(arguments.scopes)}{end}). It is not shown again:")
     print(f"ds_{key_id}_{secret}")  # noqa: T201  # what the command is for
 
@@ -425,7 +426,7 @@ async def _revoke(store: Store, key_id: str) -> None:
 async def _list(store: Store) -> None:
     rows = [("KEY", "STATE", "SCOPES", "CREATED", "EXPIRES", "OWNER", "NAME")]
     for key in await store.fetch(LIST_KEYS):
-        end = f"{key['expires_at']:%Y-%m-%d}" if key["expires_at"] else "-"
+        end = _utc(key["expires_at"]) if key["expires_at"] else "-"
         scopes = ",".join(key["scopes"])
         rows.append(
             (key["key_id"], key["state"], scopes, f"{key['created_at']:%Y-%m-%d}", end, key["owner"], key["name"])
@@ -433,6 +434,10 @@ async def _list(store: Store) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
+
+
+def _utc(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%MZ}"
 
 
 def _tell(line: str) -> None:
