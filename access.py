@@ -34,7 +34,7 @@ import asyncpg
 from embedded import EmbeddedPostgresError, embedded_postgres
 from identity import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
 from settings import Settings, SettingsError
-from store import Store, StoreUnavailable, open_store
+from store import Store, StoreUnavailable, UnsavedTurns, open_store
 
 log = logging.getLogger("draftstream.access")
 
@@ -353,7 +353,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         asyncio.run(_carry_out(arguments))
-    except (SettingsError, StoreUnavailable, EmbeddedPostgresError, TimeoutError) as error:
+    except (SettingsError, StoreUnavailable, UnsavedTurns, EmbeddedPostgresError, TimeoutError) as error:
         sys.exit(f"{parser.prog}: {error or 'the database does not answer'}")
 
 
@@ -395,7 +395,9 @@ async def _carry_out(arguments: argparse.Namespace) -> None:
         dsn = settings.database_url
         if dsn is None:
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
-        store = await stack.enter_async_context(open_store(dsn, queue_size=1, connect_timeout_s=5, drain_timeout_s=5))
+        store = await stack.enter_async_context(
+            open_store(dsn, queue_size=1, queue_bytes=2**16, connect_timeout_s=5, drain_timeout_s=5)
+        )
         match arguments.command:
             case "add":
                 await _add(store, arguments)

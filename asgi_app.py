@@ -637,7 +637,9 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         base = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::', '::1') else host}:{port}"  # noqa: S104  # compared, not bound
         log.info("page: %s/debug", base)
-        log.info("try: curl -N '%s/chat?message=Draft+an+NDA&thread_id=first'", base)
+        service: Service = self.lifespan.state["service"]
+        key = "" if service.access.is_open else '-H "Authorization: Bearer $KEY" '
+        log.info("try: curl -N %s'%s/chat?message=Draft+an+NDA&thread_id=first'", key, base)
 
 
 def main() -> None:
