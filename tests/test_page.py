@@ -9,6 +9,7 @@ import pytest
 from conftest import Service, free_port, required
 from openai_server import OpenAIServer, finish, text, tool, wait
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from test_access import new_key
 from test_service import snippet
 
 HOSTILE = "</script><img src=x onerror=document.title='broken'>\n\n<b>not bold</b> & \u2028 😀"
@@ -256,6 +257,53 @@ def test_a_narrow_window_shows_one_pane_at_a_time(page: Page, service: Callable[
     page.click("#tabs >> text=Events")
     expect(page.locator("#log .end")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out"
+
+
+def test_a_key_opens_the_page_of_its_owner(page: Page, service: Callable[..., Service], database_url: str) -> None:
+    mine, theirs = new_key(database_url, "mine", ["chat", "read"]), new_key(database_url, "theirs")
+    running = service()
+    page.goto(f"{running.url}/debug")
+    expect(page.locator("#threads")).to_contain_text("enter it above")
+    send(page, "Draft an NDA", "GET")
+    expect(page.locator(".problem")).to_contain_text("401 Unauthorized")
+    expect(page.locator("#message")).to_have_value("Draft an NDA")
+    page.fill("#key", mine.key)
+    page.press("#key", "Enter")
+    expect(page.locator("#threads")).to_contain_text("None yet")
+    send(page, "Draft an NDA", "GET")
+    expect(page.locator("#sheet h1")).to_have_text("Non-Disclosure Agreement")
+    send(page, "Make it mutual", "POST")
+    expect(page.locator(".chip")).to_have_count(2)
+    expect(page.locator("#log")).not_to_contain_text("access_token")
+    page.reload()
+    expect(page.locator(".chip")).to_have_count(2)
+    page.fill("#key", theirs.key)
+    page.press("#key", "Enter")
+    expect(page.locator("#threads")).to_contain_text("None yet")
+    expect(page.locator(".chip")).to_have_count(0)
+    expect(page.locator(".problem")).to_contain_text("404 Not Found")
+    assert page.evaluate("localStorage.length") == 0
+    assert mine.key not in page.content()
+
+
+def test_an_event_source_with_a_token_comes_back_to_its_run(
+    browser: Browser, service: Callable[..., Service], database_url: str
+) -> None:
+    key = new_key(database_url, "mine")
+    running = service(PORT=str(free_port()))
+    page = browser.new_page()  # on which a connection may break
+    page.goto(f"{running.url}/debug")
+    page.fill("#key", key.key)
+    page.press("#key", "Enter")
+    page.fill("#message", "Draft an NDA")
+    page.click("#send-get")
+    expect(page.locator("#sheet h3").nth(3)).to_be_visible()
+    running.kill()
+    running.restart()
+    expect(page.locator(".problem")).to_contain_text("The service ended in the middle of this run", timeout=20_000)
+    expect(page.locator("#log")).to_contain_text("the EventSource comes back")
+    assert '" 401' not in running.log.partition("/api/stream-tokens")[2], "its token was good for that"
+    page.close()
 
 
 def test_the_readmes_event_source_reads_a_draft_and_closes(browser: Browser, service: Callable[..., Service]) -> None:
