@@ -93,8 +93,9 @@ class Jwks:
                     body += b" " * (room.JWKS_BYTES + 1)
                 if jwks.fault == "broken":
                     body = body[:-3]
-                self.send_response({"500": 500, "redirect": 302}.get(jwks.fault, 200))
-                self.send_header("location", jwks.url)
+                moved = jwks.fault == "redirect" and self.path == "/jwks"
+                self.send_response(302 if moved else 500 if jwks.fault == "500" else 200)
+                self.send_header("location", "/moved")
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -352,6 +353,7 @@ async def test_the_keys_at_hand_go_on_while_the_provider_is_away(
     monkeypatch.setattr(room, "JWKS_LIFE_S", 0)
     async with open_jwks_provider(jwks.url, ISSUER, AUDIENCE) as provider:
         jwks.fault = fault
+        jwks.document = {"keys": [jwk(OTHER_RSA, "RS256", kid="new")]}
         with pytest.raises(InvalidToken):
             await provider.identify(token(OTHER_RSA, kid="new"))
         assert jwks.asked >= 2
