@@ -24,7 +24,8 @@ def instructions(name: str) -> list[str]:
 
 
 def copied() -> list[str]:
-    return [file for line in instructions("COPY") for file in line.split()[:-1]]
+    patterns = [pattern for line in instructions("COPY") for pattern in line.split()[:-1]]
+    return [path.name for pattern in patterns for path in ROOT.glob(pattern)]
 
 
 def test_the_dockerfile_is_plain() -> None:
