@@ -5,6 +5,7 @@ request whose body is not read to its end is read and thrown away by the server,
 """
 
 import asyncio
+import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -199,3 +200,12 @@ class Response:
 
     async def problem(self, problem: Problem) -> None:
         await self.whole(problem.status, PROBLEM, problem.body(), problem.headers)
+
+
+def not_found(what: str) -> Problem:
+    return Problem(404, "not_found", f"There is no such {what}.")
+
+
+def retry_after() -> tuple[str, str]:
+    """Spread over a few seconds, so that those refused together do not come back together."""
+    return "retry-after", str(random.randint(1, 5))  # noqa: S311  # no secret

@@ -37,6 +37,10 @@ class InvalidRequest(ValueError):
         super().__init__("; ".join(f"{error['pointer']}: {error['detail']}" for error in errors))
         self.errors = list(errors)
 
+    @classmethod
+    def of(cls, field: str, detail: str) -> "InvalidRequest":
+        return cls([{"pointer": f"/{field}", "detail": detail}])
+
 
 class MessageTooLong(ValueError):
     """The message has more than `limit` characters (413)."""

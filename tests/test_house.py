@@ -14,6 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {path.stem for path in ROOT.glob("*.py")}
 MAY_IMPORT = {
     "asgi_app": MODULES - {"asgi_app"},
+    "chats": {"access", "asgi", "chat", "runs", "service", "sse"},
+    "threads": {"access", "asgi", "chat", "service"},
+    "status": {"asgi", "service", "store"},
+    "service": MODULES - {"asgi_app", "chats", "service", "status", "threads"},
+    "server": {"runs", "settings"},
     "access": {"embedded", "identity", "settings", "store"},
     "identity": set[str](),
     "agent": {"chat", "drafting"},

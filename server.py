@@ -1,0 +1,96 @@
+"""uvicorn, as the service wants it: says where to go, ends the runs at SIGTERM already, logs no query."""
+
+import asyncio
+import logging
+import signal
+import socket
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+
+from runs import Runs
+from settings import is_loopback
+
+log = logging.getLogger("draftstream")
+
+
+def listens_on_loopback_only() -> bool:
+    """Whether it is certain that nobody but this machine can connect.
+
+    A server binds after the lifespan's start and tells it nothing; uvicorn's can be asked, as it handles the signals.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if not isinstance(server, uvicorn.Server) or server.config.fd is not None:
+        return False
+    return server.config.uds is not None or is_loopback(server.config.host)
+
+
+class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
+    """Ends the runs at SIGTERM or SIGINT already.
+
+    uvicorn leaves the lifespan only after every open response has ended, and tells the responses nothing: without this
+    a stream would hold up the shutdown until its run ends by itself.
+    """
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._loop = asyncio.get_running_loop()
+        self._before: dict[signal.Signals, object] = {}
+        self._drain: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(ValueError):  # not in the main thread: then whoever runs us handles the signals
+                self._before[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself returned
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._start_drain)
+        before = self._before[signal.Signals(number)]
+        server = getattr(before, "__self__", None)
+        if isinstance(server, uvicorn.Server):
+            # Its own handler would raise the signal again after the shutdown, and the exit code would not be 0.
+            server.force_exit = server.should_exit and number == signal.SIGINT
+            server.should_exit = True
+        elif callable(before):
+            before(number, frame)
+
+    def _start_drain(self) -> None:
+        if self._drain is None:  # Runs awaits the same end when its block is left
+            self._drain = asyncio.create_task(self._runs.drain(), name="drain")
+
+
+def set_up_logging(level: str) -> None:
+    log.setLevel(level)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    logging.getLogger("uvicorn.access").addFilter(without_query)
+
+
+def without_query(record: logging.LogRecord) -> bool:
+    """uvicorn's access log prints the query, and with it the message of a GET /chat."""
+    if isinstance(record.args, tuple) and len(record.args) == 5:  # client, method, path, version, status
+        client, method, path, *rest = record.args
+        record.args = (client, method, str(path).partition("?")[0], *rest)
+    return True
+
+
+class Server(uvicorn.Server):
+    """uvicorn, saying where to go once it serves."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        base = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::', '::1') else host}:{port}"  # noqa: S104  # compared, not bound
+        log.info("page: %s/debug", base)
+        key = "" if self.lifespan.state["service"].access.is_open else '-H "Authorization: Bearer $KEY" '
+        log.info("try: curl -N %s'%s/chat?message=Draft+an+NDA&thread_id=first'", key, base)
