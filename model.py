@@ -19,6 +19,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from chat import Finished, FinishReason, ModelDelta, ModelError, Pulse, TextDelta, ToolCallDelta, Usage
+from tracing import ModelCall
 
 DATA = b"data:"
 DONE = b"[DONE]"
@@ -80,27 +81,34 @@ class OpenAIModel:
             list(messages), stream=True, stream_options={"include_usage": True}, **parameters
         )
         client: openai.AsyncOpenAI = self._chat.root_async_client
-        try:
-            async with client.chat.completions.with_streaming_response.create(**payload) as response:
-                decoder = _ReplyDecoder()
-                lines = _lines(response.iter_bytes())
-                async for line in lines:
-                    if line.startswith(DATA):
-                        data = line[len(DATA) :].strip()
-                        if data == DONE:
-                            break
-                        for delta in decoder.decode(data) or PULSES:
-                            yield delta
-                yield decoder.finished()
-                # To the end of the body, which is as good as there: else the connection could not be used again.
-                with suppress(TimeoutError, httpx2.HTTPError):
-                    async with asyncio.timeout(BODY_END_S):
-                        async for _ in lines:
-                            pass
-        except openai.APIError as error:
-            raise _model_error(error) from error
-        except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise ModelError("model_disconnected", "The connection to the model broke off.", retryable=True) from error
+        with ModelCall(self.name, str(client.base_url)) as call:
+            try:
+                async with client.chat.completions.with_streaming_response.create(
+                    **payload, extra_headers=call.headers
+                ) as response:
+                    decoder = _ReplyDecoder()
+                    lines = _lines(response.iter_bytes())
+                    async for line in lines:
+                        if line.startswith(DATA):
+                            data = line[len(DATA) :].strip()
+                            if data == DONE:
+                                break
+                            for delta in decoder.decode(data) or PULSES:
+                                yield delta
+                    finished = decoder.finished()
+                    call.finished(finished)
+                    yield finished
+                    # To the end of the body, which is as good as there: else the connection could not be used again.
+                    with suppress(TimeoutError, httpx2.HTTPError):
+                        async with asyncio.timeout(BODY_END_S):
+                            async for _ in lines:
+                                pass
+            except openai.APIError as error:
+                raise _model_error(error) from error
+            except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+                raise ModelError(
+                    "model_disconnected", "The connection to the model broke off.", retryable=True
+                ) from error
 
 
 def _split_query(base_url: str | None) -> tuple[str | None, dict[str, str] | None]:

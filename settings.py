@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ class Settings:
     host: str
     port: int
     log_level: str
+    log_format: Literal["text", "json"]
+    log_content: bool
     max_body_bytes: int
     max_message_chars: int
     max_runs: int
@@ -88,6 +90,8 @@ class Settings:
             host=env.get("HOST", "").strip() or "127.0.0.1",
             port=whole("PORT", 8005, 0, 65535),
             log_level=read("LOG_LEVEL", _log_level, "INFO", f"one of {', '.join(LOG_LEVELS)}"),
+            log_format=read("LOG_FORMAT", _log_format, "text", "text or json"),
+            log_content=read("LOG_CONTENT", _flag, default=False, what="1 or 0"),
             max_body_bytes=whole("MAX_BODY_BYTES", 2**20, 1024),
             max_message_chars=whole("MAX_MESSAGE_CHARS", 32_000, 1),
             max_runs=whole("MAX_RUNS", 1000, 1),
@@ -190,6 +194,15 @@ def _log_level(text: str) -> str:
     if text.upper() not in LOG_LEVELS:
         raise ValueError
     return text.upper()
+
+
+def _log_format(text: str) -> Literal["text", "json"]:
+    match text:
+        case "text":
+            return "text"
+        case "json":
+            return "json"
+    raise ValueError
 
 
 def _origins(text: str) -> tuple[str, ...]:

@@ -1,0 +1,226 @@
+"""The metrics and the line of a run: of the object alone, and of a real service that it is wired into."""
+
+import json
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Service, free_port
+from openai_server import OpenAIServer, finish, status, text, tool, wait
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+from sse_client import chat, request
+
+from chat import RunStatus
+from telemetry import RunReport, Telemetry
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+CANARY = "canary-in-what-was-said"
+
+
+def report(**changes: Any) -> RunReport:
+    fields: dict[str, Any] = {
+        "run_id": "r",
+        "thread_id": "t",
+        "owner": "o",
+        "status": RunStatus.COMPLETED,
+        "reason": "stop",
+        "model": "m",
+        "seconds": 2.34567,
+        "first_token_s": 0.5,
+        "input_tokens": 11,
+        "output_tokens": 7,
+        "saved": True,
+        "trace_id": None,
+    }
+    return RunReport(**(fields | changes))
+
+
+def samples(exposition: str) -> dict[str, float]:
+    """Each sample by its name with its labels, as `name{label=value}`."""
+    found = {}
+    for family in parse(exposition):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def read(telemetry: Telemetry) -> dict[str, float]:
+    return samples(telemetry.exposition("")[1].decode())
+
+
+def test_what_is_reported_is_counted() -> None:
+    telemetry, other = Telemetry(), Telemetry()
+    telemetry.run_started(0.004)
+    telemetry.first_token(0.3)
+    telemetry.run_ended(report())
+    telemetry.run_ended(report(status=RunStatus.FAILED, reason="model_auth", input_tokens=None, output_tokens=None))
+    telemetry.run_ended(report(saved=False))
+    telemetry.refused("thread_busy")
+    telemetry.committed(0.002)
+    found = read(telemetry)
+    expected = {
+        "draftstream_runs_started_total": 1,
+        "draftstream_time_to_first_event_seconds_bucket{le=0.0025}": 0,
+        "draftstream_time_to_first_event_seconds_bucket{le=0.005}": 1,
+        "draftstream_time_to_first_token_seconds_sum": 0.3,
+        "draftstream_runs_total{reason=stop,status=completed}": 2,
+        "draftstream_runs_total{reason=model_auth,status=failed}": 1,
+        "draftstream_runs_unsaved_total": 1,
+        "draftstream_run_duration_seconds_count{status=completed}": 2,
+        "draftstream_model_tokens_total{type=input}": 22,
+        "draftstream_model_tokens_total{type=output}": 14,
+        "draftstream_refusals_total{code=thread_busy}": 1,
+        "draftstream_commit_duration_seconds_count": 1,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert read(other)["draftstream_runs_started_total"] == 0, "two services have nothing in common"
+
+
+def test_gauges_are_read_when_asked_for() -> None:
+    telemetry = Telemetry()
+    queue: list[int] = []
+    telemetry.watch(
+        runs=lambda: 3, streams=lambda: 2, queued_units=lambda: len(queue), oldest_unit_s=lambda: 1.5 if queue else 0.0
+    )
+    assert read(telemetry)["draftstream_write_queue_units"] == 0
+    queue.append(1)
+    found = read(telemetry)
+    assert found["draftstream_write_queue_units"] == 1
+    assert found["draftstream_write_queue_age_seconds"] == 1.5
+    assert found["draftstream_runs_in_progress"] == 3
+    assert found["draftstream_open_streams"] == 2
+
+
+def test_both_formats_are_well_formed_and_names_by_the_conventions() -> None:
+    telemetry = Telemetry()
+    telemetry.run_ended(report())
+    content_type, body = telemetry.exposition("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    families = list(parse_openmetrics(body.decode()))  # type: ignore[no-untyped-call]  # it has no annotations
+    assert telemetry.exposition("")[0].startswith("text/plain")
+    for family in families:
+        assert family.documentation
+        if family.name.startswith("draftstream_"):
+            assert family.type in ("counter", "gauge", "histogram")
+            if family.type == "histogram":
+                assert family.name.endswith("_seconds")
+            assert {label for sample in family.samples for label in sample.labels} <= {"status", "reason", "type", "le"}
+    assert "process_resident_memory_bytes" in {family.name for family in families}
+
+
+def test_a_run_is_one_line_of_ids_and_figures(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "draftstream.run")
+    Telemetry().run_ended(report(trace_id=TRACE))
+    [record] = caplog.records
+    assert record.__dict__["fields"] == {
+        "run_id": "r",
+        "thread_id": "t",
+        "owner": "o",
+        "status": RunStatus.COMPLETED,
+        "reason": "stop",
+        "model": "m",
+        "seconds": 2.346,
+        "first_token_s": 0.5,
+        "input_tokens": 11,
+        "output_tokens": 7,
+        "saved": True,
+        "trace_id": TRACE,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A real service
+
+
+@pytest.fixture
+def watched(database_url: str, openai: OpenAIServer, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    services: list[Service] = []
+
+    def start(**settings: str) -> Service:
+        port = free_port()
+        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT / "tests"), "telemetry_app:app"]
+        env = {
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PORT": str(port),
+            "DATABASE_URL": database_url.replace("postgres@", "postgres:canary-password@"),
+            "OPENAI_BASE_URL": openai.base_url,
+            "OPENAI_API_KEY": openai.key,
+            "OPENAI_MODEL": "gpt-test",
+        }
+        service = Service(env | settings, tmp_path / "service.log", [*command, "--port", str(port), "--ws", "none"])
+        services.append(service)
+        return service.wait_until_ready()
+
+    yield start
+    for service in services:
+        if service.process.poll() is None:
+            assert service.stop() == 0, service.log
+
+
+def metrics(service: Service) -> dict[str, float]:
+    with urllib.request.urlopen(f"{service.url}/metrics") as answer:
+        return samples(answer.read().decode())
+
+
+def test_a_service_can_be_watched(watched: Callable[..., Service], openai: OpenAIServer) -> None:
+    service = watched(LOG_FORMAT="json")
+    openai.reply(text("Hello"), finish())
+    traceparent = f"00-{TRACE}-b7ad6b7169203331-01"
+    stream = chat(service.url, "Hi", headers={"traceparent": traceparent})
+    assert openai.requests[0].headers["traceparent"].startswith(f"00-{TRACE}-")
+    assert "b7ad6b7169203331" not in openai.requests[0].headers["traceparent"]
+
+    gate = threading.Event()
+    openai.reply(text("Half"), wait(gate), finish())
+    reader = threading.Thread(target=chat, args=(service.url, "Hi"))
+    reader.start()
+    while metrics(service)["draftstream_open_streams"] < 1 or metrics(service)["draftstream_runs_in_progress"] < 1:
+        pass
+    gate.set()
+    reader.join()
+
+    found = metrics(service)
+    assert found["draftstream_runs_total{reason=stop,status=completed}"] == 2
+    assert found["draftstream_model_tokens_total{type=input}"] == 22
+    assert found["draftstream_time_to_first_token_seconds_count"] == 2
+    assert found["draftstream_runs_in_progress"] == 0
+    lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
+    first, second = (line for line in lines if line["message"] == "run ended")
+    assert first["run_id"] == stream.run_id
+    assert (first["trace_id"], second["trace_id"]) == (TRACE, None)
+    assert (first["input_tokens"], first["output_tokens"], first["saved"]) == (11, 7, True)
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_no_log_shows_what_was_said_or_a_secret(
+    watched: Callable[..., Service], openai: OpenAIServer, style: str
+) -> None:
+    service = watched(LOG_FORMAT=style, LOG_LEVEL="DEBUG", OPENAI_LOG="debug", PYTHONASYNCIODEBUG="1")
+    document = {"title": f"{CANARY} title", "content": f"{CANARY} in a document"}
+    openai.reply(text(f"{CANARY} in a reply"), tool("write_document", document), finish("tool_calls"))
+    openai.reply(text("Done."), finish())
+    assert chat(service.url, f"{CANARY} in a message", thread_id="t").last["type"] == "end"
+    for reply in (
+        (status(401, "invalid_api_key"),),
+        (status(400, CANARY, message=f"{CANARY} from the provider"),),
+        (text("half"), tool("write_document", f'{{"title": "{CANARY}", "content": [{CANARY}'), finish("tool_calls")),
+        (text(CANARY),),
+    ):
+        openai.reply(*reply)
+        chat(service.url, f"{CANARY} again", thread_id="t")
+    request("GET", f"{service.url}/chat?message={CANARY}+in+a+query&thread_id=t")
+    request("GET", f"{service.url}/chat?message={CANARY}&thread_id=%00")
+    chat(service.url, CANARY, unknown_field=CANARY)
+    request("POST", f"{service.url}/api/chat", f'{{"message": "{CANARY}', {"Content-Type": "application/json"})
+    assert service.stop() == 0
+    assert "run ended" in service.log
+    assert "a record of openai._base_client" in service.log, "their own debug output comes through ours"
+    found = [line for line in service.log.splitlines() if "canary" in line]
+    assert found == []

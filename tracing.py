@@ -1,0 +1,195 @@
+"""Where a request comes from and goes on to: W3C trace context, and spans by OpenTelemetry's GenAI conventions.
+
+A `traceparent` that came with a request goes on to the model, with a span of its own. Spans are recorded only where
+`opentelemetry-api` can be imported and somebody has configured a provider for it (`opentelemetry-instrument` does, from
+the OTEL_ variables). A span says which model, how long and how many tokens, never what was said.
+
+`tracestate` is not passed on: what other vendors keep there may be dropped by who does not take part in it.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from chat import Finished, Outcome, Piece, RunFailure, StopCause, Turn, Usage
+
+try:
+    from opentelemetry import trace as otel
+except ImportError:  # not installed: then there are no spans
+    otel = None  # type: ignore[assignment]
+
+# version "-" trace-id "-" parent-id "-" flags, in lower case; later versions may say more after a further "-".
+TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+SAMPLED = 0x01
+NAME = "draftstream"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A span's place in its trace: 32 and 16 hexadecimal digits."""
+
+    trace_id: str
+    span_id: str
+    flags: int
+
+    @classmethod
+    def parse(cls, traceparent: str | None) -> "TraceContext | None":
+        """None for a header that is not there or not valid; the standard has such a one ignored."""
+        match = TRACEPARENT.fullmatch(traceparent or "")
+        if match is None:
+            return None
+        version, trace_id, span_id, flags, more = match.groups()
+        if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
+            return None
+        return cls(trace_id, span_id, int(flags, 16) & SAMPLED)
+
+    @property
+    def traceparent(self) -> str:
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+
+    def child(self) -> "TraceContext":
+        return replace(self, span_id=secrets.token_hex(8))
+
+
+_here: ContextVar[TraceContext | None] = ContextVar("trace context", default=None)
+
+
+def arrive(traceparent: str | None) -> TraceContext | None:
+    """Take what came with a request: all that it starts from here on, tasks too, belongs to that trace.
+
+    To be called for each request, with a header or without: a server may run the next one in the context of the last.
+    """
+    # Where OpenTelemetry has the server itself in its hands, its span has that parent already, and is ours.
+    context = _context_of(otel.get_current_span()) if otel is not None else None
+    context = context or TraceContext.parse(traceparent)
+    _here.set(context)
+    return context
+
+
+def here() -> TraceContext | None:
+    """The place that what is done now has in a trace."""
+    return _here.get()
+
+
+def _context_of(span: "otel.Span") -> TraceContext | None:
+    place = span.get_span_context()
+    if not place.is_valid:
+        return None
+    return TraceContext(f"{place.trace_id:032x}", f"{place.span_id:016x}", place.trace_flags & SAMPLED)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Spans
+
+
+class Span:
+    """A span of ours: recorded if OpenTelemetry is configured, and a place in the trace in any case, if there is one.
+
+    It is not made OpenTelemetry's current one: an async generator may be closed in another context than it began in.
+    """
+
+    def __init__(self, name: str, attributes: Mapping[str, str | int | bool], *, client: bool) -> None:
+        parent = here()
+        self._span = _start(name, attributes, parent, client=client)
+        if self._span is not None:
+            self.context = _context_of(self._span)
+        else:
+            self.context = parent.child() if parent is not None else None
+
+    def set(self, name: str, value: str | int | list[str]) -> None:
+        if self._span is not None:
+            self._span.set_attribute(name, value)
+
+    def usage(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self.set("gen_ai.usage.input_tokens", usage["input_tokens"])
+            self.set("gen_ai.usage.output_tokens", usage["output_tokens"])
+
+    def failed(self, error: BaseException) -> None:
+        """By its code or its type: its text may hold what was said."""
+        if self._span is not None:
+            self._span.set_attribute(
+                "error.type", error.code if isinstance(error, RunFailure) else type(error).__name__
+            )
+            self._span.set_status(otel.StatusCode.ERROR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):  # a generator that is closed, or a task that is cancelled, has not failed
+            self.failed(error)
+        if self._span is not None:
+            self._span.end()
+
+
+def _start(
+    name: str, attributes: Mapping[str, str | int | bool], parent: TraceContext | None, *, client: bool
+) -> "otel.Span | None":
+    if otel is None or isinstance(otel.get_tracer_provider(), otel.ProxyTracerProvider | otel.NoOpTracerProvider):
+        return None
+    context = None
+    if parent is not None:
+        place = otel.SpanContext(
+            int(parent.trace_id, 16), int(parent.span_id, 16), is_remote=True, trace_flags=otel.TraceFlags(parent.flags)
+        )
+        context = otel.set_span_in_context(otel.NonRecordingSpan(place))
+    kind = otel.SpanKind.CLIENT if client else otel.SpanKind.INTERNAL
+    return otel.get_tracer(NAME).start_span(name, context=context, kind=kind, attributes=attributes)
+
+
+class ModelCall(Span):
+    """The span of one request to the model, whose `headers` it goes out with."""
+
+    def __init__(self, model: str, base_url: str) -> None:
+        server = urlsplit(base_url)
+        attributes: dict[str, str | int | bool] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "openai",  # whose wire it is; the address tells who answers
+            "gen_ai.request.model": model,
+            "gen_ai.request.stream": True,
+            "server.address": server.hostname or "",
+            "server.port": server.port or (80 if server.scheme == "http" else 443),
+        }
+        super().__init__(f"chat {model}", attributes, client=True)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.context is None else {"traceparent": self.context.traceparent}
+
+    def finished(self, reply: Finished) -> None:
+        self.set("gen_ai.response.finish_reasons", [reply.reason])
+        self.usage(reply.usage)
+
+
+Agent = Callable[[Turn, Callable[[Piece], None], asyncio.Future[StopCause]], Awaitable[Outcome]]
+
+
+def traced(agent: Agent) -> Agent:
+    """The agent, with a span around each turn that its requests to the model belong to."""
+
+    async def carry_out(turn: Turn, emit: Callable[[Piece], None], stopping: asyncio.Future[StopCause]) -> Outcome:
+        attributes = {
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.provider.name": "openai",
+            "gen_ai.agent.name": NAME,
+            "gen_ai.conversation.id": turn.thread_id,
+            "draftstream.run_id": turn.run_id,
+        }
+        with Span(f"invoke_agent {NAME}", attributes, client=False) as span:
+            _here.set(span.context)  # the run's task is its own context
+            outcome = await agent(turn, emit, stopping)
+            span.usage(outcome.usage)
+            if outcome.error is not None:
+                span.failed(outcome.error)
+            return outcome
+
+    return carry_out
