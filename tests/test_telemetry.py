@@ -224,3 +224,13 @@ def test_no_log_shows_what_was_said_or_a_secret(
     assert "a record of openai._base_client" in service.log, "their own debug output comes through ours"
     found = [line for line in service.log.splitlines() if "canary" in line]
     assert found == []
+
+
+def test_log_content_does_show_it_but_no_secret(watched: Callable[..., Service], openai: OpenAIServer) -> None:
+    service = watched(LOG_CONTENT="1")
+    openai.reply(status(400, "bad_request", message=f"{CANARY} {openai.key}"))
+    chat(service.url, "Hi")
+    assert service.stop() == 0
+    assert CANARY in service.log, "so that the test above could fail"
+    assert openai.key not in service.log
+    assert "canary-password" not in service.log
