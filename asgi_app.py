@@ -14,6 +14,8 @@ from typing import Literal
 
 import uvicorn
 
+import logs
+import tracing
 from access import Caller, Forbidden, Scope, Unauthorized
 from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, retry_after
 from asgi import Scope as AsgiScope
@@ -22,18 +24,20 @@ from chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_t
 from embedded import EmbeddedPostgresError
 from identity import ProviderUnavailable
 from journal import JournalError
+from limits import LimitExceeded
 from runs import Draining, KeyReused, ThreadBusy, TooManyRuns, UnknownCheckpoint
-from server import Server, set_up_logging
+from server import Server
 from service import Service, open_service
 from settings import Settings, SettingsError
 from sse import EventId
-from status import get_health, get_page, get_readiness, get_root
+from status import get_health, get_metrics, get_page, get_readiness, get_root
 from store import StoreUnavailable, UnsavedTurns
 from threads import get_thread, get_threads
 from writer import QueueFull
 
 log = logging.getLogger("draftstream")
 
+EXPOSED = "Location, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"  # to pages of other origins
 REALM = 'Bearer realm="draftstream"'
 EXIT_UNSAVED = 4  # the exit code when turns were lost; 3 is uvicorn's, for a start that failed
 
@@ -57,6 +61,7 @@ ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, tuple[Handler, Who]]]] = [
     (re.compile(r"/debug"), {"GET": (get_page, "anyone")}),
     (re.compile(r"/healthz"), {"GET": (get_health, "anyone")}),
     (re.compile(r"/readyz"), {"GET": (get_readiness, "anyone")}),
+    (re.compile(r"/metrics"), {"GET": (get_metrics, "anyone")}),
 ]
 STREAMS = (get_chat, get_run_events)  # an EventSource asks for them: they take a stream token.
 NO_HEAD = STREAMS  # a stream has no length to tell, and a chat is started by nothing but a GET
@@ -126,6 +131,9 @@ def problem_of(error: Exception) -> Problem:
             return Problem(409, "thread_busy", detail, [retry_after()], run_id=error.run_id)
         case KeyReused():
             return problem_of(InvalidRequest.of("idempotency_key", "came before with another request"))
+        case LimitExceeded():
+            headers = [("retry-after", str(error.retry_after_s)), *error.headers]
+            return Problem(429, "rate_limited", str(error), headers, limit=error.limit)
         case TooManyRuns() | QueueFull():
             return Problem(503, "overloaded", "The service has no room for another chat just now.", [retry_after()])
         case Draining():
@@ -144,7 +152,7 @@ def cors(service: Service, request: Request) -> Headers:
     headers = [("vary", "Origin")]
     if "origin" in request.headers and service.allows(request):
         headers.append(("access-control-allow-origin", request.headers["origin"]))
-        headers.append(("access-control-expose-headers", "Location, Retry-After, WWW-Authenticate"))
+        headers.append(("access-control-expose-headers", EXPOSED))
     return headers
 
 
@@ -176,12 +184,14 @@ async def serve(scope: AsgiScope, receive: Receive, send: Send) -> None:
     response = Response(send, head=scope["method"] == "HEAD")
     try:
         request = Request.from_scope(scope, receive)
+        tracing.arrive(request.headers.get("traceparent"))
         response = Response(send, cors(service, request), head=request.method == "HEAD")
         await dispatch(service, request, response)
     except Disconnected:
         pass
     except Exception as error:  # noqa: BLE001  # the last resort: whatever it is, the client gets an answer
         problem = problem_of(error)
+        service.telemetry.refused(problem.code)
         if not response.started:
             await response.problem(problem)
 
@@ -191,7 +201,8 @@ async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
     stack = AsyncExitStack()
     try:
         settings = Settings.from_env(os.environ)
-        set_up_logging(settings.log_level)
+        secrets = [settings.openai_api_key or "", settings.database_url or ""]
+        logs.set_up(settings.log_level, settings.log_format, content=settings.log_content, secrets=secrets)
         scope["state"]["service"] = await stack.enter_async_context(open_service(settings))
     except (SettingsError, StoreUnavailable, JournalError, EmbeddedPostgresError) as error:
         await send({"type": "lifespan.startup.failed", "message": f"Draftstream can't start: {error}"})

@@ -6,7 +6,7 @@ import re
 from access import Caller
 from asgi import Problem, Request, Response, not_found
 from chat import ChatRequest, InvalidRequest, StopCause, StreamMode
-from runs import Run
+from run import Run
 from service import Service
 from sse import EventId
 
@@ -120,6 +120,7 @@ async def stream(
         ("x-content-type-options", "nosniff"),
         ("location", f"/api/runs/{run.run_id}/events"),
         ("referrer-policy", "no-referrer"),
+        *service.limits.headers(caller.owner),
     ]
     if request.http_version == "1.1":
         headers.append(("connection", "keep-alive"))

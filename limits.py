@@ -71,10 +71,11 @@ GROUP BY owner"""
 class LimitExceeded(Exception):
     """The owner has used up a limit. `retry_after_s`: whole seconds, no earlier than the `t` of the RateLimit field."""
 
-    def __init__(self, limit: str, detail: str, retry_after_s: int) -> None:
+    def __init__(self, limit: str, detail: str, retry_after_s: int, headers: Sequence[tuple[str, str]]) -> None:
         super().__init__(detail)
         self.limit = limit
         self.retry_after_s = retry_after_s
+        self.headers = headers
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -200,10 +201,10 @@ class Limits:
             if used.total(quota, now) >= quota.units:
                 wait_s = used.until_below(quota.units, quota, now)
                 detail = f"You have used your {quota.units} {quota.name} of the last {_WINDOWS[quota.window_s]}."
-                raise LimitExceeded(quota.name, detail, wait_s + _jitter())
+                raise LimitExceeded(quota.name, detail, wait_s + _jitter(), self.headers(owner))
         if self._limits_runs_of(owner) and self._free_runs(owner) <= 0:
             detail = f"You have {self.runs_at_once} runs in progress, which is as many as you may have."
-            raise LimitExceeded("runs", detail, 1 + _jitter())
+            raise LimitExceeded("runs", detail, 1 + _jitter(), self.headers(owner))
         self._count(owner, "requests", 1, now)
 
     def run_started(self, owner: str, run_id: str) -> None:

@@ -7,6 +7,7 @@ branch at the thread's end; nothing is overwritten.
 import logging
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,12 @@ log = logging.getLogger("draftstream.recovery")
 
 ATTEMPTS = 10  # each lost to another run of the same thread, on another process
 Outcome = Literal["put back", "were there already", "put back as branches"]
+TOLD: Mapping[str, str] = {
+    "put back": "%s: %d turns put back",
+    "were there already": "%s: %d turns were there already",
+    "put back as branches": "%s: %d turns put back as branches of threads that had moved on",
+    "set aside": "%s: %d records set aside, as they can't be put back",
+}
 BRANCHES = uuid.UUID("0f3c1a52-7d0c-4f0b-9d55-6f7f0f7b6a3e")  # names a branch after its run
 
 
@@ -73,8 +80,8 @@ async def replay(connection: asyncpg.Connection, folder: Path) -> None:
                     outcomes["set aside"] += 1
                     with path.with_suffix(".damaged").open("ab") as aside:
                         aside.write(record)
-            if outcomes:
-                log.warning("journal: %s", ", ".join(f"{count} turns {what}" for what, count in outcomes.items()))
+            for outcome, count in outcomes.items():
+                log.warning(TOLD[outcome], path.name, count)
 
 
 async def _put_back(connection: asyncpg.Connection, turn: Turn) -> Outcome:

@@ -1,4 +1,4 @@
-"""uvicorn, as the service wants it: says where to go, ends the runs at SIGTERM already, logs no query."""
+"""uvicorn, as the service wants it: says where to go, and ends the runs at SIGTERM already."""
 
 import asyncio
 import logging
@@ -64,24 +64,6 @@ class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
             self._drain = asyncio.create_task(self._runs.drain(), name="drain")
 
 
-def set_up_logging(level: str) -> None:
-    log.setLevel(level)
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
-        log.addHandler(handler)
-        log.propagate = False
-    logging.getLogger("uvicorn.access").addFilter(without_query)
-
-
-def without_query(record: logging.LogRecord) -> bool:
-    """uvicorn's access log prints the query, and with it the message of a GET /chat."""
-    if isinstance(record.args, tuple) and len(record.args) == 5:  # client, method, path, version, status
-        client, method, path, *rest = record.args
-        record.args = (client, method, str(path).partition("?")[0], *rest)
-    return True
-
-
 class Server(uvicorn.Server):
     """uvicorn, saying where to go once it serves."""
 
@@ -92,5 +74,7 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         base = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::', '::1') else host}:{port}"  # noqa: S104  # compared, not bound
         log.info("page: %s/debug", base)
-        key = "" if self.lifespan.state["service"].access.is_open else '-H "Authorization: Bearer $KEY" '
-        log.info("try: curl -N %s'%s/chat?message=Draft+an+NDA&thread_id=first'", key, base)
+        if self.lifespan.state["service"].access.is_open:
+            log.info("try: curl -N '%s/chat?message=Draft+an+NDA&thread_id=first'", base)
+        else:
+            log.info("try: curl -N -H \"Authorization: Bearer $KEY\" '%s/chat?message=Draft+an+NDA'", base)

@@ -9,22 +9,26 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from access import Access, open_access
+import tracing
+from access import ANONYMOUS, Access, open_access
 from agent import Agent, ChatModel
 from asgi import Request
 from checkpointer import Checkpointer
 from embedded import embedded_postgres
+from limits import Limits, exchanging
 from model import OpenAIModel
 from offline import OfflineModel
 from runs import Runs
 from server import draining_on_sigterm, listens_on_loopback_only
 from settings import Settings
 from store import Store, open_store, where
+from telemetry import Telemetry
 
 log = logging.getLogger("draftstream")
 
 CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
 FLUSH_TIMEOUT_S = 4.0  # how long a shutdown waits for the queue, after the runs have ended
+RUNS_PER_OWNER = 100  # at once, where nothing else is set: a tenth of MAX_RUNS, so that one key can't fill a process
 PAGE = Path(__file__).with_name("debug.html")
 
 
@@ -37,6 +41,8 @@ class Service:
     runs: Runs
     agent: Agent
     access: Access
+    limits: Limits
+    telemetry: Telemetry
     page: bytes
     page_policy: str
 
@@ -49,12 +55,14 @@ class Service:
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """Lifetimes nested in the order in which the parts need each other; leaving it is the shutdown."""
+    telemetry = Telemetry()
     async with AsyncExitStack() as stack:
         if settings.database_url is None:
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
-            database = f"embedded PostgreSQL in {settings.data_dir / 'postgres'}"
+            log.info("database: embedded PostgreSQL in %s", settings.data_dir / "postgres")
         else:
-            dsn, database = settings.database_url, f"PostgreSQL at {where(settings.database_url)}"
+            dsn = settings.database_url
+            log.info("database: PostgreSQL at %s", where(dsn))
         store = await stack.enter_async_context(
             open_store(
                 dsn,
@@ -63,8 +71,16 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 connect_timeout_s=CONNECT_TIMEOUT_S,
                 drain_timeout_s=FLUSH_TIMEOUT_S,
                 journal_dir=settings.journal_dir,
+                on_commit=telemetry.committed,
             )
         )
+        limits = Limits(
+            requests_a_minute=settings.requests_per_minute,
+            runs_at_once=RUNS_PER_OWNER if settings.runs_per_owner is None else settings.runs_per_owner,
+            tokens_a_day=settings.tokens_per_day,
+            everyone=ANONYMOUS.owner if settings.runs_per_owner is None else None,
+        )
+        await stack.enter_async_context(exchanging(limits, store))
         access = await stack.enter_async_context(
             open_access(settings, store.fetch, only_loopback=listens_on_loopback_only())
         )
@@ -79,15 +95,11 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         )
         runs = await stack.enter_async_context(
             Runs(
-                agent=agent,
+                agent=tracing.traced(agent),
                 model=model.name,
-                head=store.head,
-                start_run=store.start_run,
-                end_run=store.end_run,
-                renew_leases=store.renew_leases,
-                journal=store.journal if store.journals else None,
-                save_progress=store.save_progress,
-                stored_run=store.run,
+                store=store,
+                limits=limits,
+                telemetry=telemetry,
                 max_runs=settings.max_runs,
                 run_timeout_s=settings.run_timeout_s,
                 save_timeout_s=settings.save_timeout_s,
@@ -95,15 +107,20 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             )
         )
         stack.enter_context(draining_on_sigterm(runs))
+        telemetry.watch(
+            runs=lambda: runs.in_progress,
+            streams=lambda: runs.readers,
+            queued_units=lambda: store.waiting,
+            oldest_unit_s=lambda: store.oldest_unit_s,
+        )
         page = PAGE.read_bytes()
-        log.info("model: %s", "offline (set OPENAI_API_KEY for a real one)" if settings.offline else model.name)
-        log.info("database: %s", database)
-        yield Service(settings, store, runs, agent, access, page, page_policy(page.decode()))
+        yield Service(settings, store, runs, agent, access, limits, telemetry, page, page_policy(page.decode()))
 
 
 @asynccontextmanager
 async def open_model(settings: Settings) -> AsyncIterator[ChatModel]:
     if settings.offline:
+        log.info("model: offline (set OPENAI_API_KEY for a real one)")
         yield OfflineModel()
         return
     model = OpenAIModel(
@@ -111,6 +128,7 @@ async def open_model(settings: Settings) -> AsyncIterator[ChatModel]:
         api_key=settings.openai_api_key,
         base_url=settings.openai_base_url,
     )
+    log.info("model: %s", model.name)
     try:
         yield model
     finally:

@@ -38,3 +38,8 @@ async def get_readiness(service: Service, _: Request, response: Response) -> Non
     status = "not ready" if reasons else "ready"
     headers = [retry_after()] if reasons else []
     await response.json(503 if reasons else 200, {"status": status, "reasons": reasons}, headers)
+
+
+async def get_metrics(service: Service, request: Request, response: Response) -> None:
+    content_type, body = service.telemetry.exposition(request.headers.get("accept", ""))
+    await response.whole(200, content_type, body)

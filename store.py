@@ -5,7 +5,7 @@ Reads go through the pool, concurrently; everything that is written goes through
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -118,6 +118,16 @@ class Store:
         self._unsaved: dict[str, Turn] = {}  # the turns that have ended and wait for the writer, by run_id
 
     @property
+    def waiting(self) -> int:
+        """Units that are not committed."""
+        return self._writer.unsaved
+
+    @property
+    def oldest_unit_s(self) -> float:
+        """How long the oldest of them has waited."""
+        return self._writer.oldest_s
+
+    @property
     def full(self) -> bool:
         """Whether there is no room for a run's start and its end.
 
@@ -166,7 +176,7 @@ class Store:
         return self._journal is not None
 
     async def journal(self, run_id: str) -> bool:
-        """Make a turn durable that the database does not take; False if that can't be done."""
+        """Make a turn durable that the database does not take; False if that can't be done, or there is no journal."""
         turn = self._unsaved.get(run_id)
         if turn is None or self._journal is None:
             return False
@@ -260,7 +270,7 @@ class Store:
                 said[row["run_id"]].append(cast("Item", _item(row)))
         return [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
 
-    async def run(self, owner: str, run_id: str | None, idempotency_key: str | None = None) -> StoredRun | None:
+    async def run(self, owner: str, run_id: str | None = None, idempotency_key: str | None = None) -> StoredRun | None:
         """A run by its id, or by the key of its request, as far as it is stored."""
         by, value = (READ_RUN_BY_ID, run_id) if run_id is not None else (READ_RUN_BY_KEY, idempotency_key)
         rows = await self.fetch(by, owner, value)
@@ -376,9 +386,10 @@ async def open_store(
     connect_timeout_s: float,
     drain_timeout_s: float,
     journal_dir: Path | None = None,
+    on_commit: Callable[[float], None] | None = None,
 ) -> AsyncIterator[Store]:
     """Apply the schema, put back what is in the journal, start the writer; on leaving, commit what is queued, for at
-    most `drain_timeout_s`.
+    most `drain_timeout_s`. `on_commit` hears how many seconds each batch took.
 
     Raises StoreUnavailable, JournalError, and UnsavedTurns at the end.
     """
@@ -398,7 +409,7 @@ async def open_store(
         journal = None
         if journal_dir is not None:
             journal = stack.enter_context(closing(Journal(journal_dir)))
-        writer = Writer(dsn, queue_size)
+        writer = Writer(dsn, queue_size, on_commit)
         store = Store(pool, writer, queue_bytes, journal)
         async with writing(writer, drain_timeout_s):
             yield store

@@ -120,13 +120,11 @@ class Telemetry:
         self._started.inc()
         self._first_event.observe(seconds)
 
-    def first_token(self, seconds: float) -> None:
-        """The model has begun to answer, so long after the run began."""
-        self._first_token.observe(seconds)
-
     def run_ended(self, report: RunReport) -> None:
         self._ended.labels(report.status.value, report.reason).inc()
         self._duration.labels(report.status.value).observe(report.seconds)
+        if report.first_token_s is not None:
+            self._first_token.observe(report.first_token_s)
         if not report.saved:
             self._unsaved.inc()
         self._tokens.labels("input").inc(report.input_tokens or 0)

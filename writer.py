@@ -9,7 +9,8 @@ idempotent, so that a batch whose COMMIT got no answer is simply sent again.
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -122,11 +123,13 @@ async def within(budget_s: float, connection: Connection, work: Awaitable[T]) ->
 class Writer:
     """The queue and its task. See the module's docstring for what it promises."""
 
-    def __init__(self, dsn: str, queue_size: int) -> None:
+    def __init__(self, dsn: str, queue_size: int, on_commit: Callable[[float], None] | None = None) -> None:
         self._dsn = dsn
+        self._on_commit = on_commit
         self._queue: asyncio.Queue[Unit | None] = asyncio.Queue(queue_size)
         self._connection: asyncpg.Connection | None = None
         self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
+        self._queued_at: dict[Unit, float] = {}  # of each unit that is not committed, oldest first
         self.unsaved_bytes = 0
         self.failing = False
 
@@ -140,6 +143,15 @@ class Writer:
     @property
     def waiting(self) -> int:
         return self._queue.qsize()
+
+    @property
+    def unsaved(self) -> int:
+        """The units that wait, and those of the batch in hand."""
+        return len(self._queued_at)
+
+    @property
+    def oldest_s(self) -> float:
+        return time.monotonic() - next(iter(self._queued_at.values())) if self._queued_at else 0.0
 
     def newest_unsaved(self, thread: str) -> Unit | None:
         return self._unsaved.get(thread)
@@ -164,11 +176,13 @@ class Writer:
     def _remember(self, unit: Unit) -> None:
         size = unit.bytes
         self.unsaved_bytes += size
+        self._queued_at[unit] = time.monotonic()
         self._unsaved[unit.thread] = unit
         unit.saved.add_done_callback(lambda _: self._forget(unit, size))
 
     def _forget(self, unit: Unit, size: int) -> None:
         self.unsaved_bytes -= size
+        del self._queued_at[unit]
         if not unit.saved.cancelled():
             unit.saved.exception()  # seen here, so that a unit nobody waits for does not warn
         if self._unsaved.get(unit.thread) is unit:
@@ -220,7 +234,10 @@ class Writer:
     async def _attempt(self, units: Sequence[Unit]) -> None:
         if self._connection is None or self._connection.is_closed():
             self._connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
+        began = time.monotonic()
         await within(COMMIT_BUDGET_S, self._connection, self._transaction(self._connection, units))
+        if self._on_commit is not None:
+            self._on_commit(time.monotonic() - began)
 
     @staticmethod
     async def _transaction(connection: asyncpg.Connection, units: Sequence[Unit]) -> None:

@@ -31,7 +31,7 @@ from store import Store, StoreUnavailable
 
 Start = Callable[..., Service]
 NOWHERE = "00000000-0000-0000-0000-000000000000"
-PUBLIC = {"/", "/debug", "/healthz", "/readyz"}
+PUBLIC = {"/", "/debug", "/healthz", "/readyz", "/metrics"}
 TEMPLATES: dict[str, dict[str, Who]] = {
     re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", pattern.pattern): {method: who for method, (_, who) in handlers.items()}
     for pattern, handlers in ROUTES

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {path.stem for path in ROOT.glob("*.py")}
 MAY_IMPORT = {
     "asgi_app": MODULES - {"asgi_app"},
-    "chats": {"access", "asgi", "chat", "runs", "service", "sse"},
+    "chats": {"access", "asgi", "chat", "run", "service", "sse"},
     "threads": {"access", "asgi", "chat", "service"},
     "status": {"asgi", "service", "store"},
     "service": MODULES - {"asgi_app", "chats", "service", "status", "threads"},
@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "writer": {"chat"},
     "chat": set[str](),
     "sse": {"chat"},
-    "runs": {"chat", "sse"},
+    "runs": {"chat", "run", "telemetry", "tracing"},
+    "run": {"chat", "sse"},
     "model": {"chat", "tracing"},
     "tracing": {"chat"},
     "telemetry": {"chat"},

@@ -3,13 +3,19 @@
 import asyncio
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
+from conftest import Service
 from fault_proxy import FaultProxy
 from hypothesis import given
 from hypothesis import strategies as st
+from openai_server import OpenAIServer, finish, text, wait
+from sse_client import chat
 
 from chat import RunStarted
 from limits import (
@@ -393,3 +399,29 @@ async def test_the_reads_use_their_indexes(store: Store) -> None:
     assert "Seq Scan" not in plan
     plan = "\n".join(row[0] for row in await store.fetch(f"EXPLAIN {READ_RUNNING}", ["r1"]))
     assert "runs_running" in plan
+
+
+def test_a_caller_who_calls_too_often_is_told_when_to_come_back(
+    service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    running = service(openai=openai, REQUESTS_PER_MINUTE="3", RUNS_PER_OWNER="1", TOKENS_PER_DAY="1000")
+    gate = threading.Event()
+    openai.reply(text("one"), wait(gate), finish())
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(chat, running.url, "Hi")
+        while not openai.requests:
+            time.sleep(0.01)
+        busy = chat(running.url, "Hi too")
+        assert (busy.status, busy.problem["code"], busy.problem["limit"]) == (429, "rate_limited", "runs")
+        gate.set()
+        assert first.result().headers["ratelimit-policy"].startswith('"tokens";q=1000')
+    key = {"Idempotency-Key": "k"}
+    again = [chat(running.url, "Hi", headers=key) for _ in range(3)]
+    assert len({stream.run_id for stream in again}) == 1, "what is asked for again counts once"
+    assert chat(running.url, "Hi").status == 200
+    refused = chat(running.url, "Hi")
+    assert (refused.status, refused.problem["limit"]) == (429, "requests")
+    assert 1 <= int(refused.headers["retry-after"]) <= 65
+    assert '"requests";r=0;t=' in refused.headers["ratelimit"]
+    assert requests.get(f"{running.url}/api/threads", timeout=10).status_code == 200, "reading is not counted"
+    assert len(openai.requests) == 3

@@ -29,7 +29,10 @@ from chat import (
     ThreadHead,
     Turn,
 )
-from runs import Cursor, Draining, Emit, Run, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
+from limits import Limits
+from run import Cursor, Run
+from runs import Draining, Emit, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
+from telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio
 
@@ -86,8 +89,15 @@ class Records:
             self.progress.append(progress)
         return self.takes_progress
 
-    async def stored_run(self, owner: str, run_id: str | None, key: str | None) -> StoredRun | None:
-        return self.stored.get(run_id or key)
+    @property
+    def journals(self) -> bool:
+        return False
+
+    async def journal(self, run_id: str) -> bool:
+        return False
+
+    async def run(self, owner: str, run_id: str | None = None, idempotency_key: str | None = None) -> StoredRun | None:
+        return self.stored.get(run_id or idempotency_key)
 
     async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
         await asyncio.sleep(0)
@@ -101,13 +111,9 @@ async def registry(agent: Agent, records: Records | None = None, **settings: flo
     async with Runs(
         agent=agent,
         model="scripted",
-        head=records.head,
-        start_run=records.start_run,
-        end_run=records.end_run,
-        renew_leases=records.renew_leases,
-        journal=None,
-        save_progress=records.save_progress,
-        stored_run=records.stored_run,
+        store=records,
+        limits=Limits(requests_a_minute=None, runs_at_once=None, tokens_a_day=None),
+        telemetry=Telemetry(),
         **limits,  # type: ignore[arg-type]
     ) as runs:
         yield runs
