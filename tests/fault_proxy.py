@@ -62,9 +62,11 @@ class FaultProxy:
                     await stop.wait()
 
             living = thread.submit(runner.run, live())
-            yield started.result(10)
-            runner.get_loop().call_soon_threadsafe(stop.set)
-            living.result(10)
+            try:
+                yield started.result(10)
+            finally:
+                runner.get_loop().call_soon_threadsafe(stop.set)
+                living.result(10)
 
     def cut(self) -> None:
         asyncio.run_coroutine_threadsafe(self.reset(), self._server.get_loop()).result(10)

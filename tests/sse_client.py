@@ -8,6 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
+class BrokenOff(AssertionError):
+    """The stream was cut."""
+
+
 @dataclass
 class Stream:
     """A stream that was read to its end, and held to the contract."""
@@ -75,14 +79,16 @@ def frames(answer: http.client.HTTPResponse) -> Iterator[list[str]]:
     lines: list[str] = []
     for raw in iter(answer.readline, b""):
         line = raw.decode()
-        assert line.endswith("\n"), "the stream breaks off in a line"
+        if not line.endswith("\n"):
+            raise BrokenOff("in a line")
         assert "\r" not in line
         if line == "\n":
             yield lines
             lines = []
         else:
             lines.append(line[:-1])
-    assert lines == [], "the stream breaks off in a frame"
+    if lines:
+        raise BrokenOff("in a frame")
 
 
 def take(stream: Stream, lines: list[str]) -> None:

@@ -1,0 +1,263 @@
+"""Random schedules of the faults that one machine can show, and a checker that holds what clients saw against what
+is kept. A seed gives the same schedule again: `CHAOS_SEEDS=17 make chaos` tries 17 of them, `CHAOS_SEED=4` the fourth.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import asyncpg
+import history
+import pytest
+from conftest import Service, run
+from fault_proxy import FaultProxy
+from history import Client, History, Kept, read_kept, report, scribe, violations
+from openai_server import OpenAIServer
+from test_service import rows
+
+from embedded import _Server
+from store import SCHEMA
+
+Start = Callable[..., Service]
+SEEDS = (
+    [int(os.environ["CHAOS_SEED"])] if "CHAOS_SEED" in os.environ else range(int(os.environ.get("CHAOS_SEEDS", "3")))
+)
+CLIENTS = 6
+FAULTS_S = 12.0
+START_S = 4.0  # of a process, about
+
+# The lease of ten seconds, cut to four: so that it runs out while a process is stopped, and nobody waits long for the
+# threads of a dead one. A process renews it each three seconds.
+SHORT_LEASES = """CREATE FUNCTION short_lease() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN NEW.leased_until := least(NEW.leased_until, now() + interval '4 s'); RETURN NEW; END $$;
+CREATE TRIGGER short_lease BEFORE INSERT OR UPDATE OF leased_until ON runs FOR EACH ROW EXECUTE FUNCTION short_lease()"""
+
+
+class Database:
+    """A PostgreSQL of its own, that may be stopped as a crash would stop it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = _Server(folder)
+        self._server.start()
+        # A crash of the server alone loses nothing that it gave to the kernel; and its recovery syncs nothing.
+        run(self._execute(self.dsn, "ALTER SYSTEM SET fsync = off"))
+        self.crash()
+        self.start()
+
+    @property
+    def dsn(self) -> str:
+        return self._server.dsn
+
+    def start(self) -> None:
+        self._server._bring_up()
+
+    def crash(self) -> None:
+        self._server._run("pg_ctl", "stop", "-m", "immediate", "-D", str(self._server._data))
+
+    def leave(self) -> None:
+        self._server.leave()
+
+    def new(self, name: str) -> str:
+        """The DSN of a new database that has the schema, with short leases."""
+
+        dsn = self.dsn.replace("@/postgres", f"@/{name}")
+        run(self._execute(self.dsn, f"CREATE DATABASE {name}"))
+        run(self._execute(dsn, f"{SCHEMA.read_text('utf-8')};{SHORT_LEASES}"))
+        return dsn
+
+    @staticmethod
+    async def _execute(dsn: str, sql: str) -> None:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(sql)
+        await connection.close()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))  # short enough that its socket keeps its place
+    folder.chmod(0o755)
+    database = Database(folder)
+    yield database
+    database.leave()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def totals() -> Iterator[Counter[str]]:
+    totals: Counter[str] = Counter()
+    yield totals
+    print("\nchaos:", ", ".join(f"{count} {name}" for name, count in totals.items()))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The schedule
+
+
+@dataclass(frozen=True)
+class Fault:
+    """From `at` on for `lasts` seconds."""
+
+    at: float
+    lasts: float
+    kind: str
+    replica: int
+
+    def __str__(self) -> str:
+        where = f" of replica {self.replica}" if self.kind in ("kill", "stop") else ""
+        return f"{self.at:6.2f} + {self.lasts:4.2f} s  {self.kind}{where}"
+
+
+LONGEST_S = {"kill": 1.0, "stop": 6.0, "reset": 0.0, "refuse": 2.0, "freeze": 4.0, "delay": 2.0, "crash": 1.5}
+
+
+def schedule(random: Random, replicas: int) -> list[Fault]:
+    """Faults may overlap; one thing is never hit again by a fault of the same kind while that lasts."""
+    faults: list[Fault] = []
+    busy: dict[tuple[str, int], float] = {}
+    at = 1.0
+    while at < FAULTS_S:
+        kind = random.choices(list(LONGEST_S), (6, 2, 4, 2, 2, 2, 3))[0]
+        replica = random.randrange(replicas)
+        lasts = random.uniform(0.1, 1.0) ** 2 * LONGEST_S[kind]
+        place = ("process", replica) if kind in ("kill", "stop") else (kind, 0)
+        if busy.get(place, 0.0) <= at:
+            faults.append(Fault(at, lasts, kind, replica))
+            busy[place] = at + lasts + (START_S if kind == "kill" else 0.5)
+        at += random.uniform(0.1, 1.6)
+    return faults
+
+
+class Nemesis:
+    """Carries out the schedule, and heals."""
+
+    def __init__(self, services: list[Service], proxy: FaultProxy, database: Database) -> None:
+        self._services = services
+        self._proxy = proxy
+        self._database = database
+
+    def begin(self, fault: Fault) -> None:
+        service = self._services[fault.replica]
+        match fault.kind:
+            case "kill":
+                service.kill()
+            case "stop":
+                service.process.send_signal(signal.SIGSTOP)
+            case "reset":
+                self._proxy.cut()
+            case "refuse":
+                self._proxy.refuse = True
+                self._proxy.cut()
+            case "freeze":
+                self._proxy.frozen = True
+            case "delay":
+                self._proxy.delay_s = 0.1
+            case "crash":
+                self._database.crash()
+
+    def end(self, fault: Fault) -> None:
+        service = self._services[fault.replica]
+        match fault.kind:
+            case "kill":
+                service.start()
+            case "stop":
+                service.process.send_signal(signal.SIGCONT)
+            case "refuse":
+                self._proxy.refuse = False
+            case "freeze":
+                self._proxy.frozen = False
+            case "delay":
+                self._proxy.delay_s = 0.0
+            case "crash":
+                self._database.start()
+
+    def carry_out(self, faults: list[Fault], history: History) -> None:
+        steps = [(fault.at, self.begin, fault, "begins") for fault in faults]
+        steps += [(fault.at + fault.lasts, self.end, fault, "ends") for fault in faults]
+        for at, act, fault, what in sorted(steps, key=lambda step: step[0]):
+            time.sleep(max(0.0, at - history.now()))
+            act(fault)
+            history.faults.append((history.now(), f"{fault.kind} {fault.replica} {what}"))
+
+    def heal(self) -> None:
+        for service in self._services:
+            if service.process.poll() is not None:
+                service.start()  # it may have been started while there was no database
+        for service in self._services:
+            service.wait_until_ready()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The test
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_acknowledged_is_lost_doubled_or_forked_under_random_faults(
+    service: Start, openai: OpenAIServer, database: Database, totals: Counter[str], seed: int
+) -> None:
+    random = Random(seed)
+    replicas = random.choice((1, 2, 2))
+    faults = schedule(random, replicas)
+    print(f"\nseed {seed}, {replicas} replicas:", *faults, sep="\n  ")
+    openai.default = (scribe(),)
+    dsn = database.new(f"seed_{seed}")
+    with FaultProxy.on_a_thread(dsn) as proxy:
+        services = [service(openai=openai, DATABASE_URL=proxy.dsn, SAVE_TIMEOUT_S="2") for _ in range(replicas)]
+        nemesis = Nemesis(services, proxy, database)
+        urls = [running.url for running in services]
+        log = History()
+        clients = [Client(f"seed {seed}, client {number}", urls, log, seed) for number in range(CLIENTS)]
+        stop = threading.Event()
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            conversations = [threads.submit(client.converse, stop) for client in clients]
+            try:
+                nemesis.carry_out(faults, log)
+                nemesis.heal()
+                healed = log.now()
+            finally:
+                stop.set()
+            for conversation in conversations:
+                conversation.result()
+        wait_until_quiet(dsn)
+        kept = read_kept(dsn, urls)
+        found = violations(log, kept, openai)
+        figures(log, kept, found, healed, totals)
+        assert not found, report(found, log, kept)
+        for running in services:
+            assert running.stop() == 0, running.log
+
+
+def wait_until_quiet(dsn: str) -> None:
+    """Until no process has a run in progress: those that were killed leave theirs `running`, with a lease that ends."""
+    deadline = time.monotonic() + 30
+    while rows(dsn, "SELECT 1 FROM runs WHERE status = 'running' AND leased_until > now()"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def figures(log: History, kept: Kept, found: list[history.Violation], healed: float, totals: Counter[str]) -> None:
+    acknowledged = sorted(attempt.ended for attempt in log.attempts if attempt.outcome == "ok")
+    first = {word: sum(word in violation.what for violation in found) for word in ("LOST", "DOUBLED", "FORKED")}
+    ended = [at for at, what in log.faults if what.endswith("ends")]
+    recovery = sorted(next(time_ for time_ in acknowledged if time_ > at) - at for at in ended)
+    totals.update(
+        {"schedules": 1, "faults": len(log.faults) // 2, "turns": len(log.turns()), "acknowledged": len(acknowledged)}
+    )
+    totals.update({word.lower(): count for word, count in first.items()})
+    print(
+        f"{len(log.turns())} turns, {len(acknowledged)} acknowledged, "
+        + ", ".join(f"{count} {word.lower()}" for word, count in first.items()),
+        f"the next acknowledgement after a fault's end: {recovery[len(recovery) // 2]:.2f} s median, {recovery[-1]:.2f} s at most",
+        f"after healing, all threads went on within {max(attempt.ended for attempt in log.attempts) - healed:.2f} s",
+        "how attempts ended: " + str(dict(Counter(attempt.why for attempt in log.attempts))),
+        "how runs are stored: " + str(dict(Counter(row["status"] for _, row in kept.runs().values()))),
+        sep="\n",
+    )
