@@ -36,14 +36,19 @@ DELETE_PIECES = "DELETE FROM pieces WHERE run_id = $1"
 # The items of runs in progress, and of those whose process ended, out of their pieces.
 ITEMS_OF_PIECES = """SELECT owner, thread_id, seq, item, run_id, 'assistant' AS role, type,
     string_agg(content, '' ORDER BY position) AS content, false AS complete, doc_id, title, version, now() AS created_at
-FROM pieces WHERE {} GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version"""
+FROM {} GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version"""
 
-# The thread has moved on from a run whose process ended: what was saved of it becomes its items.
-KEEP_PIECES = f"""INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+# The thread has moved on from a run whose process ended: what was saved of it becomes its items. One statement, as the
+# writer may put the deletions of a batch before its insertions.
+KEEP_PIECES = f"""WITH gone AS (DELETE FROM pieces WHERE run_id = $1 RETURNING *)
+INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
     doc_id, title, version, created_at)
-{ITEMS_OF_PIECES.format("run_id = $1")}
-ON CONFLICT (owner, thread_id, seq, item) DO NOTHING"""
-INTERRUPT_RUN = "UPDATE runs SET status = 'interrupted' WHERE run_id = $1 AND status = 'running'"
+{ITEMS_OF_PIECES.format("gone")}
+ON CONFLICT (owner, thread_id, seq, item) DO NOTHING"""  # noqa: S608  # our own text
+# If it came to its end after all, since the thread was looked up, this is refused (see run_ends_once): the run that
+# wants to go on does not know that end.
+INTERRUPT_RUN = """UPDATE runs SET status = 'interrupted'
+WHERE run_id = $1 AND (status = 'running' OR checkpoint_id IS NOT NULL)"""
 
 # The whole row, so that it stands even if the run's start was set aside; a run ends once.
 END_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at,
@@ -77,7 +82,7 @@ FROM (
     SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
     FROM messages WHERE owner = $1 AND thread_id = $2
   UNION ALL
-    {ITEMS_OF_PIECES.format("owner = $1 AND thread_id = $2")}
+    {ITEMS_OF_PIECES.format("pieces WHERE owner = $1 AND thread_id = $2")}
 ) AS items ORDER BY seq, item"""  # noqa: S608  # our own text
 
 # The thread's runs after the last one that left a state, if there are any.
@@ -125,7 +130,7 @@ def start_writes(run: RunStarted) -> list[Write]:
         (PUT_THREAD, (run.owner, run.thread_id, title_from(run.message), run.seq, run.started_at)),
         (START_RUN, row),
         _item_write(run, message, run.started_at),
-        *((sql, (lost,)) for lost in run.lost for sql in (KEEP_PIECES, DELETE_PIECES, INTERRUPT_RUN)),
+        *((sql, (lost,)) for lost in run.lost for sql in (KEEP_PIECES, INTERRUPT_RUN)),
     ]
 
 

@@ -100,9 +100,10 @@ class History(ThreadSummary):
 
 @dataclass(slots=True)
 class OpenRun:
-    """A run in progress: what its end will commit, and whether it is the thread's first."""
+    """A run in progress: whether it is the thread's first, the commit of its start, and what its end will commit."""
 
     first: bool
+    begun: asyncio.Future[None]
     writes: list[Write] = field(default_factory=list)
 
 
@@ -148,16 +149,18 @@ class Store:
             raise QueueFull
         thread = graph_thread_id(run.owner, run.thread_id)
         unit = self._writer.put_nowait(thread, start_writes(run))
-        self._open_runs[thread] = OpenRun(first=run.seq == 1)
+        self._open_runs[thread] = OpenRun(run.seq == 1, unit.saved)
         return unit.saved
 
     async def end_run(self, end: RunEnded) -> asyncio.Future[None]:
         """Queue a run's end and, with it, the checkpoints that were put since its start: one transaction."""
         thread = graph_thread_id(end.started.owner, end.started.thread_id)
-        checkpoints = self._open_runs.pop(thread).writes if thread in self._open_runs else []
+        run = self._open_runs.pop(thread, None)
+        checkpoints = run.writes if run is not None else []
         run_id = end.started.run_id
         self._unsaved[run_id] = Turn(end, checkpoints)
-        unit = await self._writer.put(thread, [*end_writes(end), *checkpoints])
+        after = run.begun if run is not None else None
+        unit = await self._writer.put(thread, [*end_writes(end), *checkpoints], after)
         unit.saved.add_done_callback(lambda saved: self._on_saved(run_id, saved))
         return unit.saved
 

@@ -52,11 +52,20 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unit:
-    """Statements of one thread, committed together. `saved` resolves then, or fails with Unstorable or Conflict."""
+    """Statements of one thread, committed together. `saved` resolves then, or fails with Unstorable or Conflict.
+
+    `after` is `saved` of the unit that this one goes on with: a conflict there is one here, too.
+    """
 
     thread: str
     writes: Sequence[Write]
     saved: asyncio.Future[None]
+    after: asyncio.Future[None] | None = None
+
+    @property
+    def void(self) -> bool:
+        before = self.after
+        return before is not None and before.done() and isinstance(before.exception(), Conflict)
 
     @property
     def bytes(self) -> int:
@@ -88,6 +97,14 @@ def statements(units: Sequence[Unit]) -> Iterator[tuple[str, list[tuple[object, 
             gathered = {}
             yield sql, [arguments]
     yield from gathered.items()
+
+
+def without_void(units: Sequence[Unit]) -> Sequence[Unit]:
+    """The units, less those that go on with one that was refused; these are refused, too."""
+    for unit in units:
+        if unit.void:
+            unit.refuse(Conflict())
+    return [unit for unit in units if not unit.void]
 
 
 def is_refused_content(error: Exception) -> bool:
@@ -156,9 +173,9 @@ class Writer:
     def newest_unsaved(self, thread: str) -> Unit | None:
         return self._unsaved.get(thread)
 
-    async def put(self, thread: str, writes: Sequence[Write]) -> Unit:
+    async def put(self, thread: str, writes: Sequence[Write], after: asyncio.Future[None] | None = None) -> Unit:
         """Queue the writes as one unit. Waits while the queue is full."""
-        unit = Unit(thread, writes, asyncio.get_running_loop().create_future())
+        unit = Unit(thread, writes, asyncio.get_running_loop().create_future(), after)
         await self._queue.put(unit)
         self._remember(unit)
         return unit
@@ -209,7 +226,7 @@ class Writer:
         """Commit the units in order: by halves where one is refused, again and again while the database is away."""
         failures = 0
         size = len(units)
-        while units:
+        while units := without_void(units):
             part = units[:size]
             try:
                 await self._attempt(part)

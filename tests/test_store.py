@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import time
+from dataclasses import replace
 
 import asyncpg
 import pytest
 from fault_proxy import FaultProxy
 
-from chat import Conflict, RunEnded, RunStarted, RunStatus, Unstorable
+from chat import Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
 from statements import start_writes
 from store import Store, StoreUnavailable, apply_schema, open_store, where
 from writer import QueueFull, Unit, statements
@@ -317,3 +318,41 @@ async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
 def test_where_a_database_is_shows_no_secret() -> None:
     assert where("postgresql://user:secret@db.example:5433/app?password=x") == "db.example:5433/app"
     assert where("postgresql://postgres@/x?host=/tmp") == "a local socket/x"
+
+
+async def other_process(store: Store, *thread_ids: str) -> list[RunStarted]:
+    """Runs in progress that have said "Hel", of a process whose lease is over."""
+    runs = [started(thread_id) for thread_id in thread_ids]
+    for run in runs:
+        store.start_run(run)
+        store.save_progress(RunProgress(run, [(3, Message("Hel", 0))]))
+    await asyncio.sleep(0)
+    await store.settled(f"o/{thread_ids[-1]}")
+    await store.fetch("UPDATE runs SET leased_until = now() - interval '1 s'")
+    return runs
+
+
+async def test_what_a_lost_run_said_is_kept_in_a_batch_with_the_end_of_another(store: Store) -> None:
+    _, other = await other_process(store, "t", "u")
+    head = await store.head("o", "t", None)
+    assert [lost.items[0]["content"] for lost in head.lost] == ["Hel"]
+    await store.end_run(ended(other))
+    await store.start_run(replace(started(seq=2), lost=[lost.run_id for lost in head.lost]))
+    assert await texts(store) == ["Hi", "Hel", "Hi"]
+    assert await store.fetch("SELECT 1 FROM pieces") == []
+
+
+async def test_a_run_that_goes_on_from_a_lost_one_is_refused_when_that_one_ends_after_all(store: Store) -> None:
+    [late] = await other_process(store, "t")
+    head = await store.head("o", "t", None)
+    await (await store.end_run(replace(ended(late), checkpoint_id="c")))
+    newer = replace(started(seq=2), lost=[lost.run_id for lost in head.lost])
+    start = store.start_run(newer)
+    end = await store.end_run(ended(newer, "knows only Hel"))
+    with pytest.raises(Conflict):
+        await start
+    with pytest.raises(Conflict):
+        await end
+    assert await texts(store) == ["Hi", "Hello"]
+    assert (await store.head("o", "t", None)).last_seq == 1
+    await store.start_run(started(seq=2, run_id="next"))
