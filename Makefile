@@ -22,7 +22,7 @@ mutants: $(STAMP)
 	@$(BIN)/python tests/mutants.py
 
 bench: $(STAMP)
-	@$(BIN)/python bench/storage.py
+	@$(BIN)/python bench/hot_path.py
 
 clean:
 	rm -rf $(VENV)

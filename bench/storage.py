@@ -167,15 +167,20 @@ def show(rows: Sequence[tuple[str, Figures]], write: Callable[[str], object]) ->
         write(f"{name:52} {figures} {disk} {it.load * 1000:>5.1f} ms {it.load / base.load:>8.2f}")
 
 
+async def compare(server: str) -> list[tuple[str, Figures]]:
+    """Every case, each in a database of its own on the server."""
+    rows = []
+    for number, case in enumerate(CASES):
+        dsn = await database(server, f"case_{number}")
+        rows.append((case.name, await measure(case, dsn)))
+    return rows
+
+
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         async with embedded_postgres(Path(folder)) as server:
-            rows = []
-            for number, case in enumerate(CASES):
-                dsn = await database(server, f"case_{number}")
-                rows.append((case.name, await measure(case, dsn)))
-            show(rows, print)
+            show(await compare(server), print)
 
 
 if __name__ == "__main__":
