@@ -455,26 +455,41 @@ ROWS = (
 )
 
 
-def table(figures: dict[Key, list[float]]) -> Iterator[str]:
+@dataclass
+class Measured:
+    figures: defaultdict[Key, list[float]]
+    incomplete: set[tuple[str, str]]  # load and server: a stream or a row was missing, so there is no figure
+
+    def median(self, key: Key | float) -> float | None:
+        """None for what was not measured, not a number for what was incomplete."""
+        if isinstance(key, float):
+            return key
+        if key[:2] in self.incomplete:
+            return math.nan
+        return median(self.figures[key]) if key in self.figures else None
+
+
+def table(measured: Measured) -> Iterator[str]:
     """Markdown; the rows whose figures there are."""
     yield "| | measure | ours | yardstick | | ratio | goal | met |"
     yield "|---|---|---:|---|---:|---:|---:|---|"
     for row in ROWS:
-        if row.ours not in figures or not (isinstance(row.other, float) or row.other in figures):
+        ours, other = measured.median(row.ours), measured.median(row.other)
+        if ours is None or other is None:
             continue
-        ours = median(figures[row.ours])
-        other = row.other if isinstance(row.other, float) else median(figures[row.other])
         ratio = ours / other
         goal = met = "–"
         if row.goal is not None:
             goal = f"{'≥' if row.more_is_better else '≤'} {row.goal:.3g}"
             met = "yes" if (ratio >= row.goal if row.more_is_better else ratio <= row.goal) else "**no**"
-        value, against = (f"{shown(figure)} {row.unit}" for figure in (ours, other))
+        value, against = (shown(figure, row.unit) for figure in (ours, other))
         yield f"| {row.number} | {row.what} | {value} | {row.yardstick} | {against} | {ratio:.3g} | {goal} | {met} |"
 
 
-def shown(figure: float) -> str:
-    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+def shown(figure: float, unit: str) -> str:
+    if math.isnan(figure):
+        return "incomplete"
+    return f"{figure:,.0f} {unit}" if figure >= 100 else f"{figure:.3g} {unit}"
 
 
 def machine() -> Iterator[str]:
@@ -499,12 +514,18 @@ directly.
 # Running it
 
 
-async def measure(bench: Bench, loads: Sequence[Load], names: Sequence[str], runs: int) -> dict[Key, list[float]]:
-    figures: defaultdict[Key, list[float]] = defaultdict(list)
+async def measure(bench: Bench, loads: Sequence[Load], names: Sequence[str], runs: int) -> Measured:
+    result = Measured(defaultdict(list), set())
 
     async def note(load: Load, server: Process) -> None:
-        for metric, figure in (await load.run(bench, server)).items():
-            figures[load.name, server.name, metric].append(figure)
+        try:
+            measured = await load.run(bench, server)
+        except Incomplete as error:
+            print(f"{load.name} {server.name}: {error}", file=sys.stderr)
+            result.incomplete.add((load.name, server.name))
+            return
+        for metric, figure in measured.items():
+            result.figures[load.name, server.name, metric].append(figure)
             print(f"{load.name} {server.name} {metric}: {figure:.4g}", file=sys.stderr)
 
     async with AsyncExitStack() as stack:
@@ -518,7 +539,7 @@ async def measure(bench: Bench, loads: Sequence[Load], names: Sequence[str], run
                             await note(load, server)
                     elif not (load.once and number):
                         await note(load, servers[name])
-    return figures
+    return result
 
 
 async def main() -> None:
@@ -541,8 +562,8 @@ async def main() -> None:
         command = [sys.executable, str(Path(__file__).with_name("provider.py")), str(port)]
         provider = stack.enter_context(started(PROVIDER, command, port, {}))
         bench = Bench(cores, postgres, provider, folder, options.quick)
-        figures = await measure(bench, loads, names, options.runs or (1 if options.quick else RUNS))
-        lines = list(table(figures))
+        measured = await measure(bench, loads, names, options.runs or (1 if options.quick else RUNS))
+        lines = list(table(measured))
         print(*lines, sep="\n")
         if whole:
             stored: list[str] = []

@@ -134,7 +134,7 @@ def take(frame: bytes, said: Said) -> str:
 async def run_streams(
     port: int, wish: str, count: int, *, thread_ids: Sequence[str | None] | None = None, spread_s: float = 0.0
 ) -> list[Stream]:
-    """Open the streams, over so many seconds in random phases, and read them to their ends."""
+    """Open the streams, over so many seconds in random phases, and read them to their ends. Raises Incomplete."""
     phases = random.Random(7)
     threads = thread_ids or [None] * count
 
@@ -148,7 +148,11 @@ async def run_streams(
         await stream.done
         return stream
 
-    return await asyncio.gather(*(run(thread_id) for thread_id in threads))
+    ended = await asyncio.gather(*(run(thread_id) for thread_id in threads), return_exceptions=True)
+    failed = [outcome for outcome in ended if isinstance(outcome, BaseException)]
+    if failed:
+        raise Incomplete(f"{len(failed)} of {count} streams, the first: {failed[0]}")
+    return [outcome for outcome in ended if isinstance(outcome, Stream)]
 
 
 def complete(streams: Sequence[Stream], tokens: int) -> list[Said]:
