@@ -1,6 +1,8 @@
 """The decoder of growing tool-call arguments: whatever the cuts, the text is what JSON says it is."""
 
 import json
+import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -53,6 +55,85 @@ def test_rubbish_is_refused_or_waits_but_never_passes_for_an_object(text: str, s
     if decoder.complete:
         assert text.strip().startswith("{")
         assert text.strip().endswith("}")
+
+
+ANY_TEXT = st.text(st.characters() | st.sampled_from("\0\ud83d\ude00"))
+OBJECTS = st.dictionaries(TEXT, VALUES | ANY_TEXT, min_size=1).map(json.dumps)
+SOUP = st.sampled_from(
+    [
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        '"',
+        '"a"',
+        "\\",
+        '\\"',
+        "\\u",
+        "\\ud83d",
+        "\\ude00",
+        "0041",
+        "\\n",
+        "1",
+        "NaN",
+        " ",
+        "\n",
+    ]
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    """An object with something put in, or in the place of what was there."""
+    text = draw(OBJECTS)
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(SOUP) + text[at + draw(st.integers(0, 3)) :]
+    return text
+
+
+def cut_at(text: str, places: list[int]) -> list[str]:
+    return [text[start:stop] for start, stop in pairwise([0, *sorted(places), len(text)])]
+
+
+def outcome(fragments: list[str]) -> tuple[dict[str, str], dict[str, str], bool, str]:
+    """What was streamed, the complete fields, whether the object is complete, and what is wrong with it."""
+    decoder = ArgumentsDecoder()
+    streamed: dict[str, str] = {}
+    wrong = ""
+    try:
+        for fragment in fragments:
+            for name, piece in decoder.feed(fragment):
+                streamed[name] = streamed.get(name, "") + piece
+    except BrokenArguments as error:
+        wrong = str(error)
+    return streamed, decoder.strings, decoder.complete, wrong
+
+
+def without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice")
+    return dict(pairs)
+
+
+@given(damaged() | st.lists(SOUP).map("".join), st.data())
+def test_where_it_is_cut_makes_no_difference_and_what_json_takes_it_takes(text: str, data: st.DataObject) -> None:
+    places = data.draw(st.lists(st.integers(0, len(text))))
+    streamed, strings, complete, wrong = outcome(cut_at(text, places))
+    assert (streamed, strings, complete, wrong) == outcome([text])
+    assert strings.items() <= (dict.fromkeys(strings, "") | streamed).items()
+    try:
+        fields = json.loads(text, strict=False, object_pairs_hook=without_repetition)
+    except ValueError:
+        return
+    if isinstance(fields, dict):
+        assert complete
+        assert not wrong
+        unstorable = re.compile("[\0\ud800-\udfff]")
+        expected = {name: unstorable.sub(REPLACEMENT, text) for name, text in fields.items() if isinstance(text, str)}
+        assert strings == expected
 
 
 def test_a_piece_comes_with_the_fragment_that_brings_it() -> None:

@@ -1,5 +1,7 @@
 """The request: what is taken, and that each thing wrong with it is named."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,60 @@ def test_any_json_is_taken_or_refused_by_name(fields: object) -> None:
         return
     assert isinstance(fields, dict)
     assert request.message == fields["message"]
+
+
+SOMETHING = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.text(), max_size=2)
+IDS = st.from_regex(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", fullmatch=True)
+FIELDS: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "message": st.text(st.characters(), max_size=120) | SOMETHING,
+        "thread_id": st.text("aZ0._:@-/é\n", max_size=130) | SOMETHING,
+        "checkpoint_id": IDS | SOMETHING,
+        "stream": st.sampled_from(["pieces", "items"]) | SOMETHING,
+        "on_disconnect": st.sampled_from(["continue", "cancel"]) | SOMETHING,
+        "~other/": SOMETHING,
+    },
+)
+TAKEN = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+
+
+@given(FIELDS, st.none() | st.text(max_size=260))
+def test_every_wrong_field_is_named_and_without_them_the_rest_is_taken(
+    fields: dict[str, object], key: str | None
+) -> None:
+    repaired, request = dict(fields), None
+    for _ in range(4):  # a thread_id that goes takes its checkpoint_id along; a message too long hides the others
+        try:
+            request = ChatRequest.from_fields(repaired, max_message_chars=100, idempotency_key=key)
+            break
+        except MessageTooLong:
+            assert len(str(fields["message"])) > 100
+            repaired["message"] = "Hi"
+        except InvalidRequest as refused:
+            pointers = {error["pointer"].removeprefix("/") for error in refused.errors}
+            for name in {pointer.replace("~1", "/").replace("~0", "~") for pointer in pointers}:
+                assert name in repaired or name in ("message", "idempotency_key")
+                repaired.pop(name, None)
+                if name == "message":
+                    repaired["message"] = "Hi"
+                elif name == "idempotency_key":
+                    key = None
+    assert request is not None
+    given_and_taken = ((name, value) for name, value in repaired.items() if value is not None)
+    assert all(getattr(request, name) == value for name, value in given_and_taken)
+    assert request.message.strip()
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", request.message)
+    assert request.thread_id is None or TAKEN.fullmatch(request.thread_id)
+    assert request.message.encode()
+    assert request.checkpoint_id is None or request.thread_id
+    assert len(request.fingerprint) == 64
+
+
+def test_of_unknown_fields_without_number_the_first_twenty_are_named() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check(dict.fromkeys(map(str, range(100_000))))
+    assert [error["pointer"] for error in refused.value.errors] == [*(f"/{number}" for number in range(20)), "/message"]
 
 
 def test_a_title_is_the_first_line_cut_at_a_word() -> None:

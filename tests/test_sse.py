@@ -54,9 +54,12 @@ def test_an_event_id_of_ours_is_read(place: str) -> None:
     assert EventId.parse(f"{RUN.decode()}:{place}") == EventId(RUN.decode(), None if place == "end" else int(place))
 
 
-@given(st.text(max_size=60))
+@given(st.text(max_size=60) | st.from_regex(r"[0-9a-f-]{35,37}[:;](0|[0-9]{1,17}|end|END)\s?", fullmatch=True))
 def test_any_other_event_id_is_not(text: str) -> None:
-    assert EventId.parse(text) is None
+    event_id = EventId.parse(text)
+    if event_id is not None:
+        assert text == f"{event_id.run_id}:{'end' if event_id.after is None else event_id.after}"
+        assert len(event_id.run_id) == len(RUN)
 
 
 @pytest.mark.parametrize("place", ["", "-1", "01", "1.5", "END", "1" * 16, "5\n"])

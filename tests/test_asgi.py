@@ -1,0 +1,177 @@
+"""Reading a request: whatever arrives, it is understood or refused as the contract says, and nothing else is raised."""
+
+import asyncio
+import base64
+import itertools
+import json
+from collections.abc import Callable, MutableMapping, Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import asgi
+from asgi import Disconnected, Problem, Request
+from asgi_app import read_cursor, write_cursor
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+LATIN_1 = st.text(st.characters(max_codepoint=255))
+PIECES_OF_A_QUERY = ["a", "b", "=", "&", "+", "%", "%2", "%26", "%3D", "%C3%A9", "%ff", "%zz", "%+1", "%%", "%00", "é"]
+T = TypeVar("T")
+JSON_TYPE = {"content-type": "application/json"}
+
+
+def request(*pieces: bytes, headers: dict[str, str] | None = None, query: bytes = b"", cut: bool = False) -> Request:
+    """A POST whose body comes in these pieces; `cut`: and then the client leaves."""
+    messages: list[MutableMapping[str, Any]] = [
+        {"type": "http.request", "body": piece, "more_body": cut or number < len(pieces)}
+        for number, piece in enumerate(pieces, 1)
+    ]
+    queue = iter([*messages, {"type": "http.disconnect"}])
+
+    async def receive() -> MutableMapping[str, Any]:
+        return next(queue)
+
+    return Request("POST", "/api/chat", "1.1", JSON_TYPE | (headers or {}), query, receive)
+
+
+def outcome(read: Callable[[], T]) -> T | Problem:
+    try:
+        return read()
+    except Problem as refusal:
+        return refusal
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The query
+
+
+@given(st.dictionaries(TEXT, TEXT))
+def test_a_query_is_what_was_put_into_it(parameters: dict[str, str]) -> None:
+    assert request(query=urlencode(parameters).encode()).query() == parameters
+
+
+@given(st.lists(st.sampled_from(PIECES_OF_A_QUERY)).map("".join).map(str.encode) | st.binary())
+@example(b"a=%++")
+def test_any_query_is_read_as_the_standard_library_does_or_refused(raw: bytes) -> None:
+    parameters = outcome(request(query=raw).query)
+    if isinstance(parameters, Problem):
+        assert (parameters.status, parameters.code) == (400, "bad_query")
+    else:
+        assert list(parameters.items()) == parse_qsl(raw.decode(), keep_blank_values=True, errors="strict")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The body
+
+
+@given(st.lists(st.binary(max_size=20) | st.sampled_from([b'{"a":', b'"b"', b"}", b"[", b"]", b"\xff"]), min_size=1))
+def test_any_body_however_cut_is_json_or_refused(pieces: list[bytes]) -> None:
+    body = b"".join(pieces)
+    read = outcome(lambda: asyncio.run(request(*pieces).json(limit=100)))
+    if isinstance(read, Problem):
+        expected = (413, "body_too_large") if len(body) > 100 else (400, "invalid_json")
+        assert (read.status, read.code) == expected
+    else:
+        assert len(body) <= 100
+        assert read == json.loads(body)
+
+
+@given(st.lists(st.binary(max_size=9), max_size=9))
+def test_a_body_that_breaks_off_is_nobodys(pieces: list[bytes]) -> None:
+    with pytest.raises(Disconnected):
+        asyncio.run(request(*pieces, cut=True).json(limit=100))
+
+
+@pytest.mark.parametrize("length", ["101", "9" * 18])
+def test_a_body_that_says_it_is_too_large_is_not_waited_for(length: str) -> None:
+    with pytest.raises(Problem, match="more than 100 bytes") as refused:
+        asyncio.run(request(headers={"content-length": length}, cut=True).json(limit=100))
+    assert (refused.value.status, refused.value.headers) == (413, (("connection", "close"),))
+
+
+@pytest.mark.parametrize("pieces", [[], itertools.repeat(b" ")], ids=["no byte", "a byte at a time, for ever"])
+def test_a_slow_body_is_given_up(pieces: Sequence[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "BODY_TIMEOUT_S", 0.02)
+    rest = iter(pieces)
+
+    async def receive() -> MutableMapping[str, Any]:
+        await asyncio.sleep(0)
+        for piece in rest:
+            return {"type": "http.request", "body": piece, "more_body": True}
+        return await asyncio.Future()
+
+    slow = Request("POST", "/api/chat", "1.1", JSON_TYPE, b"", receive)
+    with pytest.raises(Problem, match=r"did not arrive within 0\.02 seconds") as refused:
+        asyncio.run(slow.json(limit=10**9))
+    assert (refused.value.status, refused.value.code) == (408, "slow_body")
+    assert refused.value.headers == (("connection", "close"),)
+
+
+@given(LATIN_1 | st.sampled_from(["application/json;charset=utf-8", 'Application/JSON ; charset="UTF-8"']))
+@example("application/json; charset=utf-16")
+def test_any_content_type_is_json_or_refused(content_type: str) -> None:
+    read = outcome(lambda: asyncio.run(request(b"1", headers={"content-type": content_type}).json(limit=100)))
+    if isinstance(read, Problem):
+        assert (read.status, read.code) == (415, "not_json")
+    else:
+        assert read == 1
+        assert content_type.strip().lower().startswith("application/json")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The headers
+
+
+def from_scope(*headers: tuple[str, str]) -> Request:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    scope = {"method": "GET", "path": "/", "http_version": "1.1", "headers": raw, "query_string": b""}
+    return Request.from_scope(scope, request().receive)
+
+
+@given(LATIN_1 | st.lists(st.sampled_from(["http", "://", "[", "]", ":", "@", "/", "x", "null"])).map("".join))
+@example("http://[")
+def test_any_origin_but_our_own_is_foreign(origin: str) -> None:
+    foreign = from_scope(("host", "x"), ("origin", origin)).foreign_origin
+    assert foreign == (None if origin.endswith("://x") and origin.count("://") == 1 else origin)
+
+
+def test_headers_without_end_are_refused_before_they_are_joined() -> None:
+    with pytest.raises(Problem) as refused:
+        from_scope(("host", "x"), *[("a", "b")] * 40_000)
+    assert (refused.value.status, refused.value.code) == (431, "headers_too_large")
+    assert from_scope(("host", "x"), ("a", "b"), ("a", "c")).headers["a"] == "b, c"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The place in the list of threads
+
+OFFSETS = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+TIMES = st.datetimes(timezones=st.none() | OFFSETS).map(datetime.isoformat)
+
+
+@given(st.datetimes(timezones=st.just(UTC)), st.from_regex(r"[A-Za-z0-9._:@-]{1,128}", fullmatch=True))
+def test_a_cursor_comes_back_as_the_place_it_was_made_of(created_at: datetime, thread_id: str) -> None:
+    assert read_cursor(write_cursor(created_at, thread_id)) == (created_at, thread_id)
+
+
+@given(
+    TEXT
+    | st.binary().map(base64.urlsafe_b64encode).map(bytes.decode)
+    | st.tuples(TIMES, st.sampled_from([" ", ""]), TEXT)
+    .map("".join)
+    .map(lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="))
+)
+@example(base64.urlsafe_b64encode(b"0001-01-01T00:00:00+23:59 x").decode())
+@example(base64.urlsafe_b64encode(b"9999-12-31T23:59:59-23:59 x").decode())
+def test_any_other_cursor_is_a_place_that_can_be_asked_for_or_refused(cursor: str) -> None:
+    place = outcome(lambda: read_cursor(cursor))
+    if isinstance(place, Problem):
+        assert place.status == 422
+        assert place.more["errors"] == [{"pointer": "/cursor", "detail": "must be the next_cursor of a page before"}]
+    else:
+        assert place[0].tzinfo is UTC
+        assert "\0" not in place[1]
