@@ -98,7 +98,9 @@ class Request:
         """The body, decoded. Raises Problem (400, 415) and what `body` does."""
         media_type, _, parameters = self.headers.get("content-type", "").partition(";")
         charset = parameters.replace(" ", "").lower().removeprefix("charset=").strip('"')
-        if media_type.strip().lower() != JSON or charset not in ("", "utf-8") or "content-encoding" in self.headers:
+        transfer = self.headers.get("transfer-encoding", "chunked").lower()
+        encoded = "content-encoding" in self.headers or transfer != "chunked"
+        if media_type.strip().lower() != JSON or charset not in ("", "utf-8") or encoded:
             raise Problem(415, "not_json", "The body must be sent as application/json, in UTF-8, uncompressed.")
         body = await self.body(limit)
         try:
@@ -132,7 +134,12 @@ class Request:
             if len(body) > limit:
                 raise too_large
             if not message.get("more_body", False):
-                return bytes(body)
+                break
+        if (transport := _transport_of(self.receive)) is not None and transport.is_closing():
+            # uvicorn has refused what came right behind this request, or the client has gone: either way the client
+            # gets no answer to this one, and may well send it again.
+            raise Problem(400, "connection_closed", "The connection was closed behind this request.")
+        return bytes(body)
 
     async def disconnected(self) -> None:
         """Return once the client has left."""
@@ -155,6 +162,12 @@ def _unquote(part: bytes) -> str:
         return unquote_to_bytes(part.replace(b"+", b" ")).decode()
     except UnicodeDecodeError:
         raise Problem(400, "bad_query", "The query is not UTF-8.") from None
+
+
+def _transport_of(call: Receive | Send) -> asyncio.Transport | None:
+    """uvicorn's transport, which ASGI has no word for, through a method that it gave us to receive or send with."""
+    transport: asyncio.Transport | None = getattr(getattr(call, "__self__", None), "transport", None)
+    return transport
 
 
 class Response:
@@ -180,11 +193,9 @@ class Response:
     def abort(self) -> None:
         """Break the connection off, with what is still unsent.
 
-        ASGI has no word for it, and a close waits for the client to take the rest, which one that reads nothing never
-        does. So this reaches for uvicorn's transport, through the method that it gave us to send with.
+        A close waits for the client to take the rest, which one that reads nothing never does.
         """
-        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
-        if transport is not None:
+        if (transport := _transport_of(self._send)) is not None:
             transport.abort()
 
     async def whole(self, status: int, content_type: str | None, body: bytes, headers: Headers = ()) -> None:
