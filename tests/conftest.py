@@ -135,14 +135,16 @@ def free_port() -> int:
 
 
 class Service:
-    """The service as a process of its own, by default `uvicorn asgi_app:app`."""
+    """The service as a process of its own, by default `uvicorn asgi_app:app`; another `app` may be one of the tests'."""
 
-    def __init__(self, env: dict[str, str], log: Path, command: list[str] | None = None) -> None:
+    def __init__(
+        self, env: dict[str, str], log: Path, command: list[str] | None = None, app: str = "asgi_app:app"
+    ) -> None:
         self.port = int(env.get("PORT") or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = env
         self._log = log
-        uvicorn = [sys.executable, "-m", "uvicorn", "asgi_app:app", "--port", str(self.port), "--ws", "none"]
+        uvicorn = [sys.executable, "-m", "uvicorn", app, "--app-dir", "tests", "--port", str(self.port), "--ws", "none"]
         self._command = command or [*uvicorn, "--timeout-graceful-shutdown", "10"]
         self.start()
 
@@ -189,12 +191,12 @@ def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Service
     """Start the service with settings: `service(openai=server, MAX_RUNS="3")`. At the end it must go down cleanly."""
     services: list[Service] = []
 
-    def start(openai: OpenAIServer | None = None, **settings: str) -> Service:
+    def start(openai: OpenAIServer | None = None, app: str = "asgi_app:app", **settings: str) -> Service:
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         env |= {"DATABASE_URL": database_url, "PYTHONASYNCIODEBUG": "0", "PYTHONUNBUFFERED": "1"}
         if openai is not None:
             env |= {"OPENAI_BASE_URL": openai.base_url, "OPENAI_API_KEY": openai.key, "OPENAI_MODEL": "gpt-test"}
-        started = Service(env | settings, tmp_path / f"service-{len(services)}.log")
+        started = Service(env | settings, tmp_path / f"service-{len(services)}.log", app=app)
         services.append(started)
         return started.wait_until_ready()
 
