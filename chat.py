@@ -402,7 +402,7 @@ class StoredRun:
     model: str
     fingerprint: str | None
     items: Sequence[Item]
-    last: "End | Error"
+    last: "End | Error | None"  # None: another process has it in progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class Run:
         return f"<Run {self.run_id} {state}, {len(self._frames)} events, {len(self.readers)} readers>"
 
     @classmethod
-    def again(cls, owner: str, stored: StoredRun) -> "Run":
+    def again(cls, owner: str, stored: StoredRun, last: End | Error) -> "Run":
         """A run that has ended, out of what was stored of it."""
         run = cls(owner, stored.thread_id, stored.run_id, stored.fingerprint)
         run.begin(Start(stored.thread_id, stored.run_id, stored.model))
@@ -170,7 +170,7 @@ class Run:
                 run.emit(Doc(item["content"], item["item"], item["doc_id"], item["title"], item["version"]))
             else:
                 run.emit(Message(item["content"], item["item"]))
-        run.finish(stored.last)
+        run.finish(last)
         return run
 
     # Appending

@@ -165,12 +165,12 @@ class Runs:
         return run if run is not None and run.owner == owner else None
 
     async def find(self, owner: str, run_id: str) -> Run | None:
-        """The run, in memory or as it is stored. A client can't tell which it was."""
+        """The run, in memory or as it is stored; a client can't tell which it was. Raises ThreadBusy."""
         run = self.get(owner, run_id)
         if run is not None:
             return run
         stored = await self._store.run(owner, run_id)
-        return Run.again(owner, stored) if stored is not None else None
+        return _again(owner, stored) if stored is not None else None
 
     async def start(self, owner: str, request: ChatRequest) -> Run:
         """Start a run for the message; its `start` is in the log when this returns.
@@ -187,20 +187,21 @@ class Runs:
         run = self._claim(owner, request)
         try:
             stored = await self._store.run(owner, idempotency_key=key) if key is not None else None
-            if stored is None:
+            again = _again(owner, stored) if stored is not None else None
+            if again is None:
                 await self._begin(run, request)
         except BaseException as error:
             self._unclaim(run, key)
             run.begun.set_exception(error if isinstance(error, Exception) else TooManyRuns())
             run.begun.exception()  # those that wait for it with its key hear why; there may be none
             raise
-        if stored is None:
+        if again is None:
             self._telemetry.run_started(run.begun_at - asked_at)
             run.begun.set_result(run)
             return run
         self._unclaim(run, key)
-        run.begun.set_result(Run.again(owner, stored))
-        return _same(run.begun.result(), request)
+        run.begun.set_result(again)
+        return _same(again, request)
 
     async def _begin(self, run: Run, request: ChatRequest) -> None:
         head = ThreadHead(0, has_checkpoint=False)
@@ -386,6 +387,13 @@ def _report(run: Run, ended: RunEnded, *, saved: bool) -> RunReport:
         saved=saved,
         trace_id=trace.trace_id if trace is not None else None,
     )
+
+
+def _again(owner: str, stored: StoredRun) -> Run:
+    """A run out of what was stored of it. Raises ThreadBusy if another process has it in progress."""
+    if stored.last is None:
+        raise ThreadBusy(stored.run_id)
+    return Run.again(owner, stored, stored.last)
 
 
 def _same(run: Run, request: ChatRequest) -> Run:

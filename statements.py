@@ -91,7 +91,8 @@ AND seq > (SELECT coalesce(max(seq), 0) FROM runs
     WHERE owner = $1 AND thread_id = $2 AND checkpoint_id IS NOT NULL)
 ORDER BY seq"""
 
-READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint
+READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint,
+    status = 'running' AND leased_until > now() AS in_progress
 FROM runs WHERE owner = $1 AND """
 READ_RUN_BY_ID = READ_RUN + "run_id = $2"
 READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"

@@ -286,8 +286,10 @@ class Store:
             for item in await self.fetch(READ_ITEMS, owner, row["thread_id"])
             if item["run_id"] == row["run_id"] and item["role"] == "assistant"
         ]
-        last: End | Error
-        if row["error"] is not None:
+        last: End | Error | None
+        if row["in_progress"]:
+            last = None
+        elif row["error"] is not None:
             last = Error(**orjson.loads(row["error"]))
         elif row["reason"] is not None:
             usage = None if row["usage"] is None else orjson.loads(row["usage"])

@@ -73,7 +73,7 @@ def test_kill_9_in_the_middle_of_a_run_loses_less_than_a_second_of_it(
 
 
 def test_a_run_that_was_killed_is_told_as_interrupted_when_it_is_read_again(
-    service: Start, openai: OpenAIServer
+    service: Start, openai: OpenAIServer, database_url: str
 ) -> None:
     openai.reply(text("As far as it came"), stall())
     running = service(openai=openai)
@@ -82,6 +82,9 @@ def test_a_run_that_was_killed_is_told_as_interrupted_when_it_is_read_again(
         time.sleep(1.2)
         running.kill()
     running.restart()
+    early = request("GET", f"{running.url}/api/runs/{run_id}/events")
+    assert (early.status, early.problem["run_id"]) == (409, run_id), "another process may have it in progress"
+    forget_leases(database_url)
     again = request("GET", f"{running.url}/api/runs/{run_id}/events")
     assert again.text == "As far as it came"
     assert again.last["code"] == "interrupted"
@@ -234,6 +237,26 @@ def test_one_thread_has_one_run_between_two_processes(service: Start, openai: Op
     assert chat(there.url, "Now", thread_id="t").last["saved"] is True
     assert chat(here.url, "And here", thread_id="t").last["saved"] is True
     assert [run["seq"] for run in history(here, "t")["runs"]] == [1, 2, 3]
+
+
+def test_a_run_that_another_process_has_in_progress_is_not_told_as_interrupted(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    gate = threading.Event()
+    openai.reply(text("one"), wait(gate), finish())
+    here, there = service(openai=openai), service(openai=openai)
+    key = {"Idempotency-Key": "k"}
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(chat, here.url, "Hi", thread_id="t", headers=key)
+        wait_for(lambda: rows(database_url, "SELECT 1 FROM pieces"))
+        again = chat(there.url, "Hi", thread_id="t", headers=key)
+        events = f"{there.url}/api/runs/{again.problem['run_id']}/events"
+        read = request("GET", events)
+        gate.set()
+        assert [again.status, read.status] == [409, 409]
+        assert again.problem["run_id"] == read.problem["run_id"] == first.result().run_id
+    assert chat(there.url, "Hi", thread_id="t", headers=key).last == first.result().last == request("GET", events).last
+    assert len(openai.requests) == 1
 
 
 def test_many_at_once_on_one_thread_never_fork_between_two_processes(
