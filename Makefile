@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run test lint mutants bench clean
+.PHONY: run test lint mutants chaos soak bench clean
 
 run: $(STAMP)
 	@exec $(BIN)/python asgi_app.py
@@ -20,6 +20,13 @@ lint: $(STAMP)
 
 mutants: $(STAMP)
 	@$(BIN)/python tests/mutants.py
+
+# CHAOS_SEED=4 repeats the fourth schedule
+chaos: $(STAMP)
+	@CHAOS_SEEDS=$${CHAOS_SEEDS:-50} $(BIN)/python -m pytest -s tests/test_chaos.py $(ARGS)
+
+soak: $(STAMP)
+	@SOAK_S=$${SOAK_S:-120} $(BIN)/python -m pytest -s tests/test_soak.py $(ARGS)
 
 bench: $(STAMP)
 	@$(BIN)/python bench/hot_path.py

@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.error import URLError
 
 import asyncpg
@@ -25,6 +26,9 @@ from openai_server import OpenAIServer
 from checkpointer import Checkpointer
 from embedded import embedded_postgres
 from store import Store, apply_schema, open_store
+
+if TYPE_CHECKING:
+    from fault_database import FaultDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = itertools.count(1)
@@ -95,6 +99,19 @@ def database_url(postgres: str) -> Iterator[str]:
     run(_execute(postgres, f"CREATE DATABASE {name} TEMPLATE template_with_schema"))
     yield _in_database(postgres, name)
     run(_execute(postgres, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def fault_database(postgres: str) -> Iterator["FaultDatabase"]:
+    """A PostgreSQL that a test may crash."""
+    from fault_database import FaultDatabase
+
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:  # short: so the server's socket keeps its place
+        folder = Path(name)
+        folder.chmod(0o755)
+        database = FaultDatabase(folder)
+        yield database
+        database.leave()
 
 
 @pytest.fixture

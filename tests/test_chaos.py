@@ -3,29 +3,23 @@ is kept. A seed gives the same schedule again: `CHAOS_SEEDS=17 make chaos` tries
 """
 
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
-import asyncpg
 import history
 import pytest
-from conftest import Service, run
+from conftest import Service
+from fault_database import FaultDatabase
 from fault_proxy import FaultProxy
 from history import Client, History, Kept, read_kept, report, scribe, violations
 from openai_server import OpenAIServer
 from test_service import rows
-
-from embedded import _Server
-from store import SCHEMA
 
 Start = Callable[..., Service]
 SEEDS = (
@@ -34,61 +28,6 @@ SEEDS = (
 CLIENTS = 6
 FAULTS_S = 12.0
 START_S = 4.0  # of a process, about
-
-# The lease of ten seconds, cut to four: so that it runs out while a process is stopped, and nobody waits long for the
-# threads of a dead one. A process renews it each three seconds.
-SHORT_LEASES = """CREATE FUNCTION short_lease() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN NEW.leased_until := least(NEW.leased_until, now() + interval '4 s'); RETURN NEW; END $$;
-CREATE TRIGGER short_lease BEFORE INSERT OR UPDATE OF leased_until ON runs FOR EACH ROW EXECUTE FUNCTION short_lease()"""
-
-
-class Database:
-    """A PostgreSQL of its own, that may be stopped as a crash would stop it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._server = _Server(folder)
-        self._server.start()
-        # A crash of the server alone loses nothing that it gave to the kernel; and its recovery syncs nothing.
-        run(self._execute(self.dsn, "ALTER SYSTEM SET fsync = off"))
-        self.crash()
-        self.start()
-
-    @property
-    def dsn(self) -> str:
-        return self._server.dsn
-
-    def start(self) -> None:
-        self._server._bring_up()
-
-    def crash(self) -> None:
-        self._server._run("pg_ctl", "stop", "-m", "immediate", "-D", str(self._server._data))
-
-    def leave(self) -> None:
-        self._server.leave()
-
-    def new(self, name: str) -> str:
-        """The DSN of a new database that has the schema, with short leases."""
-
-        dsn = self.dsn.replace("@/postgres", f"@/{name}")
-        run(self._execute(self.dsn, f"CREATE DATABASE {name}"))
-        run(self._execute(dsn, f"{SCHEMA.read_text('utf-8')};{SHORT_LEASES}"))
-        return dsn
-
-    @staticmethod
-    async def _execute(dsn: str, sql: str) -> None:
-        connection = await asyncpg.connect(dsn)
-        await connection.execute(sql)
-        await connection.close()
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Database]:
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))  # short enough that its socket keeps its place
-    folder.chmod(0o755)
-    database = Database(folder)
-    yield database
-    database.leave()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +78,7 @@ def schedule(random: Random, replicas: int) -> list[Fault]:
 class Nemesis:
     """Carries out the schedule, and heals."""
 
-    def __init__(self, services: list[Service], proxy: FaultProxy, database: Database) -> None:
+    def __init__(self, services: list[Service], proxy: FaultProxy, database: FaultDatabase) -> None:
         self._services = services
         self._proxy = proxy
         self._database = database
@@ -201,17 +140,17 @@ class Nemesis:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_acknowledged_is_lost_doubled_or_forked_under_random_faults(
-    service: Start, openai: OpenAIServer, database: Database, totals: Counter[str], seed: int
+    service: Start, openai: OpenAIServer, fault_database: FaultDatabase, totals: Counter[str], seed: int
 ) -> None:
     random = Random(seed)
     replicas = random.choice((1, 2, 2))
     faults = schedule(random, replicas)
     print(f"\nseed {seed}, {replicas} replicas:", *faults, sep="\n  ")
     openai.default = (scribe(),)
-    dsn = database.new(f"seed_{seed}")
+    dsn = fault_database.new(f"seed_{seed}")
     with FaultProxy.on_a_thread(dsn) as proxy:
         services = [service(openai=openai, DATABASE_URL=proxy.dsn, SAVE_TIMEOUT_S="2") for _ in range(replicas)]
-        nemesis = Nemesis(services, proxy, database)
+        nemesis = Nemesis(services, proxy, fault_database)
         urls = [running.url for running in services]
         log = History()
         clients = [Client(f"seed {seed}, client {number}", urls, log, seed) for number in range(CLIENTS)]
