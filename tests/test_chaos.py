@@ -17,7 +17,7 @@ import pytest
 from conftest import Service
 from fault_database import FaultDatabase
 from fault_proxy import FaultProxy
-from history import Client, History, Kept, read_kept, report, scribe, violations
+from history import Attempt, Client, History, Kept, read_kept, report, scribe, violations
 from openai_server import OpenAIServer
 from test_service import rows
 
@@ -26,7 +26,7 @@ SEEDS = (
     [int(os.environ["CHAOS_SEED"])] if "CHAOS_SEED" in os.environ else range(int(os.environ.get("CHAOS_SEEDS", "3")))
 )
 CLIENTS = 6
-FAULTS_S = 12.0
+FAULTS_S = 10.0
 START_S = 4.0  # of a process, about
 
 
@@ -200,3 +200,41 @@ def figures(log: History, kept: Kept, found: list[history.Violation], healed: fl
         "how runs are stored: " + str(dict(Counter(row["status"] for _, row in kept.runs().values()))),
         sep="\n",
     )
+
+
+DAMAGE = {
+    "I6": "DELETE FROM checkpoints WHERE thread_id = 'anonymous/damaged' RETURNING 1",
+    "I9": "UPDATE messages SET content = 'not what was seen' WHERE run_id = '{cut}' AND item = 0 RETURNING 1",
+    "I4": "UPDATE messages SET content = 'an earlier turn' WHERE thread_id = 'damaged' AND seq = 1 RETURNING 1",
+    "I2": "UPDATE runs SET idempotency_key = 'refused' WHERE run_id = '{run}' RETURNING 1",
+    "I3": "INSERT INTO messages SELECT owner, thread_id, seq, -2, run_id, role, type, content, complete, "
+    "doc_id, title, version, created_at FROM messages WHERE run_id = '{run}' AND item = -1 RETURNING 1",
+    "I1": "DELETE FROM messages WHERE run_id = '{run}' AND item >= 0 RETURNING 1",
+}
+
+
+def test_the_checker_sees_what_is_damaged(service: Start, openai: OpenAIServer, fault_database: FaultDatabase) -> None:
+    openai.default = (scribe(lambda _: 0.01),)
+    dsn = fault_database.new("damaged")
+    urls = [service(openai=openai, DATABASE_URL=dsn).url]
+    log = History()
+    client = Client("client", urls, log, 0)
+    client.calm, client.thread = True, "damaged"
+    _, run, cut = client.take_turn(), client.take_turn(), client.take_turn()
+    assert violations(log, read_kept(dsn, urls), openai) == []
+    cut.outcome, cut.why = "info", "cut"  # as if the client had not seen the end
+    log.attempts.append(Attempt("refused", "never begun", "damaged", 0, log.now(), outcome="fail", why="refused: 503"))
+
+    def found() -> Counter[str]:
+        return Counter(violation.invariant for violation in violations(log, read_kept(dsn, urls), openai))
+
+    assert found() == Counter()
+    openai.refusals.append("no")
+    openai.requests.append(openai.requests[0])
+    before = found()
+    assert before == Counter(I5=1, I7=1)
+    for invariant, sql in DAMAGE.items():
+        assert rows(dsn, sql.format(run=run.run_id, cut=cut.run_id))
+        after = found()
+        assert after[invariant] > before[invariant], invariant
+        before = after
