@@ -82,6 +82,7 @@ def test_a_run_that_was_killed_is_told_as_interrupted_when_it_is_read_again(
         time.sleep(1.2)
         running.kill()
     running.restart()
+    rows(database_url, "UPDATE runs SET leased_until = now() + interval '1 hour' RETURNING 1")  # a start may be slow
     early = request("GET", f"{running.url}/api/runs/{run_id}/events")
     assert (early.status, early.problem["run_id"]) == (409, run_id), "another process may have it in progress"
     forget_leases(database_url)
