@@ -11,7 +11,7 @@ run: $(STAMP)
 	@exec $(BIN)/python asgi_app.py
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/python -m ruff format --check .

@@ -297,7 +297,10 @@ async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool) 
         resume_s = settings.run_timeout_s + RESUME_S
         access = Access(fetch, provider=provider, closed=closed, resume_s=resume_s)
         if not access.is_open:
-            log.info("access: API keys%s", f", and JWTs of {provider.issuer}" if provider is not None else "")
+            if provider is None:
+                log.info("access: API keys")
+            else:
+                log.info("access: API keys, and JWTs of %s", provider.issuer)
         elif only_loopback or settings.allow_anonymous:
             log.warning("access: OPEN, everyone who reaches this address may do everything (python -m access add)")
         else:

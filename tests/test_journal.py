@@ -254,7 +254,7 @@ def test_a_shutdown_while_the_database_is_frozen_loses_nothing_and_ends_in_time(
         assert running.stop() == 0
         took_s = time.monotonic() - begun
         assert cut.result().last["code"] == "shutting_down"
-    assert took_s < 1 + 5 + 4, "the grace and five seconds, and a machine that may be slow"
+    assert took_s < 1 + 5 + 20, "the grace and five seconds, and a machine that may be slow"
     proxy.cut()
     proxy.frozen = False
     running.restart()

@@ -34,6 +34,7 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", lambda dialog: wrong.append(dialog.message))
     page.set_default_timeout(20_000)
+    expect.set_options(timeout=20_000)
     yield page
     page.close()
     assert [text for text in wrong if "status of 4" not in text] == []
