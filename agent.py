@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import takewhile
+from math import inf
 from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
@@ -29,10 +30,9 @@ from chat import (
     ModelError,
     Outcome,
     Piece,
+    Pulse,
     RunFailure,
     StopCause,
-    TextDelta,
-    ToolCallDelta,
     Turn,
     Usage,
     graph_thread_id,
@@ -40,6 +40,7 @@ from chat import (
 from drafting import TOOLS, WRITE, Documents, Reply
 
 MODEL_CALLS = 8  # a turn's bound; the last one is not offered the tools, so that it closes with words
+PATIENCE_SLACK = 0.05  # the timer of the model's silence is moved on once in so much of it, not with each token
 # A whole copy of a channel's value is stored once in so many updates, to bound what must be replayed. A turn has four
 # of the messages: at 1000, 100 turns take 1.5 times their text, at 200 2.7 times, and load as fast (bench/storage.py).
 SNAPSHOT_FREQUENCY = 1000
@@ -206,6 +207,8 @@ class Agent:
         if progress.stopping.done():
             return
         now = asyncio.get_running_loop().time
+        slack_s = self._idle_timeout_s * PATIENCE_SLACK
+        moved_at = -inf
         tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
         begun = False
         try:
@@ -220,15 +223,17 @@ class Agent:
                 try:
                     async with aclosing(self._model.stream(messages, tools)) as deltas:
                         async for delta in deltas:
-                            if isinstance(delta, TextDelta | ToolCallDelta):
-                                reply.feed(delta)
-                                begun = True
-                            elif isinstance(delta, Finished):
+                            if isinstance(delta, Finished):
                                 progress.finish = delta.reason
                                 progress.count(delta.usage)
+                            elif not isinstance(delta, Pulse):
+                                reply.feed(delta)
+                                begun = True
                             if progress.stopping.done():
                                 return
-                            patience.reschedule(now() + self._idle_timeout_s)
+                            if (heard_at := now()) > moved_at + slack_s:
+                                patience.reschedule(heard_at + self._idle_timeout_s + slack_s)
+                                moved_at = heard_at
                 finally:
                     listening = False  # the callback may be on its way already
                     progress.stopping.remove_done_callback(stop)
