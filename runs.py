@@ -141,6 +141,8 @@ class Runs:
         self._keyed: dict[tuple[str, str], Run] = {}  # by owner and idempotency key
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering: dict[str, asyncio.TimerHandle] = {}
+        # One run begins in a pass of the loop: the first steps of a crowd would hold up its own `start` frames.
+        self._beginning = asyncio.Lock()
         self.draining = False
 
     def __repr__(self) -> str:
@@ -255,6 +257,8 @@ class Runs:
 
     async def _carry_out(self, run: Run, started: RunStarted, turn: Turn) -> None:
         timer = asyncio.get_running_loop().call_later(self._run_timeout_s, run.stop, StopCause.TIMEOUT)
+        async with self._beginning:
+            await asyncio.sleep(0)
         try:
             outcome = await self._agent_outcome(run, turn)
         finally:
