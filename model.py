@@ -6,8 +6,8 @@ own event objects.) Works with whatever speaks this wire: vLLM, Ollama, llama.cp
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from contextlib import aclosing, suppress
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import aiohttp
@@ -83,11 +83,9 @@ class OpenAIModel:
         client: openai.AsyncOpenAI = self._chat.root_async_client
         with ModelCall(self.name, str(client.base_url)) as call:
             try:
-                async with client.chat.completions.with_streaming_response.create(
-                    **payload, extra_headers=call.headers
-                ) as response:
+                async with aclosing(await self._post(client, payload, call.headers)) as response:
                     decoder = _ReplyDecoder()
-                    lines = _lines(response.iter_bytes())
+                    lines = _lines(response.aiter_bytes())
                     async for line in lines:
                         if line.startswith(DATA):
                             data = line[len(DATA) :].strip()
@@ -109,6 +107,24 @@ class OpenAIModel:
                 raise ModelError(
                     "model_disconnected", "The connection to the model broke off.", retryable=True
                 ) from error
+
+    @staticmethod
+    async def _post(
+        client: openai.AsyncOpenAI, payload: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> httpx2.Response:
+        """The client's own request, with its retries and errors. The body is still to be read.
+
+        Not `chat.completions.create`, which spends a third of its time on checking every field against its types.
+        """
+        response = await client.post(
+            "/chat/completions",
+            cast_to=httpx2.Response,
+            content=orjson.dumps(payload),
+            options={"headers": {**headers, "Content-Type": "application/json"}, "security": {"bearer_auth": True}},
+            stream=True,
+            stream_cls=openai.AsyncStream[Any],
+        )
+        return cast("httpx2.Response", response)
 
 
 def _split_query(base_url: str | None) -> tuple[str | None, dict[str, str] | None]:
