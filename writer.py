@@ -82,21 +82,28 @@ class Unit:
 
 
 def statements(units: Sequence[Unit]) -> Iterator[tuple[str, list[tuple[object, ...]]]]:
-    """The batch's statements, those of a kind together.
+    """The batch's statements, those of a kind together where that leaves each thread's own in their order.
 
-    Idempotent INSERTs of different tables commute, so they are gathered, and so are the deletions of ended runs'
-    pieces, which come after the last of them; anything else keeps its place.
+    What is gathered of different threads commutes: idempotent INSERTs, and the deletions of ended runs' pieces. Of one
+    thread it does not: a run's start comes before its end, and pieces are kept before they are deleted. Anything else
+    keeps its place.
     """
-    gathered: dict[str, list[tuple[object, ...]]] = {}
+    gathered: list[tuple[str, list[tuple[object, ...]]]] = []
+    reached: dict[str, int] = {}  # by thread: the last of the gathered that has something of it
     for unit in units:
         for sql, arguments in unit.writes:
-            if sql.startswith(GATHERED):
-                gathered.setdefault(sql, []).append(arguments)
+            if not sql.startswith(GATHERED):
+                yield from gathered
+                yield sql, [arguments]
+                gathered, reached = [], {}
                 continue
-            yield from gathered.items()
-            gathered = {}
-            yield sql, [arguments]
-    yield from gathered.items()
+            first = reached.get(unit.thread, 0)
+            place = next((place for place in range(first, len(gathered)) if gathered[place][0] == sql), len(gathered))
+            if place == len(gathered):
+                gathered.append((sql, []))
+            gathered[place][1].append(arguments)
+            reached[unit.thread] = place
+    yield from gathered
 
 
 def without_void(units: Sequence[Unit]) -> Sequence[Unit]:

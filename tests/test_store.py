@@ -10,7 +10,7 @@ import pytest
 from fault_proxy import FaultProxy
 
 from chat import Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
-from statements import start_writes
+from statements import end_writes, start_writes
 from store import Store, StoreUnavailable, apply_schema, open_store, where
 from writer import QueueFull, Unit, statements
 
@@ -289,10 +289,28 @@ async def test_replicas_that_start_at_once_make_the_schema_together(postgres: st
 
 async def test_statements_of_a_kind_go_together_and_others_keep_their_place() -> None:
     future = asyncio.get_running_loop().create_future()
-    units = [Unit("o/t", start_writes(started("a")), future), Unit("o/t", start_writes(started("b")), future)]
+    units = [Unit(f"o/{name}", start_writes(started(name)), future) for name in "ab"]
     assert [len(rows) for _, rows in statements(units)] == [2, 2, 2]
     delete = Unit("o/t", [("DELETE FROM x", ())], future)
     assert [len(rows) for _, rows in statements([units[0], delete, units[1]])] == [1, 1, 1, 1, 1, 1, 1]
+
+
+async def test_statements_of_one_thread_stay_in_their_order() -> None:
+    """Behind another thread's end, a start with its end, and a start that keeps what a lost run has said."""
+    future = asyncio.get_running_loop().create_future()
+    other, mine = started("other"), started("mine")
+    after_lost = replace(started("t", 2), lost=["lost"])
+    units = [
+        Unit("o/other", end_writes(ended(other)), future),
+        Unit("o/mine", start_writes(mine), future),
+        Unit("o/mine", end_writes(ended(mine)), future),
+        Unit("o/t", start_writes(after_lost), future),
+    ]
+    order = [(sql, row) for sql, rows in statements(units) for row in rows]
+    assert sorted(map(repr, order)) == sorted(repr(write) for unit in units for write in unit.writes)
+    for name in ("other", "mine", "t"):
+        writes = [write for unit in units if unit.thread == f"o/{name}" for write in unit.writes]
+        assert [write for write in order if write in writes] == writes
 
 
 async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
