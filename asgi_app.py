@@ -32,7 +32,7 @@ from settings import Settings, SettingsError
 from sse import EventId
 from status import get_health, get_metrics, get_page, get_readiness, get_root
 from store import StoreUnavailable, UnsavedTurns
-from threads import get_thread, get_threads
+from threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
 from writer import QueueFull
 
 log = logging.getLogger("draftstream")
@@ -54,8 +54,14 @@ ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, tuple[Handler, Who]]]] = [
     (re.compile(r"/api/chat"), {"POST": (post_chat, "chat")}),
     (re.compile(r"/api/runs/(?P<run_id>[0-9a-f-]{36})/events"), {"GET": (get_run_events, "read")}),
     (re.compile(r"/api/runs/(?P<run_id>[0-9a-f-]{36})/cancel"), {"POST": (cancel_run, "chat")}),
-    (re.compile(r"/api/threads"), {"GET": (get_threads, "read")}),
-    (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})"), {"GET": (get_thread, "read")}),
+    (
+        re.compile(r"/api/threads"),
+        {"GET": (get_threads, "read"), "DELETE": (delete_old_threads, "admin")},
+    ),
+    (
+        re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})"),
+        {"GET": (get_thread, "read"), "PATCH": (patch_thread, "chat"), "DELETE": (delete_thread, "admin")},
+    ),
     (re.compile(r"/api/stream-tokens"), {"POST": (post_stream_token, "any caller")}),
     (re.compile(r"/"), {"GET": (get_root, "anyone")}),
     (re.compile(r"/debug"), {"GET": (get_page, "anyone")}),

@@ -175,6 +175,10 @@ class Checkpointer(BaseCheckpointSaver[str]):
         """The id of the checkpoint that was put last for the thread here, if it is remembered."""
         return self._newest.get(thread)
 
+    def forget(self, thread: str) -> None:
+        """The thread was deleted."""
+        self._newest.pop(thread, None)
+
     def get_next_version(self, current: str | None, channel: None) -> str:
         """As the official saver counts: the number, and a random part that tells branches apart."""
         number = 0 if current is None else int(current.split(".")[0])
@@ -227,7 +231,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
             await self._store.write(thread, rows)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        self._newest.pop(thread_id, None)
+        self.forget(thread_id)
         await self._store.write(thread_id, [(sql, (thread_id,)) for sql in DELETE_THREAD])
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:

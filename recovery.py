@@ -1,7 +1,7 @@
 """Turns in the journal: how one is written down, and how it comes back into the database at the next start.
 
 Each is put where it belongs, once, however often that is tried. Where its thread has moved on meanwhile it becomes a
-branch at the thread's end; nothing is overwritten.
+branch at the thread's end; nothing is overwritten. One that was deleted with its thread stays away.
 """
 
 import logging
@@ -23,11 +23,12 @@ from writer import CONFLICTS, Write, is_refused_content
 log = logging.getLogger("draftstream.recovery")
 
 ATTEMPTS = 10  # each lost to another run of the same thread, on another process
-Outcome = Literal["put back", "were there already", "put back as branches"]
+Outcome = Literal["put back", "were there already", "put back as branches", "were deleted"]
 TOLD: Mapping[str, str] = {
     "put back": "%s: %d turns put back",
     "were there already": "%s: %d turns were there already",
     "put back as branches": "%s: %d turns put back as branches of threads that had moved on",
+    "were deleted": "%s: %d turns of threads that were deleted since",
     "set aside": "%s: %d records set aside, as they can't be put back",
 }
 BRANCHES = uuid.UUID("0f3c1a52-7d0c-4f0b-9d55-6f7f0f7b6a3e")  # names a branch after its run
@@ -100,6 +101,8 @@ async def _attempt(connection: asyncpg.Connection, turn: Turn) -> Outcome:
         [place] = await connection.fetch(
             READ_PLACE, run.owner, run.thread_id, run.run_id, branch_id, run.idempotency_key
         )
+        if place["deleted"]:
+            return "were deleted"
         status = place["status"]
         if status not in (None, RunStatus.RUNNING, RunStatus.INTERRUPTED) or place["branched"]:
             return "were there already"

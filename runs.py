@@ -166,6 +166,18 @@ class Runs:
         run = self._runs.get(run_id)
         return run if run is not None and run.owner == owner else None
 
+    def busy(self, owner: str, thread_id: str) -> str | None:
+        """The run that is in progress on the thread here."""
+        run = self._busy.get((owner, thread_id))
+        return run.run_id if run is not None else None
+
+    def forget_thread(self, owner: str, thread_id: str) -> None:
+        """Its ended runs are not to be had from memory any more."""
+        for run_id in list(self._lingering):
+            run = self._runs[run_id]
+            if (run.owner, run.thread_id) == (owner, thread_id):
+                self._forget(run_id)
+
     async def find(self, owner: str, run_id: str) -> Run | None:
         """The run, in memory or as it is stored; a client can't tell which it was. Raises ThreadBusy."""
         run = self.get(owner, run_id)

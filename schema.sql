@@ -50,6 +50,19 @@ END $$;
 CREATE OR REPLACE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH ROW
     WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status) EXECUTE FUNCTION run_ends_once();
 
+-- A run goes on where it began: in a thread that is still there. One that was deleted meanwhile is not begun again in the
+-- middle by a run that had looked at it before, and nothing comes back of it with the end of a run that it had.
+CREATE OR REPLACE FUNCTION run_has_its_place() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM runs WHERE run_id = NEW.run_id) AND (NEW.status <> 'running' OR NOT EXISTS (
+            SELECT FROM runs WHERE owner = NEW.owner AND thread_id = NEW.thread_id AND seq = NEW.seq - 1)) THEN
+        RAISE EXCEPTION 'the place of run % is gone', NEW.run_id USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER run_has_its_place BEFORE INSERT ON runs FOR EACH ROW
+    WHEN (NEW.status <> 'running' OR NEW.seq > 1) EXECUTE FUNCTION run_has_its_place();
+
 -- A request that comes again finds its run; few runs have a key.
 CREATE UNIQUE INDEX IF NOT EXISTS runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
@@ -70,8 +83,14 @@ CREATE TABLE IF NOT EXISTS messages (
     title      text,
     version    integer,
     created_at timestamptz NOT NULL,
+    words      tsvector,                                   -- for the search; found a moment later, as it takes milliseconds
     PRIMARY KEY (owner, thread_id, seq, item)              -- a thread is read by one scan of this index, in order
 );
+DO $$ BEGIN                                                -- a table from before it; an ALTER that does nothing would lock it
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'messages'::regclass AND attname = 'words') THEN
+        ALTER TABLE messages ADD COLUMN words tsvector;
+    END IF;
+END $$;
 
 -- What a run in progress has said so far, a few rows a second; deleted when it ends, with its items in one transaction.
 CREATE TABLE IF NOT EXISTS pieces (
@@ -92,6 +111,13 @@ CREATE TABLE IF NOT EXISTS pieces (
 -- A thread's history includes what its runs in progress have said.
 CREATE INDEX IF NOT EXISTS pieces_thread ON pieces (owner, thread_id, seq);
 
+-- The runs of deleted threads, for the month in which a journal may still bring one: it stays away.
+CREATE TABLE IF NOT EXISTS deleted_runs (
+    run_id     text        NOT NULL PRIMARY KEY,
+    deleted_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS deleted_runs_age ON deleted_runs (deleted_at);
+
 -- A record that the database refused for its content, set aside so that the others could go on.
 CREATE TABLE IF NOT EXISTS dead_letters (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -100,6 +126,31 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     writes     bytea       NOT NULL,                       -- JSON: [[sql, [arguments]], …]; bytes, as it may hold NUL
     created_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- Search: one index for titles, one for what was said. The configuration 'simple' knows no language, so it finds words as
+-- they are written, in any. Of a document the first 100,000 characters are searched: a tsvector holds a megabyte at most.
+-- The owner is a word of it too, one that no text has (it begins with a space): so a search reads what is its owner's,
+-- however many others said the same.
+CREATE OR REPLACE FUNCTION search_vector(owner text, said text) RETURNS tsvector
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    of_owner tsvector := array_to_tsvector(ARRAY[' ' || hashtextextended(owner, 0)]);
+BEGIN
+    RETURN to_tsvector('simple', left(said, 100000)) || of_owner;
+EXCEPTION WHEN program_limit_exceeded THEN
+    RETURN of_owner;                                       -- stored all the same, and not found
+END $$;
+CREATE OR REPLACE FUNCTION search_query(owner text, words text) RETURNS tsquery
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN numnode(websearch_to_tsquery('simple', words)) > 0 THEN
+        websearch_to_tsquery('simple', words) && quote_literal(' ' || hashtextextended(owner, 0))::tsquery
+    END;
+CREATE INDEX IF NOT EXISTS threads_search ON threads USING gin (search_vector(owner, title))
+    WITH (gin_pending_list_limit = 512);                   -- in KB: merged by the writer, in milliseconds
+CREATE INDEX IF NOT EXISTS messages_search ON messages USING gin (words);
+
+-- The items whose words are still to be found, oldest first.
+CREATE INDEX IF NOT EXISTS messages_unsearched ON messages (created_at) WHERE words IS NULL;
 
 -- What each process has let its callers use of a limit, so that the others know; empty while no such limit is set.
 CREATE TABLE IF NOT EXISTS limit_counts (
@@ -187,3 +238,32 @@ CREATE TABLE IF NOT EXISTS checkpoint_writes (
 -- The official saver's own count of its migrations, so that its setup() finds nothing to do.
 CREATE TABLE IF NOT EXISTS checkpoint_migrations (v integer PRIMARY KEY);
 INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9) ON CONFLICT DO NOTHING;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Everything of a thread, gone in one transaction; nothing happens to one that was updated since, or is not there. The
+-- thread's row is held from the first, so that no process begins a run on it meanwhile; one that has a run in progress is
+-- refused.
+CREATE OR REPLACE FUNCTION delete_thread(its_owner text, its_id text, before timestamptz) RETURNS void
+    LANGUAGE plpgsql AS $$
+DECLARE
+    its_graph_id text := its_owner || '/' || its_id;
+BEGIN
+    PERFORM FROM threads WHERE owner = its_owner AND thread_id = its_id AND updated_at < before FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM runs WHERE owner = its_owner AND thread_id = its_id
+            AND status = 'running' AND leased_until > now()) THEN
+        RAISE EXCEPTION 'the thread has a run in progress' USING ERRCODE = 'restrict_violation';
+    END IF;
+    DELETE FROM pieces WHERE owner = its_owner AND thread_id = its_id;
+    DELETE FROM messages WHERE owner = its_owner AND thread_id = its_id;
+    WITH gone AS (DELETE FROM runs WHERE owner = its_owner AND thread_id = its_id RETURNING run_id)
+        INSERT INTO deleted_runs (run_id) SELECT run_id FROM gone ON CONFLICT DO NOTHING;
+    DELETE FROM deleted_runs WHERE deleted_at < now() - interval '30 days';
+    DELETE FROM checkpoint_writes WHERE thread_id = its_graph_id;
+    DELETE FROM checkpoint_blobs WHERE thread_id = its_graph_id;
+    DELETE FROM checkpoints WHERE thread_id = its_graph_id;
+    DELETE FROM dead_letters WHERE thread = its_graph_id;
+    DELETE FROM threads WHERE owner = its_owner AND thread_id = its_id;
+END $$;

@@ -22,6 +22,7 @@ from server import draining_on_sigterm, listens_on_loopback_only
 from settings import Settings
 from store import Store, open_store, where
 from telemetry import Telemetry
+from upkeep import Upkeep, keeping_up
 
 log = logging.getLogger("draftstream")
 
@@ -42,6 +43,7 @@ class Service:
     access: Access
     limits: Limits
     telemetry: Telemetry
+    upkeep: Upkeep
     page: bytes
     page_policy: str
 
@@ -112,8 +114,10 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             queued_units=lambda: store.waiting,
             oldest_unit_s=lambda: store.oldest_unit_s,
         )
+        upkeep = Upkeep(store, runs, checkpointer.forget)
+        await stack.enter_async_context(keeping_up(upkeep, settings.thread_ttl_days))
         page = PAGE.read_bytes()
-        yield Service(settings, store, runs, agent, access, limits, telemetry, page, page_policy(page.decode()))
+        yield Service(settings, store, runs, agent, access, limits, telemetry, upkeep, page, page_policy(page.decode()))
 
 
 @asynccontextmanager

@@ -47,6 +47,7 @@ class Settings:
     requests_per_minute: int | None
     runs_per_owner: int | None
     tokens_per_day: int | None
+    thread_ttl_days: int | None
     cors_allow_origins: tuple[str, ...]
     allow_anonymous: bool
     jwt_jwks_url: str | None
@@ -106,6 +107,7 @@ class Settings:
             requests_per_minute=limit("REQUESTS_PER_MINUTE"),
             runs_per_owner=limit("RUNS_PER_OWNER"),
             tokens_per_day=limit("TOKENS_PER_DAY"),
+            thread_ttl_days=read("THREAD_TTL_DAYS", _within(int, 1, 36_500), None, "a whole number from 1 to 36500"),
             cors_allow_origins=read("CORS_ALLOW_ORIGINS", _origins, (), "a comma-separated list of origins, or *"),
             allow_anonymous=read("ALLOW_ANONYMOUS", _flag, default=False, what="1 or 0"),
             jwt_jwks_url=read("JWT_JWKS_URL", _secure_url, None, "an https:// URL (http:// on a loopback address)"),

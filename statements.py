@@ -26,9 +26,11 @@ ON CONFLICT (run_id) DO NOTHING"""
 RENEW_LEASES = """UPDATE runs SET leased_until = now() + interval '10 s'
 WHERE run_id = ANY($1) AND status = 'running'"""
 
+# Of a run that is still running: what a process brings that slept through its lease has no place any more.
 PUT_PIECE = """INSERT INTO pieces
     (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
+WHERE EXISTS (SELECT FROM runs WHERE run_id = $1 AND status = 'running')
 ON CONFLICT (run_id, position) DO NOTHING"""
 
 DELETE_PIECES = "DELETE FROM pieces WHERE run_id = $1"
@@ -50,7 +52,7 @@ ON CONFLICT (owner, thread_id, seq, item) DO NOTHING"""  # noqa: S608  # our own
 INTERRUPT_RUN = """UPDATE runs SET status = 'interrupted'
 WHERE run_id = $1 AND (status = 'running' OR checkpoint_id IS NOT NULL)"""
 
-# The whole row, so that it stands even if the run's start was set aside; a run ends once.
+# A run ends once. The whole row, as an INSERT goes with others of its kind; the schema refuses one that would be new.
 END_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at,
     reason, error, usage, checkpoint_id, ended_at)
 VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::float8), $8, $9::jsonb, $10::jsonb, $11, to_timestamp($12::float8))
@@ -65,12 +67,63 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, to_timestamp($13::flo
 ON CONFLICT (owner, thread_id, seq, item) DO NOTHING"""
 
 # ---------------------------------------------------------------------------------------------------------------
+# What becomes of a thread
+
+RENAME_THREAD = (
+    "UPDATE threads SET title = $3, updated_at = GREATEST(updated_at, now()) WHERE owner = $1 AND thread_id = $2"
+)
+
+# If it was last updated before $3. Refused while the thread has a run in progress.
+DELETE_THREAD = "SELECT delete_thread($1, $2, $3)"
+
+# The words of items that are not found yet. Processes that do so at once take different ones.
+FIND_WORDS = """UPDATE messages m SET words = search_vector(m.owner, coalesce(m.title || ' ', '') || m.content)
+FROM (SELECT owner, thread_id, seq, item FROM messages WHERE words IS NULL
+    ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED) AS next
+WHERE (m.owner, m.thread_id, m.seq, m.item) = (next.owner, next.thread_id, next.seq, next.item)
+RETURNING 1"""
+
+# ---------------------------------------------------------------------------------------------------------------
 # Reading
 
 # Newest first from a place in that order; the place is the last row of the page before.
 LIST_THREADS = """SELECT thread_id, title, created_at, updated_at FROM threads
 WHERE owner = $1 AND (created_at, thread_id) < ($2, $3)
 ORDER BY created_at DESC, thread_id DESC LIMIT $4"""
+
+# The owner's threads whose title or items have the words, in the same order; with each its newest item that has them: a
+# passage of it from about the first of the words on ($6 is their regular expression).
+SEARCH_THREADS = """WITH said AS MATERIALIZED (
+    SELECT thread_id, max(ARRAY[seq, item]) AS place FROM messages
+    WHERE owner = $1 AND words @@ search_query($1, $5)
+    GROUP BY thread_id
+), named AS MATERIALIZED (
+    SELECT thread_id FROM threads WHERE owner = $1 AND search_vector(owner, title) @@ search_query($1, $5)
+), page AS (
+    SELECT t.*, said.place
+    FROM (SELECT thread_id FROM said UNION SELECT thread_id FROM named) AS found
+    JOIN threads t ON t.owner = $1 AND t.thread_id = found.thread_id
+    LEFT JOIN said ON said.thread_id = found.thread_id
+    WHERE (t.created_at, t.thread_id) < ($2, $3)
+    ORDER BY t.created_at DESC, t.thread_id DESC LIMIT $4
+)
+SELECT p.thread_id, p.title, p.created_at, p.updated_at, m.run_id, m.item, m.type,
+    substr(m.content, greatest(regexp_instr(left(m.content, 100000), $6, 1, 1, 0, 'i') - 60, 1), 240) AS passage
+FROM page p LEFT JOIN messages m ON m.owner = $1 AND m.thread_id = p.thread_id
+    AND m.seq = p.place[1] AND m.item = p.place[2]
+ORDER BY p.created_at DESC, p.thread_id DESC"""
+
+# An owner's threads that were last updated before $2 and have no run in progress, a few at a time in order of their id.
+READ_OLD = """SELECT thread_id FROM threads t
+WHERE owner = $1 AND updated_at < $2 AND created_at < $2 AND thread_id > $3 AND NOT EXISTS (
+    SELECT FROM runs r
+    WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND status = 'running' AND leased_until > now())
+ORDER BY thread_id LIMIT $4"""
+
+# A walk through all threads in the order of their key: no index needs to be kept up to date for it, whose updates would
+# cost each message.
+WALK_THREADS = """SELECT owner, thread_id, updated_at < $3 AS old FROM threads
+WHERE (owner, thread_id) > ($1, $2) ORDER BY owner, thread_id LIMIT $4"""
 
 READ_THREAD = "SELECT thread_id, title, created_at, updated_at FROM threads WHERE owner = $1 AND thread_id = $2"
 
@@ -108,11 +161,13 @@ READ_HEAD = """SELECT
         WHERE thread_id = $3 AND checkpoint_ns = '' AND checkpoint_id = $4) AS has_checkpoint"""
 
 
-# Where a run of the journal belongs: how far its thread is, what is known of the run and of its branch.
+# Where a run of the journal belongs: how far its thread is, what is known of the run and of its branch, and whether one
+# of them was deleted.
 READ_PLACE = """SELECT
     (SELECT coalesce(max(seq), 0) FROM runs WHERE owner = $1 AND thread_id = $2) AS last_seq,
     (SELECT status FROM runs WHERE run_id = $3) AS status,
     EXISTS (SELECT 1 FROM runs WHERE run_id = $4) AS branched,
+    EXISTS (SELECT 1 FROM deleted_runs WHERE run_id IN ($3, $4)) AS deleted,
     EXISTS (SELECT 1 FROM runs WHERE owner = $1 AND idempotency_key = $5 AND run_id <> $3) AS key_is_taken"""
 
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict, TypeVar, cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -32,27 +32,36 @@ from chat import (
 )
 from journal import Journal
 from recovery import Turn, replay
+from search import marked, pattern
 from statements import (
+    DELETE_THREAD,
+    FIND_WORDS,
     LIST_THREADS,
     READ_HEAD,
     READ_ITEMS,
     READ_LOST,
+    READ_OLD,
     READ_RUN_BY_ID,
     READ_RUN_BY_KEY,
     READ_RUNS,
     READ_THREAD,
+    RENAME_THREAD,
     RENEW_LEASES,
+    SEARCH_THREADS,
+    WALK_THREADS,
     end_writes,
     progress_writes,
     start_writes,
 )
-from writer import BACKOFF_S, DATABASE_FAULTS, QueueFull, Write, Writer, within
+from writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, QueueFull, Write, Writer, within
 
 log = logging.getLogger("draftstream.store")
 
 SCHEMA = Path(__file__).with_name("schema.sql")
+FOREVER = datetime.max  # noqa: DTZ901  # asyncpg's word for infinity
 SCHEMA_LOCK = 0x6472616674  # "draft": replicas that start at once apply the schema one after the other
 READ_BUDGET_S = 1.0
+CHANGE_BUDGET_S = 5.0  # what a person waits for the commit of a change
 POOL_CONNECTIONS = 8
 
 
@@ -89,6 +98,27 @@ class ThreadSummary(TypedDict):
     title: str
     created_at: datetime
     updated_at: datetime
+
+
+Place = tuple[datetime, str]
+"""In the list of threads, newest first: when a thread was created, and its id."""
+
+
+class Match(TypedDict):
+    """Where a search found its words: a passage of an item, and in it the words, as [start, end) in code points."""
+
+    run_id: str
+    item: int
+    type: str
+    passage: str
+    marks: list[tuple[int, int]]
+
+
+class FoundThread(ThreadSummary):
+    match: Match | None  # None where only the title has the words
+
+
+S = TypeVar("S", bound=ThreadSummary)
 
 
 class History(ThreadSummary):
@@ -140,6 +170,11 @@ class Store:
     def _free_places(self) -> int:
         """In the queue; each run in progress has one kept for its end."""
         return self._writer.size - self._writer.waiting - len(self._open_runs)
+
+    @property
+    def behind(self) -> bool:
+        """Whether more is waiting to be written than goes at once."""
+        return self._writer.waiting > BATCH_UNITS
 
     # Writing
 
@@ -226,6 +261,37 @@ class Store:
             raise QueueFull
         await self._writer.put_nowait(thread, writes).saved
 
+    async def rename_thread(self, owner: str, thread_id: str, title: str) -> ThreadSummary | None:
+        """The thread as it is then; None for one that the owner does not have. Raises as `_change` does."""
+        if await self.thread(owner, thread_id) is None:
+            return None
+        await self._change(owner, thread_id, (RENAME_THREAD, (owner, thread_id, title)))
+        return await self.thread(owner, thread_id)
+
+    async def delete_thread(self, owner: str, thread_id: str, before: datetime = FOREVER) -> None:
+        """Delete all that is stored and queued of the thread, unless it was updated since `before`.
+
+        It is queued when this first waits. Raises Conflict while a run of it is in progress anywhere, and as `_change`.
+        """
+        await self._change(owner, thread_id, (DELETE_THREAD, (owner, thread_id, before)))
+
+    async def _change(self, owner: str, thread_id: str, write: Write) -> None:
+        """Write behind all that is queued, and not with the end of a run that is in progress.
+
+        Raises QueueFull, and StoreUnavailable when it takes long; then it may still be done.
+        """
+        if self._free_places < 1:
+            raise QueueFull
+        saved = self._writer.put_nowait(graph_thread_id(owner, thread_id), [write]).saved
+        await asyncio.wait({saved}, timeout=CHANGE_BUDGET_S)
+        if not saved.done():
+            raise StoreUnavailable
+        saved.result()
+
+    async def find_words(self, items: int) -> int:
+        """Find the words of so many items that the search does not know yet; gives how many there were."""
+        return len(await self.fetch(FIND_WORDS, items))
+
     # Reading
 
     def is_new(self, thread: str) -> bool:
@@ -298,15 +364,31 @@ class Store:
             last = INTERRUPTED
         return StoredRun(row["run_id"], row["thread_id"], row["model"], row["fingerprint"], items, last)
 
-    async def threads(
-        self, owner: str, limit: int, before: tuple[datetime, str] | None
-    ) -> tuple[list[ThreadSummary], tuple[datetime, str] | None]:
+    async def threads(self, owner: str, limit: int, before: Place | None) -> tuple[list[ThreadSummary], Place | None]:
         """A page of the owner's threads, newest first, and the place where the next one starts."""
-        place = before or (datetime.max, "")  # noqa: DTZ901  # asyncpg's word for infinity
-        rows = await self.fetch(LIST_THREADS, owner, *place, limit + 1)
-        page: list[ThreadSummary] = [_summary(row) for row in rows[:limit]]
-        last = page[-1] if len(rows) > limit else None
-        return page, (last["created_at"], last["thread_id"]) if last else None
+        rows = await self.fetch(LIST_THREADS, owner, *(before or (FOREVER, "")), limit + 1)
+        return _page([_summary(row) for row in rows], limit)
+
+    async def search(
+        self, owner: str, words: str, limit: int, before: Place | None
+    ) -> tuple[list[FoundThread], Place | None]:
+        """The same of the threads whose title or items have the words; as in a web search: "a phrase", or, -not."""
+        rows = await self.fetch(SEARCH_THREADS, owner, *(before or (FOREVER, "")), limit + 1, words, pattern(words))
+        return _page([_found(row, words) for row in rows], limit)
+
+    async def thread(self, owner: str, thread_id: str) -> ThreadSummary | None:
+        """None for one that the owner does not have."""
+        await self.settled(graph_thread_id(owner, thread_id))
+        rows = await self.fetch(READ_THREAD, owner, thread_id)
+        return _summary(rows[0]) if rows else None
+
+    async def old_threads(self, owner: str, before: datetime, after: str, limit: int) -> list[str]:
+        """The owner's threads last updated before that time and with no run in progress, in order, `after` an id."""
+        return [row["thread_id"] for row in await self.fetch(READ_OLD, owner, before, after, limit)]
+
+    async def walk(self, after: tuple[str, str], before: datetime, limit: int) -> list[tuple[str, str, bool]]:
+        """The next threads of all owners by owner and id, and whether each was last updated before that time."""
+        return [tuple(row) for row in await self.fetch(WALK_THREADS, *after, before, limit)]
 
     async def history(self, owner: str, thread_id: str) -> History | None:
         """The thread and everything said in it; None for one that the owner does not have."""
@@ -330,6 +412,26 @@ def _summary(row: asyncpg.Record) -> ThreadSummary:
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],
     }
+
+
+def _found(row: asyncpg.Record, words: str) -> FoundThread:
+    match: Match | None = None
+    if row["run_id"] is not None:
+        passage = row["passage"]
+        match = {
+            "run_id": row["run_id"],
+            "item": row["item"],
+            "type": row["type"],
+            "passage": passage,
+            "marks": marked(passage, words),
+        }
+    return {**_summary(row), "match": match}
+
+
+def _page(threads: list[S], limit: int) -> tuple[list[S], Place | None]:
+    """Of one thread more than a page has: the page, and the place where the next one starts."""
+    last = threads[limit - 1] if len(threads) > limit else None
+    return threads[:limit], (last["created_at"], last["thread_id"]) if last else None
 
 
 def _item(row: asyncpg.Record) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The handlers of threads: list them, read one."""
+"""The handlers of threads: list and search them, read one, name it, delete one or the old ones."""
 
 import base64
 import binascii
@@ -7,23 +7,65 @@ from datetime import UTC, datetime
 
 from access import Caller
 from asgi import Request, Response, not_found
-from chat import InvalidRequest
+from chat import CONTROL_CHARACTER, SURROGATE, InvalidRequest
+from search import QUERY_CHARS
 from service import Service
 
 THREADS_A_PAGE = 20
+TITLE_CHARS = 200
+# RFC 3339, with the colon of its zone.
+TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)")
+
+
+def parameters(request: Request, *names: str) -> dict[str, str]:
+    query = request.query()
+    for name in query:
+        if name not in names:
+            raise InvalidRequest.of(name, "is not a known parameter")
+    return query
+
+
+def line(field: str, value: object, longest: int) -> str:
+    """A line of text that a person wrote, without the space around it."""
+    if not isinstance(value, str):
+        raise InvalidRequest.of(field, "must be a string")
+    text = value.strip()
+    if not 1 <= len(text) <= longest:
+        raise InvalidRequest.of(field, f"must have 1 to {longest} characters")
+    if CONTROL_CHARACTER.search(text) or re.search(r"[\t\r\n]", text):
+        raise InvalidRequest.of(field, "must not contain control characters")
+    if SURROGATE.search(text):
+        raise InvalidRequest.of(field, "must not contain unpaired surrogates")
+    return text
 
 
 async def get_threads(service: Service, request: Request, response: Response, caller: Caller) -> None:
-    query = request.query()
-    for name in query:
-        if name not in ("limit", "cursor"):
-            raise InvalidRequest.of(name, "is not a known parameter")
+    query = parameters(request, "limit", "cursor", "q")
     limit = query.get("limit", str(THREADS_A_PAGE))
     if not re.fullmatch(r"[1-9][0-9]?|100", limit):
         raise InvalidRequest.of("limit", "must be a whole number from 1 to 100")
     before = read_cursor(query["cursor"]) if "cursor" in query else None
+    if "q" in query:
+        words = line("q", query["q"], QUERY_CHARS)
+        found, place = await service.store.search(caller.owner, words, int(limit), before)
+        await response.json(200, {"threads": found, "next_cursor": place and write_cursor(*place)})
+        return
     threads, place = await service.store.threads(caller.owner, int(limit), before)
     await response.json(200, {"threads": threads, "next_cursor": place and write_cursor(*place)})
+
+
+async def delete_old_threads(service: Service, request: Request, response: Response, caller: Caller) -> None:
+    query = parameters(request, "before")
+    if "before" not in query:
+        raise InvalidRequest.of("before", "is required")
+    try:
+        if not TIME.fullmatch(query["before"]):
+            raise ValueError
+        before = datetime.fromisoformat(query["before"].upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        detail = "must be a time as RFC 3339 has it: 2026-11-24T09:30:00Z"
+        raise InvalidRequest.of("before", detail) from None
+    await response.json(200, {"deleted": await service.upkeep.delete_old(caller.owner, before)})
 
 
 def write_cursor(created_at: datetime, thread_id: str) -> str:
@@ -46,3 +88,25 @@ async def get_thread(service: Service, _: Request, response: Response, caller: C
     if history is None:
         raise not_found("thread")
     await response.json(200, history)
+
+
+async def patch_thread(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
+    fields = await request.json(service.settings.max_body_bytes)
+    if not isinstance(fields, dict):
+        raise InvalidRequest([{"pointer": "", "detail": "must be a JSON object"}])
+    for name in fields:
+        if name != "title":
+            raise InvalidRequest.of(name.replace("~", "~0").replace("/", "~1"), "is not a known field")
+    if "title" not in fields:
+        raise InvalidRequest.of("title", "is required")
+    thread = await service.store.rename_thread(caller.owner, thread_id, line("title", fields["title"], TITLE_CHARS))
+    if thread is None:
+        raise not_found("thread")
+    await response.json(200, thread)
+
+
+async def delete_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
+    if await service.store.thread(caller.owner, thread_id) is None:
+        raise not_found("thread")
+    await service.upkeep.delete(caller.owner, thread_id)
+    await response.whole(204, None, b"")
