@@ -131,19 +131,23 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 -- they are written, in any. Of a document the first 100,000 characters are searched: a tsvector holds a megabyte at most.
 -- The owner is a word of it too, one that no text has (it begins with a space): so a search reads what is its owner's,
 -- however many others said the same.
+--
+-- The parser takes typographic quotes and dashes for letters where the database's locale is C; a draft is full of them.
+CREATE OR REPLACE FUNCTION search_text(said text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN translate(said, '“”„«»‘’‚–—…•§', '"""""    ');
 CREATE OR REPLACE FUNCTION search_vector(owner text, said text) RETURNS tsvector
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
     of_owner tsvector := array_to_tsvector(ARRAY[' ' || hashtextextended(owner, 0)]);
 BEGIN
-    RETURN to_tsvector('simple', left(said, 100000)) || of_owner;
+    RETURN to_tsvector('simple', search_text(left(said, 100000))) || of_owner;
 EXCEPTION WHEN program_limit_exceeded THEN
     RETURN of_owner;                                       -- stored all the same, and not found
 END $$;
 CREATE OR REPLACE FUNCTION search_query(owner text, words text) RETURNS tsquery
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN CASE WHEN numnode(websearch_to_tsquery('simple', words)) > 0 THEN
-        websearch_to_tsquery('simple', words) && quote_literal(' ' || hashtextextended(owner, 0))::tsquery
+    RETURN CASE WHEN numnode(websearch_to_tsquery('simple', search_text(words))) > 0 THEN
+        websearch_to_tsquery('simple', search_text(words)) && quote_literal(' ' || hashtextextended(owner, 0))::tsquery
     END;
 CREATE INDEX IF NOT EXISTS threads_search ON threads USING gin (search_vector(owner, title))
     WITH (gin_pending_list_limit = 512);                   -- in KB: merged by the writer, in milliseconds

@@ -260,6 +260,52 @@ def test_a_narrow_window_shows_one_pane_at_a_time(page: Page, service: Callable[
     assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out"
 
 
+def test_threads_are_searched_by_what_was_said(
+    page: Page, service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    openai.reply(text("😀 <b>Texas</b> law, then."), finish())
+    openai.reply(text("As you wish."), finish())
+    page.goto(f"{service(openai=openai).url}/debug")
+    send(page, "one")
+    page.click("#new-thread")
+    send(page, "two")
+    expect(page.locator("#threads a")).to_have_count(2)
+    page.fill("#search", "texas")
+    while page.locator("#threads .passage").count() == 0:  # what was said is found a moment later
+        page.fill("#search", "")
+        expect(page.locator("#threads a")).to_have_count(2)
+        page.fill("#search", "texas")
+        page.wait_for_timeout(300)
+    expect(page.locator("#threads .passage")).to_have_text("😀 <b>Texas</b> law, then.")
+    expect(page.locator("#threads mark")).to_have_text("Texas")
+    page.fill("#search", "nevada")
+    expect(page.locator("#threads")).to_have_text("Nothing found")
+    page.fill("#search", "")
+    expect(page.locator("#threads a")).to_have_count(2)
+
+
+def test_a_thread_is_named_and_after_a_question_deleted(page: Page, service: Callable[..., Service]) -> None:
+    page.goto(f"{service().url}/debug")
+    expect(page.locator("#rename-thread")).to_be_hidden()
+    send(page, "Draft an NDA")
+    page.click("#rename-thread")
+    expect(page.locator("#title")).to_have_value("Draft an NDA")
+    page.fill("#title", HOSTILE[:40])
+    page.press("#title", "Enter")
+    expect(page.locator("#thread-title")).to_have_text(HOSTILE[:40])
+    page.reload()
+    expect(page.locator("#thread-title")).to_have_text(HOSTILE[:40])
+    page.click("#delete-thread")
+    page.click("#delete-thread")
+    expect(page.locator("#delete-now")).to_be_hidden()
+    expect(page.locator(".chip")).to_have_count(1)
+    page.click("#delete-thread")
+    page.click("#delete-now")
+    expect(page.locator("#threads")).to_have_text("None yet")
+    expect(page.locator("#thread-title")).to_have_text("New thread")
+    expect(page.locator(".chip")).to_have_count(0)
+
+
 def test_a_key_opens_the_page_of_its_owner(page: Page, service: Callable[..., Service], database_url: str) -> None:
     mine, theirs = new_key(database_url, "mine", ["chat", "read"]), new_key(database_url, "theirs")
     running = service()

@@ -334,7 +334,10 @@ REFUSED: list[tuple[str, str, str | bytes | None, dict[str, str], int, str]] = [
     ("POST", "/api/runs/00000000-0000-0000-0000-000000000000/cancel", None, {}, 404, "not_found"),
     ("POST", "/chat", None, {}, 405, "method_not_allowed"),
     ("GET", "/api/chat", None, {}, 405, "method_not_allowed"),
-    ("DELETE", "/api/threads", None, {}, 405, "method_not_allowed"),
+    ("PUT", "/api/threads", None, {}, 405, "method_not_allowed"),
+    ("DELETE", "/api/threads", None, {}, 422, "invalid_request"),
+    ("DELETE", "/api/threads/unknown", None, {}, 404, "not_found"),
+    ("PATCH", "/api/threads/unknown", '{"title": ""}', JSON, 422, "invalid_request"),
     ("GET", "/chat", None, {}, 422, "invalid_request"),
     ("GET", query(""), None, {}, 422, "invalid_request"),
     ("GET", query("a\0b"), None, {}, 422, "invalid_request"),
@@ -464,7 +467,7 @@ def test_odd_requests_do_no_harm(service: Start, openai: OpenAIServer) -> None:
 def test_options_and_head_are_answered(service: Start, openai: OpenAIServer) -> None:
     running = service(openai=openai)
     options = requests.options(f"{running.url}/api/threads", timeout=10)
-    assert (options.status_code, options.headers["Allow"]) == (204, "GET, OPTIONS, HEAD")
+    assert (options.status_code, options.headers["Allow"]) == (204, "GET, DELETE, OPTIONS, HEAD")
     head = requests.head(f"{running.url}/api/threads", timeout=10)
     assert head.status_code == 200
     assert int(head.headers["Content-Length"]) == len(requests.get(f"{running.url}/api/threads", timeout=10).content)

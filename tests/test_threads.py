@@ -353,7 +353,7 @@ def test_a_search_finds_titles_and_what_was_said(service: Start, openai: OpenAIS
     draft = (
         "# Mietvertrag\n\n"
         + "Lorem ipsum. " * 300
-        + "Die <b>Kündigungsfrist</b> 😀 beträgt drei Monate. "
+        + "Die <b>Kündigungsfrist</b> 😀 beträgt drei Monate (the “Quoted—Term”). "
         + "Dolor. " * 99
     )
     openai.reply(tool("write_document", {"title": "Lease", "content": draft}), finish("tool_calls"))
@@ -376,6 +376,8 @@ def test_a_search_finds_titles_and_what_was_said(service: Start, openai: OpenAIS
         ('"delaware law"', ["law"]),
         ('"law delaware"', []),
         ("drei monate", ["lease"]),
+        ("“drei monate”", ["lease"]),
+        ("quoted", ["lease"]),
         ("lease", ["lease"]),
         ("-law", ["lease"]),
         ("?!", []),
