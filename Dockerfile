@@ -6,7 +6,7 @@ WORKDIR /app
 COPY requirements.txt ./
 RUN pip install --no-cache-dir -r requirements.txt
 
-COPY *.py clauses.toml debug.html schema.sql ./
+COPY *.py clauses.toml debug.html openapi.json schema.sql ./
 RUN python -m compileall -q .
 
 USER 10001

@@ -30,7 +30,7 @@ from server import Server
 from service import Service, open_service
 from settings import Settings, SettingsError
 from sse import EventId
-from status import get_health, get_metrics, get_page, get_readiness, get_root
+from status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
 from store import StoreUnavailable, UnsavedTurns
 from threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
 from writer import QueueFull
@@ -65,6 +65,7 @@ ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, tuple[Handler, Who]]]] = [
     (re.compile(r"/api/stream-tokens"), {"POST": (post_stream_token, "any caller")}),
     (re.compile(r"/"), {"GET": (get_root, "anyone")}),
     (re.compile(r"/debug"), {"GET": (get_page, "anyone")}),
+    (re.compile(r"/openapi\.json"), {"GET": (get_openapi, "anyone")}),
     (re.compile(r"/healthz"), {"GET": (get_health, "anyone")}),
     (re.compile(r"/readyz"), {"GET": (get_readiness, "anyone")}),
     (re.compile(r"/metrics"), {"GET": (get_metrics, "anyone")}),

@@ -30,6 +30,7 @@ CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
 FLUSH_TIMEOUT_S = 4.0  # how long a shutdown waits for the queue, after the runs have ended
 RUNS_PER_OWNER = 100  # at once, where nothing else is set: a tenth of MAX_RUNS, so that one key can't fill a process
 PAGE = Path(__file__).with_name("debug.html")
+OPENAPI = Path(__file__).with_name("openapi.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Service:
     upkeep: Upkeep
     page: bytes
     page_policy: str
+    openapi: bytes
 
     def allows(self, request: Request) -> bool:
         """Whether the page that sent this may use the service: it is our own, or named in CORS_ALLOW_ORIGINS."""
@@ -117,7 +119,9 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         upkeep = Upkeep(store, runs, checkpointer.forget)
         await stack.enter_async_context(keeping_up(upkeep, settings.thread_ttl_days))
         page = PAGE.read_bytes()
-        yield Service(settings, store, runs, agent, access, limits, telemetry, upkeep, page, page_policy(page.decode()))
+        policy = page_policy(page.decode())
+        openapi = OPENAPI.read_bytes()
+        yield Service(settings, store, runs, agent, access, limits, telemetry, upkeep, page, policy, openapi)
 
 
 @asynccontextmanager

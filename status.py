@@ -1,6 +1,6 @@
-"""The handlers of the page and of the service's own state."""
+"""The handlers of the page, of the API's description and of the service's own state."""
 
-from asgi import Request, Response, retry_after
+from asgi import JSON, Request, Response, retry_after
 from service import Service
 from store import StoreUnavailable
 
@@ -16,6 +16,10 @@ async def get_page(service: Service, _: Request, response: Response) -> None:
         ("cache-control", "no-cache"),
     ]
     await response.whole(200, "text/html; charset=utf-8", service.page, headers)
+
+
+async def get_openapi(service: Service, _: Request, response: Response) -> None:
+    await response.whole(200, JSON, service.openapi, [("cache-control", "no-cache")])
 
 
 async def get_health(_: Service, __: Request, response: Response) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -41,6 +42,11 @@ UNCLEAN = ("Traceback", "was never retrieved", "never awaited", "was destroyed b
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+def path_of(route: re.Pattern[str]) -> str:
+    """A route's path as people write it: `/api/threads/{thread_id}`."""
+    return re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", route.pattern).replace("\\", "")
 
 
 def required(program: str) -> str:

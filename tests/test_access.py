@@ -20,7 +20,7 @@ from typing import Any
 import asyncpg
 import pytest
 import requests
-from conftest import ROOT, Service, free_port, run
+from conftest import ROOT, Service, free_port, path_of, run
 from openai_server import OpenAIServer, echo, finish, text, wait
 from sse_client import chat, request
 
@@ -31,10 +31,9 @@ from store import Store, StoreUnavailable
 
 Start = Callable[..., Service]
 NOWHERE = "00000000-0000-0000-0000-000000000000"
-PUBLIC = {"/", "/debug", "/healthz", "/readyz", "/metrics"}
+PUBLIC = {"/", "/debug", "/openapi.json", "/healthz", "/readyz", "/metrics"}
 TEMPLATES: dict[str, dict[str, Who]] = {
-    re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", pattern.pattern): {method: who for method, (_, who) in handlers.items()}
-    for pattern, handlers in ROUTES
+    path_of(route): {method: who for method, (_, who) in handlers.items()} for route, handlers in ROUTES
 }
 GUARDED = [
     (method, path, who) for path, methods in TEMPLATES.items() for method, who in methods.items() if path not in PUBLIC

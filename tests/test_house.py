@@ -1,11 +1,11 @@
 """The rules of the house: which room may import which, and that what ships and what is settable is written down."""
 
 import ast
-import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from conftest import path_of
 
 from asgi_app import ROUTES
 from settings import Settings
@@ -75,7 +75,7 @@ def test_every_setting_is_in_the_readme() -> None:
 
 def test_every_route_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    paths = [re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", pattern.pattern) for pattern, _ in ROUTES]
+    paths = [path_of(route) for route, _ in ROUTES]
     assert [path for path in paths if f"{path}`" not in readme and f"{path}?" not in readme] == []
 
 

@@ -1,0 +1,401 @@
+"""The document at /openapi.json is true: it is held against the routes, the source, real answers, and by schemathesis."""
+
+import ast
+import copy
+import json
+import re
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import requests
+import schemathesis
+from conftest import ROOT, Service, path_of
+from hypothesis import example, given
+from hypothesis import strategies as st
+from jsonschema_rs import Draft202012Validator, ValidationError
+from openai_server import OpenAIServer, finish, text, tool, wait
+from openai_server import status as http_error
+from sse_client import Stream, chat, request
+from test_access import NOWHERE, new_key
+
+from access import Scope
+from asgi_app import ROUTES, STREAMS
+from chat import ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
+from store import StoreUnavailable
+
+Start = Callable[..., Service]
+Json = dict[str, Any]
+
+DOCUMENT: Json = json.loads((ROOT / "openapi.json").read_text())
+README = (ROOT / "README.md").read_text()
+TESTS = Path(__file__).parent
+METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+def operations(document: Json) -> dict[tuple[str, str], Json]:
+    """By method and path."""
+    return {
+        (method.upper(), path): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if method in METHODS
+    }
+
+
+def closed(document: Json) -> Json:
+    """The document without room for a member that it does not name. Clients should leave room; here nothing may be missed."""
+    strict = copy.deepcopy(document)
+    answers = [answer for operation in operations(strict).values() for answer in operation["responses"].values()]
+    answers += strict["components"]["responses"].values()
+    schemas = [content["schema"] for answer in answers for content in answer.get("content", {}).values()]
+    # A problem is closed by the answer that says which one it is.
+    schemas += [schema for name, schema in strict["components"]["schemas"].items() if name != "Problem"]
+    for schema in schemas:
+        if "properties" in schema:
+            schema["unevaluatedProperties"] = False
+    return strict
+
+
+CLOSED = closed(DOCUMENT)
+
+
+def resolve(node: Json) -> Json:
+    if "$ref" not in node:
+        return node
+    found = CLOSED
+    for name in node["$ref"].removeprefix("#/").split("/"):
+        found = found[name]
+    return found
+
+
+def validate(instance: object, schema: Json) -> None:
+    """Raises ValidationError."""
+    whole = {**schema, "components": CLOSED["components"]}
+    Draft202012Validator(whole, validate_formats=True).validate(instance)
+
+
+def validate_frame(frame: Json) -> None:
+    validate(frame, {"$ref": "#/components/schemas/Frame"})
+    validate(json.loads(frame["data"]), {"$ref": "#/components/schemas/Event"})
+
+
+def validate_stream(stream: Stream) -> None:
+    assert stream.status == 200, stream.problem
+    for event_id, event in zip(stream.ids, stream.events, strict=True):
+        validate_frame({"id": event_id, "data": json.dumps(event)})
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Against the source
+
+
+def test_it_is_a_valid_document() -> None:
+    schemathesis.openapi.from_dict(DOCUMENT).validate()
+    for name in DOCUMENT["components"]["schemas"]:
+        Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": CLOSED["components"]})
+
+
+def test_an_invalid_document_is_seen() -> None:
+    broken = copy.deepcopy(DOCUMENT)
+    broken["paths"]["/chat"]["get"]["answers"] = {}
+    with pytest.raises(ValidationError):
+        schemathesis.openapi.from_dict(broken).validate()
+
+
+def test_it_has_every_route_and_no_other_and_says_who_may_call() -> None:
+    def security(handler: object, who: str) -> list[Json]:
+        if who == "anyone":
+            return []
+        scopes = [who] if who in get_args(Scope) else []
+        return [{"bearer": scopes}, *([{"streamToken": scopes}] if handler in STREAMS else [])]
+
+    routes = {
+        (method, path_of(route)): security(handler, who)
+        for route, methods in ROUTES
+        for method, (handler, who) in methods.items()
+    }
+    assert {place: operation["security"] for place, operation in operations(DOCUMENT).items()} == routes
+
+
+def test_it_has_the_version_of_the_service() -> None:
+    assert DOCUMENT["info"]["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def calls(*names: str) -> Iterator[list[object]]:
+    """The arguments of each call of these in the source, as far as they are literal."""
+    for module in ROOT.glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+                yield [argument.value if isinstance(argument, ast.Constant) else None for argument in node.args]
+
+
+def documented_problems() -> set[tuple[int, str]]:
+    found = set()
+    for answer in DOCUMENT["components"]["responses"].values():
+        for media_type, content in answer["content"].items():
+            if media_type == "application/problem+json":
+                members = content["schema"]["properties"]
+                codes = members["code"].get("enum") or [members["code"]["const"]]
+                found |= {(members["status"]["const"], code) for code in codes}
+    return found
+
+
+def test_it_has_every_problem_that_the_source_raises_and_no_other() -> None:
+    raised = {(status, code or StoreUnavailable().code) for status, code, *_ in calls("Problem")}
+    assert documented_problems() == raised
+
+
+def test_the_readme_has_every_problem_too() -> None:
+    rows = re.findall(r"^\| ([45]\d\d(?:, [45]\d\d)*) \| (.+) \|$", README, re.MULTILINE)
+    codes = {code for _, text_of_row in rows for code in re.findall(r"`(\w+)`", text_of_row)}
+    assert {code for _, code in documented_problems()} - codes == {"internal"}
+    statuses = {int(status) for cell, _ in rows for status in cell.split(", ")}
+    assert statuses == {status for status, _ in documented_problems()} - {500}
+
+
+def test_it_has_every_code_of_an_error_event_and_the_readme_too() -> None:
+    codes = set(DOCUMENT["components"]["schemas"]["ErrorCode"]["enum"])
+    [listed] = re.findall(r"^Codes of an `error` event: (.+?)\.\n", README, re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", listed)) == codes
+    assert {code for code, *_ in calls("ModelError", "RunFailure") if code} <= codes
+
+
+def test_it_has_every_word_of_the_vocabulary() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    assert schemas["EndReason"]["enum"] == list(get_args(EndReason))
+    assert schemas["Run"]["properties"]["status"]["enum"] == list(RunStatus)
+
+
+CHECKPOINT = "1f1e79fa-4dd3-66ff-8003-796a8d117922"
+MESSAGE = st.text(min_size=1) | st.text("a \t\n\0\x0b\x1c\x85\xa0\u2028\ufeff", max_size=4)
+FIELDS: dict[str, st.SearchStrategy[object]] = {
+    "thread_id": st.none() | st.text("aZ0._:@-/ \n", max_size=3),
+    "checkpoint_id": st.sampled_from([None, CHECKPOINT, CHECKPOINT.upper(), CHECKPOINT[1:], ""]),
+    "stream": st.sampled_from(["pieces", "items", "", None, [], 1]),
+    "on_disconnect": st.sampled_from(["continue", "cancel", "", None, {}, False]),
+    "title": st.text(max_size=3),
+}
+ODD = st.none() | st.booleans() | st.integers() | st.lists(st.text(max_size=3), max_size=2)
+
+
+@given(
+    st.fixed_dictionaries({"message": MESSAGE}, optional=FIELDS)
+    | st.dictionaries(st.sampled_from(["message", *FIELDS]), ODD)
+    | ODD
+)
+@example({"message": "a", "checkpoint_id": CHECKPOINT})
+@example({"message": "a", "checkpoint_id": CHECKPOINT, "thread_id": "t"})
+@example({"message": "😀" * 32_000})
+@example({"message": "a" * 32_001})
+def test_the_schema_of_a_request_takes_what_the_service_takes(fields: object) -> None:
+    try:
+        ChatRequest.from_fields(fields, max_message_chars=32_000)
+    except (InvalidRequest, MessageTooLong):
+        taken = False
+    else:
+        taken = True
+    schema = {"$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]}
+    assert Draft202012Validator(schema).is_valid(fields) is taken
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Its examples
+
+
+def examples(node: object, where: str = "") -> Iterator[tuple[str, object, Json]]:
+    """Each example in the document: where it stands, itself, and the schema beside it."""
+    if isinstance(node, dict):
+        if "schema" in node:
+            schema = node["schema"]
+            found = [node["example"]] if "example" in node else []
+            found += [each["value"] for each in node.get("examples", {}).values()]
+        else:
+            schema, found = node, node.get("examples", [])
+        if isinstance(found, list):
+            yield from ((f"{where} {number}", each, schema) for number, each in enumerate(found))
+        for name, child in node.items():
+            if name not in ("example", "examples"):
+                yield from examples(child, f"{where}/{name}")
+    elif isinstance(node, list):
+        for number, child in enumerate(node):
+            yield from examples(child, f"{where}/{number}")
+
+
+@pytest.mark.parametrize(("shown", "schema"), [pytest.param(*rest, id=where) for where, *rest in examples(CLOSED)])
+def test_an_example_is_of_its_schema(shown: Any, schema: Json) -> None:
+    validate(shown, schema)
+    if schema.get("$ref", "").endswith("/Frame"):
+        validate_frame(shown)
+
+
+def test_every_problem_and_every_json_answer_has_an_example() -> None:
+    answers = [answer for operation in operations(DOCUMENT).values() for answer in operation["responses"].values()]
+    contents = [
+        content
+        for answer in [*answers, *DOCUMENT["components"]["responses"].values()]
+        for media_type, content in answer.get("content", {}).items()
+        if media_type.endswith("json") and content["schema"] != {"type": "object"}  # this document
+    ]
+    assert [content for content in contents if "example" not in content] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Real answers
+
+
+def described(method: str, path: str, status: int) -> Json:
+    """What the document says of such an answer."""
+    path = path.partition("?")[0]
+    template = next((path_of(route) for route, _ in ROUTES if route.fullmatch(path)), path)
+    operation = operations(CLOSED).get((method, template))
+    if operation is not None:
+        return resolve(operation["responses"][str(status)])
+    name = {404: "NotFound", 405: "MethodNotAllowed"}[status]
+    return resolve({"$ref": f"#/components/responses/{name}"})
+
+
+def held(running: Service, method: str, path: str, **more: Any) -> requests.Response:
+    """Send it, and hold the answer to the document: its status, headers, media type and body."""
+    answer = requests.request(method, running.url + path, timeout=20, allow_redirects=False, **more)
+    expected = described(method, path, answer.status_code)
+    for name, header in expected.get("headers", {}).items():
+        told, schema = answer.headers.get(name), resolve(header)["schema"]
+        if told is not None:
+            validate(int(told) if schema.get("type") == "integer" else told, schema)
+        else:
+            assert not resolve(header).get("required"), (name, answer.headers)
+    if "content" in expected:
+        media_type = answer.headers["content-type"].partition(";")[0]
+        content = answer.json() if media_type.endswith("json") else answer.text
+        validate(content, expected["content"][media_type]["schema"])
+    else:
+        assert answer.content == b""
+    return answer
+
+
+def test_real_events_are_of_their_schemas(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai)
+    openai.reply(
+        text("Here "),
+        text("it is."),
+        tool("write_document", {"title": "NDA", "content": "1. Term"}, cut=3),
+        finish("tool_calls"),
+    )
+    pieces = chat(running.url, "Draft an NDA", thread_id="t")
+    items = chat(running.url, "Make it mutual", thread_id="t", stream="items")
+    openai.reply(http_error(429, "rate_limit_exceeded", retry_after=60))
+    openai.reply(http_error(401))
+    failed = chat(running.url, "again")
+    for stream in (pieces, items, failed):
+        validate_stream(stream)
+        validate_stream(request("GET", f"{running.url}/api/runs/{stream.run_id}/events"))
+    kinds = {event["type"] for stream in (pieces, items, failed) for event in stream.events}
+    assert kinds == set(DOCUMENT["components"]["schemas"]["Event"]["discriminator"]["mapping"])
+    held(running, "GET", "/api/threads")
+    held(running, "GET", "/api/threads/t")
+    held(running, "GET", f"/api/threads/{failed.events[0]['thread_id']}")
+
+
+def test_a_run_in_progress_is_of_its_schema(service: Start, openai: OpenAIServer) -> None:
+    running, gate = service(openai), threading.Event()
+    openai.reply(text("Here "), wait(gate), finish())
+    with requests.post(
+        f"{running.url}/api/chat", json={"message": "Hi", "thread_id": "t"}, stream=True, timeout=20
+    ) as answer:
+        run = answer.headers["location"].removesuffix("/events")
+        lines = answer.iter_lines()
+        assert next(lines) == b"retry: 2000"
+        assert held(running, "GET", "/api/threads/t").json()["runs"][0]["status"] == "running"
+        assert held(running, "POST", "/api/chat", json={"message": "Hi", "thread_id": "t"}).status_code == 409
+        assert held(running, "POST", f"{run}/cancel").status_code == 202
+        assert b'"cancelled"' in b"".join(lines)
+    gate.set()
+
+
+JSON_TYPE = {"Content-Type": "application/json"}
+REQUESTS: list[tuple[int, str, str, Json]] = [
+    (400, "GET", "/chat?message=%ff", {}),
+    (400, "GET", "/chat?message=a&message=b", {}),
+    (403, "GET", "/chat?message=a", {"headers": {"Sec-Purpose": "prefetch"}}),
+    (403, "GET", "/chat?message=a", {"headers": {"Origin": "https://elsewhere.example"}}),
+    (204, "GET", "/chat?message=a", {"headers": {"Last-Event-ID": f"{NOWHERE}:3"}}),
+    (422, "GET", "/chat?message=", {}),
+    (400, "POST", "/api/chat", {"data": "{", "headers": JSON_TYPE}),
+    (413, "POST", "/api/chat", {"json": {"message": "a" * 32_001}}),
+    (413, "POST", "/api/chat", {"json": {"message": "a" * 2**20}}),
+    (415, "POST", "/api/chat", {"data": "{}"}),
+    (422, "POST", "/api/chat", {"json": {"message": 1, "colour": "red"}}),
+    (404, "GET", f"/api/runs/{NOWHERE}/events", {}),
+    (404, "POST", f"/api/runs/{NOWHERE}/cancel", {}),
+    (422, "GET", "/api/threads?limit=0", {}),
+    (400, "GET", "/api/threads?limit=%ff", {}),
+    (404, "GET", "/api/threads/unknown", {}),
+    (401, "GET", "/api/threads/unknown", {"headers": {"Authorization": "Bearer no"}}),
+    (201, "POST", "/api/stream-tokens", {}),
+    (404, "GET", "/nowhere", {}),
+    (405, "DELETE", "/chat", {}),
+    (431, "GET", "/healthz", {"headers": {f"X-{number}": "a" * 8_000 for number in range(9)}}),
+    (302, "GET", "/", {}),
+    *((200, "GET", path, {}) for path in ("/debug", "/openapi.json", "/healthz", "/readyz", "/metrics")),
+    (200, "GET", "/metrics", {"headers": {"Accept": "application/openmetrics-text"}}),
+]
+
+
+def test_answers_are_as_documented(service: Start) -> None:
+    running = service()
+    for status, method, path, more in REQUESTS:
+        assert held(running, method, path, **more).status_code == status, (method, path)
+
+
+def test_refusals_for_want_of_a_scope_or_of_room_are_as_documented(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    running, gate = service(openai, MAX_RUNS="1", REQUESTS_PER_MINUTE="2"), threading.Event()
+    keys = {scope: new_key(database_url, "a", [scope]).headers for scope in get_args(Scope)}
+    assert held(running, "GET", "/api/threads", headers=keys["chat"]).status_code == 403
+    assert held(running, "POST", "/api/chat", json={}, headers=keys["read"]).status_code == 403
+    openai.reply(text("Here "), wait(gate), finish())
+    with requests.post(
+        f"{running.url}/api/chat", json={"message": "Hi"}, stream=True, timeout=20, headers=keys["chat"]
+    ) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == b"retry: 2000"
+        assert held(running, "GET", "/readyz").status_code == 503
+        other = new_key(database_url, "b").headers
+        assert held(running, "POST", "/api/chat", json={"message": "Hi"}, headers=other).status_code == 503
+        gate.set()
+        assert b'"end"' in b"".join(lines)
+    assert chat(running.url, "Hi", headers=keys["chat"]).status == 200
+    assert held(running, "POST", "/api/chat", json={"message": "Hi"}, headers=keys["chat"]).status_code == 429
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# schemathesis
+
+
+def test_schemathesis_finds_no_500_and_no_undocumented_answer(
+    service: Start, openai: OpenAIServer, database_url: str, tmp_path: Path
+) -> None:
+    running = service(openai)  # whose model answers at once
+    key = new_key(database_url, "fuzz")
+    url = f"{running.url}/openapi.json"
+    assert requests.get(url, timeout=20).content == (ROOT / "openapi.json").read_bytes()
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "--no-color",
+        "--config-file",
+        str(TESTS / "schemathesis.toml"),
+    ]
+    command += ["run", url, "--header", f"Authorization: Bearer {key.key}"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    but_itself = len(operations(DOCUMENT)) - 1
+    assert f"{but_itself} selected / {but_itself} total" in finished.stdout, finished.stdout
