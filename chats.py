@@ -69,10 +69,14 @@ def stream_mode(request: Request) -> StreamMode:
 
 
 async def get_run_events(service: Service, request: Request, response: Response, caller: Caller, run_id: str) -> None:
+    query = request.query()
+    for name in query:
+        if name not in ("after", "stream", "access_token"):
+            raise InvalidRequest.of(name, "is not a known parameter")
     run = await service.runs.find(caller.owner, run_id)
     if run is None:
         raise not_found("run")
-    after = request.query().get("after")
+    after = query.get("after")
     if (header := request.headers.get("last-event-id")) is not None:
         event_id = EventId.parse(header)
         if event_id is None or event_id.run_id != run_id:
