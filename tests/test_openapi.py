@@ -27,6 +27,7 @@ from test_access import NOWHERE, new_key, until
 
 from access import Scope
 from asgi_app import ROUTES, STREAMS
+from chat import FIELDS as CHAT_FIELDS
 from chat import ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
 from store import StoreUnavailable
 
@@ -170,6 +171,10 @@ def test_it_has_every_code_of_an_error_event_and_the_readme_too() -> None:
 
 def test_it_has_every_word_of_the_vocabulary() -> None:
     schemas = DOCUMENT["components"]["schemas"]
+    assert set(schemas["ChatRequest"]["properties"]) == set(CHAT_FIELDS)
+    parameters = [resolve(each) for each in DOCUMENT["paths"]["/chat"]["get"]["parameters"]]
+    in_query = {each["name"] for each in parameters if each["in"] == "query"}
+    assert in_query == {*CHAT_FIELDS, "idempotency_key"}
     assert schemas["EndReason"]["enum"] == list(get_args(EndReason))
     assert schemas["Run"]["properties"]["status"]["enum"] == list(RunStatus)
 
@@ -338,6 +343,7 @@ REQUESTS: list[tuple[int, str, str, Json]] = [
     (415, "POST", "/api/chat", {"data": "{}"}),
     (422, "POST", "/api/chat", {"json": {"message": 1, "colour": "red"}}),
     (404, "GET", f"/api/runs/{NOWHERE}/events", {}),
+    (422, "GET", f"/api/runs/{NOWHERE}/events?colour=red", {}),
     (404, "POST", f"/api/runs/{NOWHERE}/cancel", {}),
     (422, "GET", "/api/threads?limit=0", {}),
     (400, "GET", "/api/threads?limit=%ff", {}),
