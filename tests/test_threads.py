@@ -379,7 +379,6 @@ def test_a_search_finds_titles_and_what_was_said(service: Start, openai: OpenAIS
         ("“drei monate”", ["lease"]),
         ("quoted", ["lease"]),
         ("lease", ["lease"]),
-        ("-law", ["lease"]),
         ("?!", []),
         ("' | ! & ( :*", []),
     ):
@@ -426,7 +425,7 @@ async def test_documents_of_any_length_and_script_are_stored_and_the_others_foun
 
 
 @pytest.mark.anyio
-async def test_the_search_uses_its_indexes_among_many_owners(store: Store) -> None:
+async def test_the_search_uses_its_indexes_among_many_owners(store: Store, database_url: str) -> None:
     """Of 200 owners with 50 threads each, all of which say `agreement`; one says `needle`, too."""
     fill = (
         """INSERT INTO threads SELECT 'o' || n % 200, 't' || n, 'An agreement ' || n, 1, now(), now()
@@ -436,10 +435,13 @@ async def test_the_search_uses_its_indexes_among_many_owners(store: Store) -> No
             'the agreement of ' || n || CASE WHEN n = 7 THEN ' needle' ELSE '' END, true, now()
         FROM generate_series(1, 10000) n, generate_series(0, 1) i""",
     )
-    await store.write("", [(sql, ()) for sql in fill])
-    while await store.find_words(1000):
-        pass
-    await store.write("", [(f"ANALYZE {table}", ()) for table in ("threads", "messages")])
+    words = "UPDATE messages SET words = search_vector(owner, content)"
+    connection = await asyncpg.connect(database_url)  # as it takes longer than the store allows
+    try:
+        for sql in (*fill, words, "VACUUM ANALYZE threads", "VACUUM ANALYZE messages"):
+            await connection.execute(sql)
+    finally:
+        await connection.close()
     for words, count in (("agreement", 50), ("needle", 1)):
         page, _ = await store.search("o7", words, 100, None)
         assert len(page) == count
