@@ -23,6 +23,7 @@ import asyncpg
 import pytest
 from fault_proxy import FaultProxy
 from openai_server import OpenAIServer
+from zygote import Zygote
 
 from checkpointer import Checkpointer
 from embedded import embedded_postgres
@@ -36,7 +37,12 @@ NUMBERS = itertools.count(1)
 T = TypeVar("T")
 THREAD = ThreadPoolExecutor(1)
 RUNNER = asyncio.Runner()
+ZYGOTE = Zygote()
 UNCLEAN = ("Traceback", "was never retrieved", "never awaited", "was destroyed but it is pending")
+
+
+def pytest_unconfigure() -> None:
+    ZYGOTE.close()
 
 
 @pytest.fixture
@@ -167,14 +173,19 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = env
         self._log = log
-        uvicorn = [sys.executable, "-m", "uvicorn", app, "--app-dir", "tests", "--port", str(self.port), "--ws", "none"]
-        self._command = command or [*uvicorn, "--timeout-graceful-shutdown", "10"]
+        self._uvicorn = [app, "--app-dir", "tests", "--port", str(self.port), "--ws", "none"]
+        self._uvicorn += ["--timeout-graceful-shutdown", "10"]
+        self._command = command
         self.start()
 
     def start(self) -> None:
+        if self._command is None and ZYGOTE.can(self.env):
+            self.process = ZYGOTE.fork(self._uvicorn, self.env, self._log)
+            return
+        command = self._command or [sys.executable, "-m", "uvicorn", *self._uvicorn]
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
 
     def wait_until_ready(self) -> "Service":

@@ -113,6 +113,7 @@ class Container(Service):
 
     def __init__(self, env: dict[str, str], log: Path, command: list[str], cwd: Path) -> None:
         self._cwd = cwd
+        self._steps = command
         super().__init__(env, log, command)
 
     def start(self) -> None:
@@ -120,7 +121,7 @@ class Container(Service):
         user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(
-                self._command,
+                self._steps,
                 cwd=self._cwd,
                 env=self.env,
                 stdout=output,
