@@ -42,6 +42,7 @@ LINGERING_RUNS = 1000
 # An end waits no longer for its commit where there is a journal, or nothing to acknowledge; or at a shutdown, which
 # ends within DRAIN_TIMEOUT_S and five seconds: this, and what empties the queue.
 IMPATIENT_SAVE_S = 1.0
+ELSEWHERE_S = 11.0  # how long a run is waited for that another process has: a lease, and a little
 RENEWAL_S = 2.5  # of a lease of 10 s
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
@@ -179,12 +180,22 @@ class Runs:
                 self._forget(run_id)
 
     async def find(self, owner: str, run_id: str) -> Run | None:
-        """The run, in memory or as it is stored; a client can't tell which it was. Raises ThreadBusy."""
-        run = self.get(owner, run_id)
-        if run is not None:
-            return run
-        stored = await self._store.run(owner, run_id)
-        return _again(owner, stored) if stored is not None else None
+        """The run, in memory or as it is stored; a client can't tell which it was.
+
+        One that another process has in progress is waited for as long as a lease may last: that process may be dead,
+        and an EventSource that was refused would not come back. Raises ThreadBusy after that.
+        """
+        patient_until = time.monotonic() + ELSEWHERE_S
+        while True:
+            run = self.get(owner, run_id)
+            if run is not None:
+                return run
+            stored = await self._store.run(owner, run_id)
+            if stored is None:
+                return None
+            if stored.last is not None or self.draining or time.monotonic() > patient_until:
+                return _again(owner, stored)
+            await asyncio.sleep(PROGRESS_S)
 
     async def start(self, owner: str, request: ChatRequest) -> Run:
         """Start a run for the message; its `start` is in the log when this returns.

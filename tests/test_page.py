@@ -196,7 +196,7 @@ def test_what_is_broken_off_can_be_taken_up_again(browser: Browser, service: Cal
     expect(page.locator(".problem")).to_contain_text("The stream broke off")
     running.restart()
     page.click("text=Continue this run")
-    expect(page.locator(".problem")).to_contain_text("The service ended in the middle of this run")
+    expect(page.locator(".problem")).to_contain_text("The service ended in the middle of this run", timeout=20_000)
     expect(page.locator(".chip.cut")).to_contain_text("interrupted")
     page.close()
 
