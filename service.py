@@ -27,7 +27,7 @@ from upkeep import Upkeep, keeping_up
 log = logging.getLogger("draftstream")
 
 CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
-FLUSH_TIMEOUT_S = 4.0  # how long a shutdown waits for the queue, after the runs have ended
+FLUSH_TIMEOUT_S = 2.5  # how long a shutdown waits for the queue, after the runs have ended: one attempt, and a little
 RUNS_PER_OWNER = 100  # at once, where nothing else is set: a tenth of MAX_RUNS, so that one key can't fill a process
 PAGE = Path(__file__).with_name("debug.html")
 OPENAPI = Path(__file__).with_name("openapi.json")
