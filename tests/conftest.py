@@ -55,6 +55,15 @@ def path_of(route: re.Pattern[str]) -> str:
     return re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", route.pattern).replace("\\", "")
 
 
+def open_to_others(folder: Path) -> Path:
+    """Let every user reach a test's folder; pytest keeps them to ours, a worker's a level deeper."""
+    for parent in (folder, *folder.parents):
+        if parent == Path(tempfile.gettempdir()):
+            break
+        parent.chmod(0o755)
+    return folder
+
+
 def required(program: str) -> str:
     """The program's path. Where it is missing the test is skipped; in CI, where nothing may be, it fails."""
     path = shutil.which(program)
@@ -72,8 +81,7 @@ def required(program: str) -> str:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("postgres")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
+    open_to_others(folder)
     stack = AsyncExitStack()
     dsn = run(stack.enter_async_context(embedded_postgres(folder)))
     run(_make_template(dsn))

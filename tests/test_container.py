@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Service, free_port
+from conftest import ROOT, Service, free_port, open_to_others
 
 LINES = (ROOT / "Dockerfile").read_text().splitlines()
 ORDINARY_USER = 10001
@@ -59,8 +59,7 @@ def test_every_package_is_pinned_and_each_of_ours_has_its_reason() -> None:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the Dockerfile builds: an environment with requirements.txt alone, and the tree, read-only."""
     folder = tmp_path_factory.mktemp("image")
-    for parent in (folder, *list(folder.parents)[:2]):
-        parent.chmod(0o755)
+    open_to_others(folder)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-r", ROOT / "requirements.txt"], check=True)

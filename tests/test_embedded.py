@@ -12,7 +12,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from conftest import ROOT
+from conftest import ROOT, open_to_others
 
 from embedded import EmbeddedPostgresError, embedded_postgres
 
@@ -24,9 +24,7 @@ PACKAGES = sysconfig.get_path("purelib")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
-        parent.chmod(0o755)
-    return tmp_path
+    return open_to_others(tmp_path)
 
 
 SCRIPT = """import asyncio, os, pathlib, sys, embedded

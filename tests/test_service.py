@@ -17,7 +17,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 import requests
-from conftest import ROOT, Service, free_port, required, run
+from conftest import ROOT, Service, free_port, open_to_others, required, run
 from openai_server import OpenAIServer, echo, finish, pause, reset, stall, text, tool, wait
 from sse_client import Stream, chat, request
 
@@ -618,8 +618,7 @@ def test_a_database_that_is_away_is_told_within_a_second_and_new_threads_chat_on
 
     folder = tmp_path / "data"
     folder.mkdir()
-    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
-        parent.chmod(0o755)
+    open_to_others(tmp_path)
     database = _Server(folder)
     database.start()
     try:
