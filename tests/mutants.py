@@ -41,15 +41,15 @@ MUTANTS = (
     Mutant(
         "the lease: a thread is another process's while that is alive",
         "statements.py",
-        "AND status = 'running' AND leased_until > now()",
-        "AND status = 'running' AND false",
+        "$2 AND status = 'running' AND leased_until > now()",
+        "$2 AND status = 'running' AND false",
         "test_faults.py:one_run_between_two",
     ),
     Mutant(
         "the lease's end: a dead process's thread is free",
         "statements.py",
-        "AND status = 'running' AND leased_until > now()",
-        "AND status = 'running'",
+        "$2 AND status = 'running' AND leased_until > now()",
+        "$2 AND status = 'running'",
         "test_faults.py:kill_9_in_the_middle",
     ),
     Mutant(
@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     Mutant(
         "cutting a reader off that takes nothing",
-        "runs.py",
+        "run.py",
         "            self._on_stuck()\n",
         "            pass\n",
         "test_runs.py:takes_nothing",
