@@ -19,13 +19,13 @@ import tracing
 from access import Caller, Forbidden, Scope, Unauthorized
 from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, retry_after
 from asgi import Scope as AsgiScope
-from chat import InvalidRequest, MessageTooLong
+from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
 from chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
 from embedded import EmbeddedPostgresError
 from identity import ProviderUnavailable
 from journal import JournalError
 from limits import LimitExceeded
-from runs import Draining, KeyReused, ThreadBusy, TooManyRuns, UnknownCheckpoint
+from runs import Draining, KeyReused, ThreadBusy, TooManyRuns
 from server import Server
 from service import Service, open_service
 from settings import Settings, SettingsError

@@ -13,6 +13,8 @@ from typing import Literal, NotRequired, TypedDict
 
 THREAD_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# The state before anything was said: a chat that starts from it branches at the thread's very beginning.
+BEGINNING = "00000000-0000-0000-0000-000000000000"
 # C0 controls but tab, newline and carriage return: no keyboard types them, PostgreSQL refuses the first of them.
 CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -335,17 +337,26 @@ class LostRun:
 
 @dataclass(frozen=True, slots=True)
 class ThreadHead:
-    """What must be known of a thread before a run of it may start. `last_seq` is 0 for a thread that is not there."""
+    """What must be known of a thread before a run of it may start: how far it is, and what the run goes on from.
 
-    last_seq: int
-    has_checkpoint: bool
+    `checkpoint_id` is the state that the run starts from, None where that is the one that was stored last; `lost` are
+    the runs between that state and this one.
+    """
+
+    last_seq: int = 0  # 0 for a thread that is not there
+    parent_run_id: str | None = None
+    checkpoint_id: str | None = None
     lost: Sequence[LostRun] = ()
     running: str | None = None  # the run that another process has in progress on it
 
 
+class UnknownCheckpoint(Exception):
+    """The thread has no such checkpoint."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What an agent is given: a message, and the state that it starts from (the thread's newest, if None)."""
+    """What an agent is given: a message, and the state that it starts from (the one stored last, if None)."""
 
     owner: str
     thread_id: str
@@ -383,6 +394,7 @@ class RunStarted:
     idempotency_key: str | None = None
     fingerprint: str | None = None
     lost: Sequence[str] = ()  # the runs before it that left no state
+    parent_run_id: str | None = None  # the run that it goes on from
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,11 @@ async def _attempt(connection: asyncpg.Connection, turn: Turn) -> Outcome:
             run = replace(run, seq=place["last_seq"] + 1, run_id=branch_id if status else run.run_id)
         if place["key_is_taken"]:
             run = replace(run, idempotency_key=None, fingerprint=None)
-        writes = [*start_writes(run), *end_writes(replace(turn.ended, started=run)), *turn.checkpoints]
+        writes = [
+            *start_writes(run, leads=not moved_on),
+            *end_writes(replace(turn.ended, started=run)),
+            *turn.checkpoints,
+        ]
         for sql, arguments in writes:
             await connection.execute(sql, *arguments)
     return "put back as branches" if moved_on else "put back"

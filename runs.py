@@ -100,10 +100,6 @@ class Draining(Exception):
     """The service is going down and starts no more runs."""
 
 
-class UnknownCheckpoint(Exception):
-    """The thread has no such checkpoint."""
-
-
 class KeyReused(Exception):
     """The idempotency key came before with another request."""
 
@@ -229,13 +225,11 @@ class Runs:
         return _same(again, request)
 
     async def _begin(self, run: Run, request: ChatRequest) -> None:
-        head = ThreadHead(0, has_checkpoint=False)
+        head = ThreadHead()
         if request.thread_id is not None:
             head = await self._store.head(run.owner, request.thread_id, request.checkpoint_id)
             if head.running is not None:
                 raise ThreadBusy(head.running)
-            if request.checkpoint_id is not None and not head.has_checkpoint:
-                raise UnknownCheckpoint
         run.started = RunStarted(
             owner=run.owner,
             thread_id=run.thread_id,
@@ -247,12 +241,13 @@ class Runs:
             idempotency_key=request.idempotency_key,
             fingerprint=request.fingerprint if request.idempotency_key is not None else None,
             lost=[lost.run_id for lost in head.lost],
+            parent_run_id=head.parent_run_id,
         )
         claimed = self._store.start_run(run.started)
         claimed.add_done_callback(lambda claim: run.stop(StopCause.CONFLICT) if _is_lost(claim) else None)
         self._runs[run.run_id] = run
         run.begin(Start(run.thread_id, run.run_id, self._model))
-        turn = Turn(run.owner, run.thread_id, run.run_id, request.message, request.checkpoint_id, head.lost)
+        turn = Turn(run.owner, run.thread_id, run.run_id, request.message, head.checkpoint_id, head.lost)
         task = asyncio.create_task(self._carry_out(run, run.started, turn), name=f"run {run.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -8,6 +8,7 @@ CREATE TABLE IF NOT EXISTS threads (
     thread_id  text        NOT NULL,
     title      text        NOT NULL,
     last_seq   bigint      NOT NULL,                       -- the seq of the thread's newest run
+    head_run_id text,                                      -- the run that the next message goes on from
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     PRIMARY KEY (owner, thread_id)
@@ -20,7 +21,8 @@ CREATE TABLE IF NOT EXISTS runs (
     run_id        text        NOT NULL PRIMARY KEY,
     owner         text        NOT NULL,
     thread_id     text        NOT NULL,
-    seq           bigint      NOT NULL,                    -- counts the thread's runs from 1
+    seq           bigint      NOT NULL,                    -- counts the thread's runs from 1, in all its branches
+    parent_run_id text,                                    -- the run that it goes on from; none: it begins a conversation
     status        text        NOT NULL CHECK (status IN (
         'running',                                         -- → any of the others, once
         'completed',                                       -- the model finished, or the provider cut it (see reason)
@@ -40,6 +42,18 @@ CREATE TABLE IF NOT EXISTS runs (
     ended_at      timestamptz,
     UNIQUE (owner, thread_id, seq)                         -- the history in order; and no two runs in one place
 );
+
+-- Tables from before branches: then each run went on from the one before it.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'threads'::regclass AND attname = 'head_run_id') THEN
+        ALTER TABLE threads ADD COLUMN head_run_id text;
+        ALTER TABLE runs ADD COLUMN parent_run_id text;
+        UPDATE runs r SET parent_run_id = p.run_id FROM runs p
+            WHERE p.owner = r.owner AND p.thread_id = r.thread_id AND p.seq = r.seq - 1;
+        UPDATE threads t SET head_run_id = r.run_id FROM runs r
+            WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND r.seq = t.last_seq;
+    END IF;
+END $$;
 
 -- A run ends once. A process that slept through its lease finds its run interrupted, and nothing of what it brings is
 -- stored: the unit that carries the run's end carries its items and its checkpoint, and is refused as a whole.

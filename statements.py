@@ -11,17 +11,21 @@ from writer import Write
 # ---------------------------------------------------------------------------------------------------------------
 # A run's life
 
-PUT_THREAD = """INSERT INTO threads (owner, thread_id, title, last_seq, created_at, updated_at)
-VALUES ($1, $2, $3, $4, to_timestamp($5::float8), to_timestamp($5::float8))
+# The next message goes on from this run, unless $6 is NULL.
+PUT_THREAD = """INSERT INTO threads (owner, thread_id, title, last_seq, head_run_id, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $6, to_timestamp($5::float8), to_timestamp($5::float8))
 ON CONFLICT (owner, thread_id) DO UPDATE SET
+    head_run_id = CASE WHEN EXCLUDED.last_seq > threads.last_seq
+        THEN coalesce(EXCLUDED.head_run_id, threads.head_run_id) ELSE threads.head_run_id END,
     last_seq = GREATEST(threads.last_seq, EXCLUDED.last_seq),
     updated_at = GREATEST(threads.updated_at, EXCLUDED.updated_at)"""
 
 # The run's row is the claim on its thread: a second one for the same place in the thread is refused. A run whose
 # process has not renewed its lease for ten seconds is over, and its thread is free.
 START_RUN = """INSERT INTO runs
-    (run_id, owner, thread_id, seq, status, model, started_at, idempotency_key, fingerprint, leased_until)
-VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8, now() + interval '10 s')
+    (run_id, owner, thread_id, seq, status, model, started_at, idempotency_key, fingerprint, parent_run_id,
+    leased_until)
+VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8, $9, now() + interval '10 s')
 ON CONFLICT (run_id) DO NOTHING"""
 RENEW_LEASES = """UPDATE runs SET leased_until = now() + interval '10 s'
 WHERE run_id = ANY($1) AND status = 'running'"""
@@ -125,9 +129,12 @@ ORDER BY thread_id LIMIT $4"""
 WALK_THREADS = """SELECT owner, thread_id, updated_at < $3 AS old FROM threads
 WHERE (owner, thread_id) > ($1, $2) ORDER BY owner, thread_id LIMIT $4"""
 
-READ_THREAD = "SELECT thread_id, title, created_at, updated_at FROM threads WHERE owner = $1 AND thread_id = $2"
+READ_THREAD = """SELECT thread_id, title, head_run_id, created_at, updated_at
+FROM threads WHERE owner = $1 AND thread_id = $2"""
 
-READ_RUNS = """SELECT run_id, seq, status, reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
+READ_RUNS = """SELECT run_id, parent_run_id, seq,
+    CASE WHEN status = 'running' AND leased_until < now() THEN 'interrupted' ELSE status END AS status,
+    reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
 FROM runs WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
 
 READ_ITEMS = f"""SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
@@ -138,11 +145,13 @@ FROM (
     {ITEMS_OF_PIECES.format("pieces WHERE owner = $1 AND thread_id = $2")}
 ) AS items ORDER BY seq, item"""  # noqa: S608  # our own text
 
-# The thread's runs after the last one that left a state, if there are any.
-READ_LOST = """SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2
-AND seq > (SELECT coalesce(max(seq), 0) FROM runs
-    WHERE owner = $1 AND thread_id = $2 AND checkpoint_id IS NOT NULL)
-ORDER BY seq"""
+# From the run $1 back to the nearest one that left a state, oldest first; that one comes first, if there is one.
+READ_LOST = """WITH RECURSIVE line AS (
+    SELECT run_id, parent_run_id, checkpoint_id, seq FROM runs WHERE run_id = $1
+  UNION ALL
+    SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.seq
+    FROM line JOIN runs r ON r.run_id = line.parent_run_id WHERE line.checkpoint_id IS NULL
+) SELECT run_id, checkpoint_id FROM line ORDER BY seq"""
 
 READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint,
     status = 'running' AND leased_until > now() AS in_progress
@@ -150,15 +159,17 @@ FROM runs WHERE owner = $1 AND """
 READ_RUN_BY_ID = READ_RUN + "run_id = $2"
 READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
 
-# What must be known of a thread before a run of it may start: one look at two primary keys.
-READ_HEAD = """SELECT
-    (SELECT last_seq FROM threads WHERE owner = $1 AND thread_id = $2) AS last_seq,
-    (SELECT checkpoint_id IS NULL FROM runs
-        WHERE owner = $1 AND thread_id = $2 ORDER BY seq DESC LIMIT 1) AS lost,
-    (SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND status = 'running' AND leased_until > now()
-        ORDER BY seq DESC LIMIT 1) AS running,
-    EXISTS (SELECT 1 FROM checkpoints
-        WHERE thread_id = $3 AND checkpoint_ns = '' AND checkpoint_id = $4) AS has_checkpoint"""
+# What must be known of a thread before a run of it may start, in a few looks at unique indexes: the run in progress,
+# which can only be the newest; the run that this one goes on from, the thread's head or the one that left the state $4;
+# and which state was stored last.
+READ_HEAD = """SELECT t.last_seq, parent.run_id AS parent_run_id, parent.checkpoint_id,
+    (SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND seq = t.last_seq
+        AND status = 'running' AND leased_until > now()) AS running,
+    (SELECT checkpoint_id FROM checkpoints WHERE thread_id = $3 AND checkpoint_ns = ''
+        ORDER BY checkpoint_id DESC LIMIT 1) AS stored_last
+FROM threads t LEFT JOIN runs parent ON parent.run_id = CASE WHEN $4::text IS NULL THEN t.head_run_id ELSE (
+    SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $4) END
+WHERE t.owner = $1 AND t.thread_id = $2"""
 
 
 # Where a run of the journal belongs: how far its thread is, what is known of the run and of its branch, and whether one
@@ -175,15 +186,16 @@ READ_PLACE = """SELECT
 # The rows of a run's life
 
 
-def start_writes(run: RunStarted) -> list[Write]:
-    """The rows of a run's start: its thread, the run, the user's message."""
+def start_writes(run: RunStarted, *, leads: bool = True) -> list[Write]:
+    """The rows of a run's start: its thread, the run, the user's message. `leads`: the next message goes on from it."""
     message: Item = {"item": USER_ITEM, "role": "user", "type": "message", "content": run.message, "complete": True}
     row = (
         *(run.run_id, run.owner, run.thread_id, run.seq, run.model, run.started_at),
-        *(run.idempotency_key, run.fingerprint),
+        *(run.idempotency_key, run.fingerprint, run.parent_run_id),
     )
+    head = run.run_id if leads else None
     return [
-        (PUT_THREAD, (run.owner, run.thread_id, title_from(run.message), run.seq, run.started_at)),
+        (PUT_THREAD, (run.owner, run.thread_id, title_from(run.message), run.seq, run.started_at, head)),
         (START_RUN, row),
         _item_write(run, message, run.started_at),
         *((sql, (lost,)) for lost in run.lost for sql in (KEEP_PIECES, INTERRUPT_RUN)),

@@ -17,6 +17,7 @@ import asyncpg
 import orjson
 
 from chat import (
+    BEGINNING,
     Conflict,
     End,
     Error,
@@ -28,6 +29,7 @@ from chat import (
     RunStarted,
     StoredRun,
     ThreadHead,
+    UnknownCheckpoint,
     graph_thread_id,
 )
 from journal import Journal
@@ -122,8 +124,12 @@ S = TypeVar("S", bound=ThreadSummary)
 
 
 class History(ThreadSummary):
-    """A thread with every message and document in order, and the runs that made them."""
+    """A thread with every message and document in order, and the runs that made them.
 
+    A run goes on from its `parent_run_id`, so the runs make a tree; the next message goes on from `head_run_id`.
+    """
+
+    head_run_id: str
     messages: list[dict[str, object]]
     runs: list[dict[str, object]]
 
@@ -322,22 +328,41 @@ class Store:
         """Raises StoreUnavailable."""
         await self.fetch("SELECT 1")
 
-    async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
+    async def head(self, owner: str, thread_id: str, checkpoint_id: str | None = None) -> ThreadHead:
+        """What a run goes on from: the thread's head, or the run that left the state `checkpoint_id`.
+
+        Raises UnknownCheckpoint.
+        """
         thread = graph_thread_id(owner, thread_id)
         await self.settled(thread)
-        [row] = await self.fetch(READ_HEAD, owner, thread_id, thread, checkpoint_id)
+        rows = await self.fetch(READ_HEAD, owner, thread_id, thread, checkpoint_id)
+        if not rows:
+            if checkpoint_id not in (None, BEGINNING):
+                raise UnknownCheckpoint
+            return ThreadHead()
+        [row] = rows
         if row["running"] is not None:
-            return ThreadHead(row["last_seq"], row["has_checkpoint"], running=row["running"])
-        lost = await self._lost_runs(owner, thread_id) if row["lost"] and checkpoint_id is None else []
-        return ThreadHead(row["last_seq"] or 0, row["has_checkpoint"], lost)
+            return ThreadHead(row["last_seq"], running=row["running"])
+        if checkpoint_id == BEGINNING:
+            return ThreadHead(row["last_seq"], checkpoint_id=BEGINNING)
+        parent, state = row["parent_run_id"], row["checkpoint_id"]
+        if parent is None:
+            raise UnknownCheckpoint
+        lost: Sequence[LostRun] = ()
+        if state is None:
+            state, lost = await self._lost_runs(owner, thread_id, parent)
+        return ThreadHead(row["last_seq"], parent, None if state == row["stored_last"] else state or BEGINNING, lost)
 
-    async def _lost_runs(self, owner: str, thread_id: str) -> list[LostRun]:
-        ids = [row["run_id"] for row in await self.fetch(READ_LOST, owner, thread_id)]
+    async def _lost_runs(self, owner: str, thread_id: str, newest: str) -> tuple[str | None, list[LostRun]]:
+        """The state that was left last before the run or by it, and the runs since then."""
+        line = await self.fetch(READ_LOST, newest)
+        state = line[0]["checkpoint_id"]
+        ids = [row["run_id"] for row in line[state is not None :]]
         said: dict[str, list[Item]] = {run_id: [] for run_id in ids}
         for row in await self.fetch(READ_ITEMS, owner, thread_id):
             if row["run_id"] in said:
                 said[row["run_id"]].append(cast("Item", _item(row)))
-        return [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
+        return state, [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
 
     async def run(self, owner: str, run_id: str | None = None, idempotency_key: str | None = None) -> StoredRun | None:
         """A run by its id, or by the key of its request, as far as it is stored."""
@@ -400,6 +425,7 @@ class Store:
         runs = await self.fetch(READ_RUNS, owner, thread_id)
         return {
             **_summary(threads[0]),
+            "head_run_id": threads[0]["head_run_id"],
             "messages": [_item(row) for row in items],
             "runs": [_run(row) for row in runs],
         }

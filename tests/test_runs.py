@@ -28,10 +28,11 @@ from chat import (
     StoredRun,
     ThreadHead,
     Turn,
+    UnknownCheckpoint,
 )
 from limits import Limits
 from run import Cursor, Run
-from runs import Draining, Emit, Runs, ThreadBusy, TooManyRuns, UnknownCheckpoint
+from runs import Draining, Emit, Runs, ThreadBusy, TooManyRuns
 from telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio
@@ -101,7 +102,9 @@ class Records:
 
     async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
         await asyncio.sleep(0)
-        return self.heads.get(thread_id, ThreadHead(0, has_checkpoint=False))
+        if checkpoint_id is not None:
+            raise UnknownCheckpoint
+        return self.heads.get(thread_id, ThreadHead())
 
 
 @asynccontextmanager
@@ -329,7 +332,7 @@ async def test_two_that_come_for_one_thread_at_once_get_one_run() -> None:
 
 async def test_a_run_counts_on_from_the_threads_last() -> None:
     records = Records()
-    records.heads["t"] = ThreadHead(4, has_checkpoint=False)
+    records.heads["t"] = ThreadHead(4)
     async with registry(says, records) as runs:
         await runs.start("o", ChatRequest("Hi", "t"))
         await runs.start("o", ChatRequest("Hi"))
