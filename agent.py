@@ -30,7 +30,6 @@ from chat import (
     ModelError,
     Outcome,
     Piece,
-    Pulse,
     RunFailure,
     StopCause,
     Turn,
@@ -79,8 +78,11 @@ class ChatModel(Protocol):
 
     def stream(
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
-    ) -> AsyncGenerator[ModelDelta, None]:
-        """The reply's deltas as they come, the last one a Finished. Raises ModelError."""
+    ) -> AsyncGenerator[Sequence[ModelDelta], None]:
+        """The reply's deltas as they come, those together that came together; the last of all is a Finished.
+
+        None at all is a sign of life: the model is at work, and says nothing that concerns us. Raises ModelError.
+        """
 
 
 def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
@@ -221,14 +223,15 @@ class Agent:
 
                 progress.stopping.add_done_callback(stop)
                 try:
-                    async with aclosing(self._model.stream(messages, tools)) as deltas:
-                        async for delta in deltas:
-                            if isinstance(delta, Finished):
-                                progress.finish = delta.reason
-                                progress.count(delta.usage)
-                            elif not isinstance(delta, Pulse):
-                                reply.feed(delta)
-                                begun = True
+                    async with aclosing(self._model.stream(messages, tools)) as arrivals:
+                        async for deltas in arrivals:
+                            for delta in deltas:
+                                if isinstance(delta, Finished):
+                                    progress.finish = delta.reason
+                                    progress.count(delta.usage)
+                                else:
+                                    reply.feed(delta)
+                                    begun = True
                             if progress.stopping.done():
                                 return
                             if (heard_at := now()) > moved_at + slack_s:

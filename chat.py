@@ -165,7 +165,8 @@ class Start:
     model: str
 
 
-@dataclass(frozen=True, slots=True)
+# One of these is made for each token: not frozen, as that would take twice as long.
+@dataclass(slots=True)
 class Message:
     """A piece of what the model says. `item` counts the messages and documents of a run from 0."""
 
@@ -173,7 +174,7 @@ class Message:
     item: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Doc:
     """A piece of a document's version."""
 
@@ -215,14 +216,7 @@ Event = Start | Message | Doc | End | Error
 # What a model says, and how it fails
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """The next characters of the reply; never empty."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ToolCallDelta:
     """The next characters of a tool call's JSON arguments. `call_id` and `name` come with its first one, else ""."""
 
@@ -243,11 +237,8 @@ class Finished:
     usage: Usage | None = None
 
 
-class Pulse:
-    """The model is at work, and says nothing that concerns us: it reasons, most often."""
-
-
-ModelDelta = TextDelta | ToolCallDelta | Finished | Pulse
+ModelDelta = str | ToolCallDelta | Finished
+"""A string is the next characters of the reply; it is never empty."""
 
 
 class RunFailure(Exception):

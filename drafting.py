@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from arguments import REPLACEMENT, ArgumentsDecoder, BrokenArguments
-from chat import Doc, Document, Message, Piece, TextDelta, ToolCallDelta
+from chat import Doc, Document, Message, Piece, ToolCallDelta
 
 TITLE_CHARS = 200
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI takes for a function's name
@@ -209,12 +209,12 @@ class Reply:
         self._texts: list[str] = []
         self._by_index: dict[int, _Call] = {}
 
-    def feed(self, delta: TextDelta | ToolCallDelta) -> None:
-        if isinstance(delta, TextDelta):
+    def feed(self, delta: str | ToolCallDelta) -> None:
+        if isinstance(delta, str):
             if not self._parts or not isinstance(self._parts[-1], _Text):
                 self._parts.append(_Text())
-            self._parts[-1].waiting.append(delta.text)
-            self._texts.append(delta.text)
+            self._parts[-1].waiting.append(delta)
+            self._texts.append(delta)
         else:
             call = self._by_index.get(delta.index)
             if call is None:

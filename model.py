@@ -5,7 +5,7 @@ own event objects.) Works with whatever speaks this wire: vLLM, Ollama, llama.cp
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
@@ -18,7 +18,7 @@ from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from chat import Finished, FinishReason, ModelDelta, ModelError, Pulse, TextDelta, ToolCallDelta, Usage
+from chat import Finished, FinishReason, ModelDelta, ModelError, ToolCallDelta, Usage
 from tracing import ModelCall
 
 DATA = b"data:"
@@ -33,7 +33,7 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
 CONNECT_TIMEOUT_S = 5.0  # three tries of it fit into the time that a first token may take
 RETRY_AFTER_S = 5.0  # a person waits this long for a provider that is busy; beyond it they rather hear so
 BODY_END_S = 1.0
-PULSES = (Pulse(),)
+TOGETHER_CHARS = 1000  # of texts that came together; a reader that is cut off in a piece gets all of it again
 NO_KEY = "none"  # a server of one's own may want no key, but the client wants one
 
 
@@ -73,8 +73,8 @@ class OpenAIModel:
 
     async def stream(
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
-    ) -> AsyncGenerator[ModelDelta, None]:
-        """The reply's deltas, the last one a Finished. Raises ModelError."""
+    ) -> AsyncGenerator[Sequence[ModelDelta], None]:
+        """The reply's deltas, those of each arrival; the last of all is a Finished. Raises ModelError."""
         parameters: dict[str, Any] = {"tools": list(tools)} if tools else {}
         # Private, but it is what every call of ChatOpenAI goes through, and the version is pinned.
         payload = self._chat._get_request_payload(  # noqa: SLF001
@@ -85,21 +85,20 @@ class OpenAIModel:
             try:
                 async with aclosing(await self._post(client, payload, call.headers)) as response:
                     decoder = _ReplyDecoder()
-                    lines = _lines(_body(response))
-                    async for line in lines:
-                        if line.startswith(DATA):
-                            data = line[len(DATA) :].strip()
-                            if data == DONE:
-                                break
-                            for delta in decoder.decode(data) or PULSES:
-                                yield delta
+                    read = _reader(response)
+                    while not decoder.done:
+                        arrived = await read()
+                        if (deltas := decoder.feed(arrived)) is not None:
+                            yield deltas
+                        if decoder.error is not None:
+                            raise decoder.error
                     finished = decoder.finished()
                     call.finished(finished)
-                    yield finished
+                    yield [finished]
                     # To the end of the body, which is as good as there: else the connection could not be used again.
-                    with suppress(TimeoutError, httpx2.HTTPError):
+                    with suppress(TimeoutError, httpx2.HTTPError, aiohttp.ClientError):
                         async with asyncio.timeout(BODY_END_S):
-                            async for _ in lines:
+                            while await read():
                                 pass
             except openai.APIError as error:
                 raise _model_error(error) from error
@@ -134,35 +133,55 @@ def _split_query(base_url: str | None) -> tuple[str | None, dict[str, str] | Non
     return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query)) or None
 
 
-def _body(response: httpx2.Response) -> AsyncIterable[bytes]:
-    """Each generator that a chunk passes costs every token; the response's own three do nothing but decompress."""
-    if "content-encoding" in response.headers:
-        return response.aiter_bytes()
-    return cast("AsyncIterable[bytes]", response.stream)
+def _reader(response: httpx2.Response) -> Callable[[], Awaitable[bytes]]:
+    """Reads what has arrived of the body, b"" at its end.
 
-
-async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The lines of the body, however it arrives."""
-    rest = b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
-    if rest:
-        yield rest
+    From aiohttp's own reader: each generator that a chunk passes costs every token, and the response's three do nothing
+    but decompress.
+    """
+    stream = getattr(response.stream, "_stream", None)
+    arrived: aiohttp.ClientResponse | None = getattr(stream, "_aiohttp_response", None)
+    if arrived is not None and "content-encoding" not in response.headers:
+        return arrived.content.readany
+    chunks = response.aiter_bytes()
+    return lambda: anext(chunks, b"")
 
 
 class _ReplyDecoder:
-    """Provider's chunks to deltas, for one reply."""
+    """The body of one reply to deltas."""
 
     def __init__(self) -> None:
+        self.done = False  # the provider has said so, or the body is at its end
+        self.error: ModelError | None = None  # after what was decoded
+        self._rest = b""  # of a line that has not arrived whole
         self._reason: FinishReason | None = None
         self._usage: Usage | None = None
         self._calls: list[str] = []  # the ids, by index
         self._high = ""  # half of a surrogate pair that a provider cut between two chunks
 
-    def decode(self, data: bytes) -> list[ModelDelta]:
-        chunk = self._parse(data)
+    def feed(self, data: bytes) -> Sequence[ModelDelta] | None:
+        """The deltas of what has arrived, b"" for the body's end; texts that came together are one.
+
+        None for what has no event whole: half a line, or a comment, which a proxy may send for a model that is dead.
+        """
+        deltas: list[ModelDelta] | None = None
+        *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")
+        try:
+            for line in lines:
+                if line.startswith(DATA):
+                    event = line[len(DATA) :].strip()
+                    if event == DONE:
+                        self.done = True
+                        break
+                    deltas = [] if deltas is None else deltas
+                    self._decode(event, deltas)
+        except ModelError as error:
+            self.error = error
+        self.done |= not data
+        return deltas
+
+    def _decode(self, event: bytes, deltas: list[ModelDelta]) -> None:
+        chunk = self._parse(event)
         if error := chunk.get("error"):
             raise _error_in_stream(error)
         if usage := chunk.get("usage"):
@@ -172,17 +191,19 @@ class _ReplyDecoder:
             }
         choices = chunk.get("choices")
         if not choices:
-            return []
+            return
         choice = choices[0]
         if reason := choice.get("finish_reason"):
             self._reason = FINISH_REASONS.get(reason, "stop")
         delta = choice.get("delta") or {}
-        deltas: list[ModelDelta] = []
         text = delta.get("content") or delta.get("refusal")
         if text and (text := self._mend(text)):
-            deltas.append(TextDelta(text))
-        deltas += [self._call(call) for call in delta.get("tool_calls") or ()]
-        return deltas
+            if deltas and isinstance(deltas[-1], str) and len(deltas[-1]) < TOGETHER_CHARS:
+                deltas[-1] += text
+            else:
+                deltas.append(text)
+        if calls := delta.get("tool_calls"):
+            deltas += map(self._call, calls)
 
     def finished(self) -> Finished:
         """Raises ModelError for a reply that just stopped: it must never pass for a finished document."""

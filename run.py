@@ -197,7 +197,7 @@ class Run:
     def _append(self, frame: bytes) -> None:
         self._frames.append(frame)
         self._positions.append(self._position)
-        for reader in list(self.readers):
+        for reader in self.readers:
             reader.wake()
 
     def stop(self, cause: StopCause) -> None:

@@ -39,7 +39,6 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from load import Incomplete, Stream, complete, run_streams
 
 from agent import PROMPT, mended
-from chat import TextDelta
 from checkpointer import PUT_BLOB
 from drafting import TOOLS
 from embedded import embedded_postgres
@@ -307,8 +306,10 @@ async def prompt_cost(bench: Bench, turns: int) -> float:
         for _ in range(15):
             before = time.monotonic()
             messages: list[BaseMessage] = [SystemMessage(PROMPT), *mended([*history, asking])]
-            said = [delta.text async for delta in model.stream(messages, TOOLS) if isinstance(delta, TextDelta)]
-            costs.append(int(said[0]) / 1e9 - before)
+            said = [
+                delta async for deltas in model.stream(messages, TOOLS) for delta in deltas if isinstance(delta, str)
+            ]
+            costs.append(int(re.findall(r"\d+", said[0])[0]) / 1e9 - before)
     finally:
         await model.aclose()
         os.sched_setaffinity(0, {bench.cores.load})

@@ -9,7 +9,7 @@ import pytest
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 
 from agent import LOST_ANSWER, Agent, append, mended
-from chat import Finished, Message, ModelDelta, Outcome, Piece, StopCause, TextDelta, ToolCallDelta, Turn
+from chat import Finished, Message, ModelDelta, Outcome, Piece, StopCause, ToolCallDelta, Turn
 from checkpointer import Checkpointer
 
 pytestmark = pytest.mark.anyio
@@ -26,13 +26,13 @@ class Scripted:
 
     async def stream(
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
-    ) -> AsyncGenerator[ModelDelta, None]:
+    ) -> AsyncGenerator[Sequence[ModelDelta], None]:
         self.sent.append(list(messages))
         for delta in self.replies.pop(0):
             if delta is None:
                 await asyncio.Event().wait()
             else:
-                yield delta
+                yield [delta]
 
 
 async def turn(model: Scripted, saver: Checkpointer, *, stop_at: str | None = None) -> tuple[Outcome, list[Piece]]:
@@ -50,7 +50,7 @@ async def turn(model: Scripted, saver: Checkpointer, *, stop_at: str | None = No
 
 
 async def test_a_stop_ends_a_silence_at_once_and_keeps_what_was_said(checkpointer: Checkpointer) -> None:
-    model = Scripted([TextDelta("So far"), None], [TextDelta("On."), Finished("stop")])
+    model = Scripted(["So far", None], ["On.", Finished("stop")])
     outcome, pieces = await turn(model, checkpointer, stop_at="So far")
     assert (outcome.reason, outcome.error, set(outcome.unfinished)) == ("cancelled", None, {0})
     assert pieces == [Message("So far", 0)]
@@ -68,7 +68,7 @@ async def test_a_stop_between_the_calls_of_a_model_ends_the_turn(checkpointer: C
 
 
 async def test_a_model_that_falls_silent_is_given_up(checkpointer: Checkpointer) -> None:
-    outcome, pieces = await turn(Scripted([TextDelta("Half"), None]), checkpointer)
+    outcome, pieces = await turn(Scripted(["Half", None]), checkpointer)
     assert outcome.error is not None
     assert outcome.error.code == "model_idle_timeout"
     assert pieces == [Message("Half", 0)]
@@ -84,9 +84,7 @@ async def test_usage_adds_up_over_the_calls_of_a_turn(checkpointer: Checkpointer
     call = ToolCallDelta(0, "c", "nothing", "{}")
     usage = {"input_tokens": 5, "output_tokens": 2}
     finished = Finished("tool_calls", usage)  # type: ignore[arg-type]  # a Usage
-    outcome, _ = await turn(
-        Scripted([call, finished], [TextDelta("x"), Finished("stop", finished.usage)]), checkpointer
-    )
+    outcome, _ = await turn(Scripted([call, finished], ["x", Finished("stop", finished.usage)]), checkpointer)
     assert outcome.usage == {"input_tokens": 10, "output_tokens": 4}
     assert outcome.checkpoint_id == checkpointer.newest("o/t")
 

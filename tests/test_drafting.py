@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from chat import Doc, Document, Message, ModelDelta, Piece, TextDelta, ToolCallDelta
+from chat import Doc, Document, Message, ModelDelta, Piece, ToolCallDelta
 from drafting import Documents, Reply, ToolError, parse_edits
 
 
@@ -20,11 +20,9 @@ class Desk:
         self.pieces: list[Piece] = []
         self.reply = Reply(Documents(versions), 0, self.pieces.append)
 
-    def feed(self, *deltas: ModelDelta | str) -> "Desk":
+    def feed(self, *deltas: ModelDelta) -> "Desk":
         for delta in deltas:
-            if isinstance(delta, str):
-                self.reply.feed(TextDelta(delta))
-            elif isinstance(delta, TextDelta | ToolCallDelta):
+            if isinstance(delta, str | ToolCallDelta):
                 self.reply.feed(delta)
         return self
 

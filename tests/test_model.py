@@ -3,7 +3,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Any
 
@@ -24,16 +25,23 @@ from openai_server import (
     status,
     text,
     tool,
+    wait,
 )
 
 import model
-from chat import Finished, ModelError, Pulse, TextDelta, ToolCallDelta
+from chat import Finished, ModelDelta, ModelError, ToolCallDelta
 from drafting import TOOLS
 from model import OpenAIModel
 
 pytestmark = pytest.mark.anyio
 
 HOSTILE = '"quotes" \\ \n\r\t 😀 \u2028 \u202e </script> e\u0301'
+
+
+async def one_by_one(arrivals: AsyncGenerator[Sequence[ModelDelta], None]) -> AsyncIterator[ModelDelta]:
+    async for deltas in arrivals:
+        for delta in deltas:
+            yield delta
 
 
 async def ask(
@@ -45,12 +53,12 @@ async def ask(
     said, finished = "", None
     calls: dict[int, tuple[str, str, str]] = {}
     try:
-        async with aclosing(model.stream(messages, TOOLS)) as deltas:
-            async for delta in deltas:
+        async with aclosing(model.stream(messages, TOOLS)) as arrivals:
+            async for delta in one_by_one(arrivals):
                 assert finished is None, "there is something after the end"
-                if isinstance(delta, TextDelta):
-                    assert delta.text
-                    said += delta.text
+                if isinstance(delta, str):
+                    assert delta
+                    said += delta
                 elif isinstance(delta, ToolCallDelta):
                     call_id, name, arguments = calls.get(delta.index, ("", "", ""))
                     calls[delta.index] = (call_id or delta.call_id, name or delta.name, arguments + delta.arguments)
@@ -234,19 +242,22 @@ async def test_a_provider_is_not_waited_for_longer_than_a_person_would(openai: O
 
 
 async def test_a_model_that_reasons_gives_a_sign_of_life(openai: OpenAIServer) -> None:
+    gate = threading.Event()
     thought = b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}\n\n'
-    openai.reply(raw(thought), text("OK"), finish())
+    openai.reply(raw(b": thinking\n\n"), raw(thought), wait(gate), text("OK"), finish())
     reasoning = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
-    kinds = [type(delta) async for delta in reasoning.stream([HumanMessage("Hi")], ())]
-    assert kinds[:2] == [Pulse, TextDelta]
+    async with aclosing(reasoning.stream([HumanMessage("Hi")], ())) as arrivals:
+        assert await anext(arrivals) == []
+        gate.set()
+        assert (await anext(arrivals))[0] == "OK"
     await reasoning.aclose()
 
 
 async def test_leaving_the_stream_closes_the_providers_connection(openai: OpenAIServer) -> None:
     openai.reply(text("first"), pause(0.01), text("second"), stall())
     model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
-    async with aclosing(model.stream([HumanMessage("Hi")], ())) as deltas:
-        await anext(deltas)
+    async with aclosing(model.stream([HumanMessage("Hi")], ())) as arrivals:
+        await anext(arrivals)
     assert await asyncio.to_thread(openai.requests[0].closed.wait, 5)
     await model.aclose()
 
@@ -254,8 +265,8 @@ async def test_leaving_the_stream_closes_the_providers_connection(openai: OpenAI
 async def test_replies_one_after_the_other_share_a_connection(openai: OpenAIServer) -> None:
     model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
     for _ in range(5):
-        async with aclosing(model.stream([HumanMessage("Hi")], ())) as deltas:
-            assert isinstance([delta async for delta in deltas][-1], Finished)
+        async with aclosing(model.stream([HumanMessage("Hi")], ())) as arrivals:
+            assert isinstance([delta async for delta in one_by_one(arrivals)][-1], Finished)
     await model.aclose()
     assert len({request.connection for request in openai.requests}) == 1
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from chat import Finished, ModelDelta, TextDelta, ToolCallDelta
+from chat import Finished, ModelDelta, ToolCallDelta
 from drafting import TOOLS, Documents, Reply
 from offline import Deal, OfflineModel, length, plan, render
 
@@ -21,7 +21,7 @@ DEALS = [
 
 
 async def deltas(messages: list[BaseMessage]) -> list[ModelDelta]:
-    return [delta async for delta in OfflineModel(pause_s=0).stream(messages, TOOLS)]
+    return [delta async for deltas in OfflineModel(pause_s=0).stream(messages, TOOLS) for delta in deltas]
 
 
 class Thread:
@@ -40,7 +40,7 @@ class Thread:
             *pieces, last = asyncio.run(deltas(self.messages))
             assert isinstance(last, Finished)
             for piece in pieces:
-                assert isinstance(piece, TextDelta | ToolCallDelta)
+                assert isinstance(piece, str | ToolCallDelta)
                 reply.feed(piece)
             reply.close(finished=True)
             calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
