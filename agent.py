@@ -44,6 +44,10 @@ PATIENCE_SLACK = 0.05  # the timer of the model's silence is moved on once in so
 # of the messages: at 1000, 100 turns take 1.5 times their text, at 200 2.7 times, and load as fast (bench/storage.py).
 SNAPSHOT_FREQUENCY = 1000
 
+# In a config's `configurable`: the thread's newest state, for a saver that may have it at hand. LangGraph keeps names
+# that begin so out of what it stores.
+STORED_LAST = "__stored_last"
+
 PROMPT = """You draft legal documents in a conversation, as a careful lawyer's associate would.
 
 Drafting
@@ -134,12 +138,12 @@ class Agent:
         model: ChatModel,
         saver: BaseCheckpointSaver[str],
         *,
-        newest_checkpoint: Callable[[str], str | None],
+        remember: Callable[[str, Mapping[str, Any], int], str | None],
         first_token_timeout_s: float,
         idle_timeout_s: float,
     ) -> None:
         self._model = model
-        self._newest_checkpoint = newest_checkpoint
+        self._remember = remember
         self._first_token_timeout_s = first_token_timeout_s
         self._idle_timeout_s = idle_timeout_s
         graph = StateGraph(State, context_schema=Progress)
@@ -158,13 +162,15 @@ class Agent:
             "metadata": {"run_id": turn.run_id},
             "recursion_limit": 2 * MODEL_CALLS + 2,
         }
-        if turn.checkpoint_id is not None:
+        if turn.branches:
             config["configurable"]["checkpoint_id"] = turn.checkpoint_id
+        elif turn.checkpoint_id is not None:
+            config["configurable"][STORED_LAST] = turn.checkpoint_id
         progress = Progress(emit, stopping)
-        remembered, documents = _remember(turn.lost)
+        remembered, documents = _of_lost_runs(turn.lost)
         message = HumanMessage(turn.message, id=turn.run_id)
         # "exit": one checkpoint a turn. It is committed with the turn's rows, or not at all.
-        await self._graph.ainvoke(
+        state = await self._graph.ainvoke(
             {"messages": [*remembered, message], "documents": documents}, config, context=progress, durability="exit"
         )
         return Outcome(
@@ -172,7 +178,7 @@ class Agent:
             error=progress.error,
             unfinished=frozenset(progress.unfinished),
             usage=progress.usage,
-            checkpoint_id=self._newest_checkpoint(thread),
+            checkpoint_id=self._remember(thread, state, _characters(state)),
         )
 
     async def state(self, owner: str, thread_id: str) -> Mapping[str, Any]:
@@ -278,7 +284,13 @@ def _end_reason(progress: Progress) -> EndReason | None:
     return "stop" if progress.finish == "stop" else "length"
 
 
-def _remember(lost: Sequence[LostRun]) -> tuple[list[AnyMessage], list[Document]]:
+def _characters(state: Mapping[str, Any]) -> int:
+    """How much text a state holds, about: a document stands in it twice, as the model wrote it in its call, too."""
+    said = sum(len(message.content) for message in state["messages"])
+    return said + 2 * sum(len(document["content"]) for document in state["documents"])
+
+
+def _of_lost_runs(lost: Sequence[LostRun]) -> tuple[list[AnyMessage], list[Document]]:
     """What runs said that left no state, as messages and documents: the reader has seen it, so the model must know."""
     messages: list[AnyMessage] = []
     documents: list[Document] = []

@@ -26,7 +26,7 @@ from identity import ProviderUnavailable
 from journal import JournalError
 from limits import LimitExceeded
 from runs import Draining, KeyReused, ThreadBusy, TooManyRuns
-from server import Server
+from server import Server, keep_collections_short
 from service import Service, open_service
 from settings import Settings, SettingsError
 from sse import EventId
@@ -214,6 +214,7 @@ async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
     except (SettingsError, StoreUnavailable, JournalError, EmbeddedPostgresError) as error:
         await send({"type": "lifespan.startup.failed", "message": f"Draftstream can't start: {error}"})
         return
+    keep_collections_short()
     await send({"type": "lifespan.startup.complete"})
     await receive()
     try:

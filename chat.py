@@ -330,14 +330,15 @@ class LostRun:
 class ThreadHead:
     """What must be known of a thread before a run of it may start: how far it is, and what the run goes on from.
 
-    `checkpoint_id` is the state that the run starts from, None where that is the one that was stored last; `lost` are
-    the runs between that state and this one.
+    `checkpoint_id` is the state that the run starts from, and `branches` tells that it is not the one that was stored
+    last; `lost` are the runs between that state and this one.
     """
 
     last_seq: int = 0  # 0 for a thread that is not there
     parent_run_id: str | None = None
     checkpoint_id: str | None = None
     lost: Sequence[LostRun] = ()
+    branches: bool = False
     running: str | None = None  # the run that another process has in progress on it
 
 
@@ -347,7 +348,7 @@ class UnknownCheckpoint(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What an agent is given: a message, and the state that it starts from (the one stored last, if None)."""
+    """What an agent is given: a message, and the state that it starts from; None for a new thread. See ThreadHead."""
 
     owner: str
     thread_id: str
@@ -355,6 +356,7 @@ class Turn:
     message: str
     checkpoint_id: str | None = None
     lost: Sequence[LostRun] = ()
+    branches: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     DeltaChannelHistory,
     PendingWrite,
+    copy_checkpoint,
     get_checkpoint_id,
     get_serializable_checkpoint_metadata,
 )
@@ -31,7 +32,8 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from store import Store
 from writer import Write
 
-NEWEST_REMEMBERED = 10_000  # threads; more than can have a run in progress
+CHARACTERS_AT_HAND = 2**25  # of the states that are kept in memory, all together
+STORED_LAST = "__stored_last"  # the agent's word for the state that it wants, if it is the newest
 
 PUT_BLOB = """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
 VALUES ($1, $2, $3, $4, $5, $6)
@@ -161,6 +163,36 @@ PRUNE_THREAD = (DELETE_UNKEPT, DELETE_UNUSED_BLOBS, FORGET_PARENTS)
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
+class StatesAtHand:
+    """The states of the threads that were used last, each whole: up to so many characters of text in all.
+
+    A state never changes under its id, so one at hand is right whenever its id is what the database has.
+    """
+
+    def __init__(self, characters: int) -> None:
+        self._free = characters
+        self._states: dict[str, tuple[CheckpointTuple, int]] = {}  # by thread, the one used last at the end
+
+    def get(self, thread: str, checkpoint_id: str | None) -> CheckpointTuple | None:
+        """A copy of it, as LangGraph goes on in what it is given."""
+        state, _ = self._states.get(thread, (None, 0))
+        if state is None or state.checkpoint["id"] != checkpoint_id:
+            return None
+        metadata: CheckpointMetadata = state.metadata.copy()
+        return state._replace(checkpoint=copy_checkpoint(state.checkpoint), metadata=metadata)
+
+    def put(self, thread: str, state: CheckpointTuple, characters: int) -> None:
+        self.forget(thread)
+        self._states[thread] = state, characters
+        self._free -= characters
+        while self._free < 0:
+            self.forget(next(iter(self._states)))
+
+    def forget(self, thread: str) -> None:
+        _, characters = self._states.pop(thread, (None, 0))
+        self._free += characters
+
+
 class Checkpointer(BaseCheckpointSaver[str]):
     """Raises StoreUnavailable when the database can't be read."""
 
@@ -169,15 +201,26 @@ class Checkpointer(BaseCheckpointSaver[str]):
             serde=JsonPlusSerializer(pickle_fallback=False, allowed_json_modules=None, allowed_msgpack_modules=None)
         )
         self._store = store
-        self._newest: dict[str, str] = {}
+        self._put_last: dict[str, CheckpointTuple] = {}  # of each thread in a run, what was put last here
+        self._at_hand = StatesAtHand(CHARACTERS_AT_HAND)
 
-    def newest(self, thread: str) -> str | None:
-        """The id of the checkpoint that was put last for the thread here, if it is remembered."""
-        return self._newest.get(thread)
+    def remember(self, thread: str, values: Mapping[str, Any], characters: int) -> str | None:
+        """The id of the checkpoint that the thread's run has put last, if it has put one.
+
+        `values` are those of its delta channels, with so much text: the checkpoint is kept at hand with them, so that
+        the thread's next run need not read it.
+        """
+        state = self._put_last.pop(thread, None)
+        if state is None:
+            return None
+        snapshots = {channel: _DeltaSnapshot(value) for channel, value in values.items()}
+        state.checkpoint["channel_values"] = state.checkpoint["channel_values"] | snapshots
+        self._at_hand.put(thread, state, characters)
+        return state.checkpoint["id"]
 
     def forget(self, thread: str) -> None:
         """The thread was deleted."""
-        self._newest.pop(thread, None)
+        self._at_hand.forget(thread)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """As the official saver counts: the number, and a random part that tells branches apart."""
@@ -209,13 +252,12 @@ class Checkpointer(BaseCheckpointSaver[str]):
         shown = get_serializable_checkpoint_metadata(config, metadata)
         parent = get_checkpoint_id(config)
         writes.append((PUT_CHECKPOINT, (thread, namespace, checkpoint["id"], parent, _json(stored), _json(shown))))
+        config = _config(thread, namespace, checkpoint["id"])
         if not namespace:
-            self._newest.pop(thread, None)
-            self._newest[thread] = checkpoint["id"]
-            if len(self._newest) > NEWEST_REMEMBERED:
-                del self._newest[next(iter(self._newest))]
+            parent_config = _config(thread, namespace, parent) if parent else None
+            self._put_last[thread] = CheckpointTuple(config, checkpoint, shown, parent_config, [])
         await self._store.write(thread, writes)
-        return _config(thread, namespace, checkpoint["id"])
+        return config
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -261,6 +303,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
         thread, namespace = _place(config)
         if self._store.is_new(thread):
             return None  # so that a new thread chats without the database
+        if not namespace and (state := self._at_hand.get(thread, config["configurable"].get(STORED_LAST))) is not None:
+            return state
         where, arguments = " WHERE c.thread_id = $1 AND c.checkpoint_ns = $2", [thread, namespace]
         if checkpoint_id := get_checkpoint_id(config):
             where, arguments = where + " AND c.checkpoint_id = $3", [*arguments, checkpoint_id]

@@ -43,6 +43,7 @@ LINGERING_RUNS = 1000
 # ends within DRAIN_TIMEOUT_S and five seconds: this, and what empties the queue.
 IMPATIENT_SAVE_S = 1.0
 ELSEWHERE_S = 11.0  # how long a run is waited for that another process has: a lease, and a little
+CROWD_S = 0.1  # how long a run that has sent its `start` lets others come to theirs
 RENEWAL_S = 2.5  # of a lease of 10 s
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
@@ -138,8 +139,11 @@ class Runs:
         self._keyed: dict[tuple[str, str], Run] = {}  # by owner and idempotency key
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering: dict[str, asyncio.TimerHandle] = {}
-        # One run begins in a pass of the loop: the first steps of a crowd would hold up its own `start` frames.
+        # One run begins in a pass of the loop, after those that wait for a look at their thread: the first steps of a
+        # crowd would hold up its own `start` frames.
         self._beginning = asyncio.Lock()
+        self._looking = 0
+        self._looked = asyncio.Event()
         self.draining = False
 
     def __repr__(self) -> str:
@@ -227,7 +231,7 @@ class Runs:
     async def _begin(self, run: Run, request: ChatRequest) -> None:
         head = ThreadHead()
         if request.thread_id is not None:
-            head = await self._store.head(run.owner, request.thread_id, request.checkpoint_id)
+            head = await self._head(run.owner, request.thread_id, request.checkpoint_id)
             if head.running is not None:
                 raise ThreadBusy(head.running)
         run.started = RunStarted(
@@ -247,10 +251,32 @@ class Runs:
         claimed.add_done_callback(lambda claim: run.stop(StopCause.CONFLICT) if _is_lost(claim) else None)
         self._runs[run.run_id] = run
         run.begin(Start(run.thread_id, run.run_id, self._model))
-        turn = Turn(run.owner, run.thread_id, run.run_id, request.message, head.checkpoint_id, head.lost)
+        turn = Turn(
+            *(run.owner, run.thread_id, run.run_id, request.message),
+            *(head.checkpoint_id, head.lost, head.branches),
+        )
         task = asyncio.create_task(self._carry_out(run, run.started, turn), name=f"run {run.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
+        self._looking += 1
+        self._looked.clear()
+        try:
+            return await self._store.head(owner, thread_id, checkpoint_id)
+        finally:
+            self._looking -= 1
+            if not self._looking:
+                self._looked.set()
+
+    async def _turn_to_begin(self, run: Run) -> None:
+        async with self._beginning:
+            await asyncio.sleep(0)
+            patience_s = run.begun_at + CROWD_S - time.monotonic()
+            if self._looking and patience_s > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(patience_s):
+                        await self._looked.wait()
 
     def _unclaim(self, run: Run, key: str | None) -> None:
         del self._busy[run.owner, run.thread_id]
@@ -275,8 +301,7 @@ class Runs:
 
     async def _carry_out(self, run: Run, started: RunStarted, turn: Turn) -> None:
         timer = asyncio.get_running_loop().call_later(self._run_timeout_s, run.stop, StopCause.TIMEOUT)
-        async with self._beginning:
-            await asyncio.sleep(0)
+        await self._turn_to_begin(run)
         try:
             outcome = await self._agent_outcome(run, turn)
         finally:

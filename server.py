@@ -1,6 +1,7 @@
 """uvicorn, as the service wants it: says where to go, and ends the runs at SIGTERM already."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -62,6 +63,16 @@ class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
     def _start_drain(self) -> None:
         if self._drain is None:  # Runs awaits the same end when its block is left
             self._drain = asyncio.create_task(self._runs.drain(), name="drain")
+
+
+def keep_collections_short() -> None:
+    """To be called once all is set up, whose objects stay and need not be looked through again.
+
+    Else a full collection stops every stream for a tenth of a second, and a crowd of runs brings one about.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 class Server(uvicorn.Server):

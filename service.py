@@ -92,7 +92,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         agent = Agent(
             model,
             checkpointer,
-            newest_checkpoint=checkpointer.newest,
+            remember=checkpointer.remember,
             first_token_timeout_s=settings.model_first_token_timeout_s,
             idle_timeout_s=settings.model_idle_timeout_s,
         )

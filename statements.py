@@ -159,17 +159,21 @@ FROM runs WHERE owner = $1 AND """
 READ_RUN_BY_ID = READ_RUN + "run_id = $2"
 READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
 
-# What must be known of a thread before a run of it may start, in a few looks at unique indexes: the run in progress,
-# which can only be the newest; the run that this one goes on from, the thread's head or the one that left the state $4;
-# and which state was stored last.
-READ_HEAD = """SELECT t.last_seq, parent.run_id AS parent_run_id, parent.checkpoint_id,
-    (SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND seq = t.last_seq
+# What must be known of threads before a run of each may start, in a few looks at unique indexes: the run in progress,
+# which can only be the newest; the run that the new one goes on from, the thread's head or the one that left the state
+# in $4; and which state was stored last. One row for each of the threads, empty for one that is not there.
+READ_HEADS = """SELECT t.last_seq, parent.run_id AS parent_run_id, parent.checkpoint_id,
+    (SELECT run_id FROM runs r WHERE r.owner = asked.owner AND r.thread_id = asked.thread_id AND r.seq = t.last_seq
         AND status = 'running' AND leased_until > now()) AS running,
-    (SELECT checkpoint_id FROM checkpoints WHERE thread_id = $3 AND checkpoint_ns = ''
-        ORDER BY checkpoint_id DESC LIMIT 1) AS stored_last
-FROM threads t LEFT JOIN runs parent ON parent.run_id = CASE WHEN $4::text IS NULL THEN t.head_run_id ELSE (
-    SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $4) END
-WHERE t.owner = $1 AND t.thread_id = $2"""
+    (SELECT c.checkpoint_id FROM checkpoints c WHERE c.thread_id = asked.graph_id AND checkpoint_ns = ''
+        ORDER BY c.checkpoint_id DESC LIMIT 1) AS stored_last
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+    WITH ORDINALITY AS asked (owner, thread_id, graph_id, checkpoint_id, place)
+LEFT JOIN threads t ON t.owner = asked.owner AND t.thread_id = asked.thread_id
+LEFT JOIN runs parent ON parent.run_id = CASE WHEN asked.checkpoint_id IS NULL THEN t.head_run_id ELSE (
+    SELECT r.run_id FROM runs r WHERE r.owner = asked.owner AND r.thread_id = asked.thread_id
+        AND r.checkpoint_id = asked.checkpoint_id) END
+ORDER BY place"""
 
 
 # Where a run of the journal belongs: how far its thread is, what is known of the run and of its branch, and whether one

@@ -32,6 +32,7 @@ from chat import (
     UnknownCheckpoint,
     graph_thread_id,
 )
+from gathering import Gathered
 from journal import Journal
 from recovery import Turn, replay
 from search import marked, pattern
@@ -39,7 +40,7 @@ from statements import (
     DELETE_THREAD,
     FIND_WORDS,
     LIST_THREADS,
-    READ_HEAD,
+    READ_HEADS,
     READ_ITEMS,
     READ_LOST,
     READ_OLD,
@@ -151,6 +152,7 @@ class Store:
         self._writer = writer
         self._queue_bytes = queue_bytes
         self._journal = journal
+        self._heads = Gathered(self.fetch, READ_HEADS)
         self._open_runs: dict[str, OpenRun] = {}
         self._unsaved: dict[str, Turn] = {}  # the turns that have ended and wait for the writer, by run_id
 
@@ -324,6 +326,10 @@ class Store:
         except DATABASE_FAULTS as error:
             raise StoreUnavailable(type(error).__name__) from error
 
+    async def looked(self) -> None:
+        """Return when no look at a thread's head is under way any more."""
+        await self._heads.close()
+
     async def ping(self) -> None:
         """Raises StoreUnavailable."""
         await self.fetch("SELECT 1")
@@ -335,23 +341,23 @@ class Store:
         """
         thread = graph_thread_id(owner, thread_id)
         await self.settled(thread)
-        rows = await self.fetch(READ_HEAD, owner, thread_id, thread, checkpoint_id)
-        if not rows:
+        row = await self._heads.read(owner, thread_id, thread, checkpoint_id)
+        if row["last_seq"] is None:
             if checkpoint_id not in (None, BEGINNING):
                 raise UnknownCheckpoint
             return ThreadHead()
-        [row] = rows
         if row["running"] is not None:
             return ThreadHead(row["last_seq"], running=row["running"])
         if checkpoint_id == BEGINNING:
-            return ThreadHead(row["last_seq"], checkpoint_id=BEGINNING)
+            return ThreadHead(row["last_seq"], checkpoint_id=BEGINNING, branches=True)
         parent, state = row["parent_run_id"], row["checkpoint_id"]
         if parent is None:
             raise UnknownCheckpoint
         lost: Sequence[LostRun] = ()
         if state is None:
             state, lost = await self._lost_runs(owner, thread_id, parent)
-        return ThreadHead(row["last_seq"], parent, None if state == row["stored_last"] else state or BEGINNING, lost)
+        branches = state != row["stored_last"]
+        return ThreadHead(row["last_seq"], parent, state or BEGINNING, lost, branches=branches)
 
     async def _lost_runs(self, owner: str, thread_id: str, newest: str) -> tuple[str | None, list[LostRun]]:
         """The state that was left last before the run or by it, and the runs since then."""
@@ -546,6 +552,7 @@ async def open_store(
         store = Store(pool, writer, queue_bytes, journal)
         async with writing(writer, drain_timeout_s):
             yield store
+            await store.looked()
         if store.unsaved:
             raise UnsavedTurns(store.unsaved)
 

@@ -369,9 +369,7 @@ def read_kept(database_url: str, urls: Sequence[str]) -> Kept:
             database_url, queue_size=1, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5
         ) as store:
             saver = Checkpointer(store)
-            agent = Agent(
-                OfflineModel(), saver, newest_checkpoint=saver.newest, first_token_timeout_s=1, idle_timeout_s=1
-            )
+            agent = Agent(OfflineModel(), saver, remember=saver.remember, first_token_timeout_s=1, idle_timeout_s=1)
             for name, thread in kept.items():
                 thread.state = dict(await agent.state("anonymous", name))
         return Kept(dict(kept), {row["thread_id"] for row in threads}, dead_letters)

@@ -36,7 +36,7 @@ class Scripted:
 
 
 async def turn(model: Scripted, saver: Checkpointer, *, stop_at: str | None = None) -> tuple[Outcome, list[Piece]]:
-    agent = Agent(model, saver, newest_checkpoint=saver.newest, first_token_timeout_s=0.6, idle_timeout_s=0.3)
+    agent = Agent(model, saver, remember=saver.remember, first_token_timeout_s=0.6, idle_timeout_s=0.3)
     stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
     pieces: list[Piece] = []
 
@@ -86,7 +86,8 @@ async def test_usage_adds_up_over_the_calls_of_a_turn(checkpointer: Checkpointer
     finished = Finished("tool_calls", usage)  # type: ignore[arg-type]  # a Usage
     outcome, _ = await turn(Scripted([call, finished], ["x", Finished("stop", finished.usage)]), checkpointer)
     assert outcome.usage == {"input_tokens": 10, "output_tokens": 4}
-    assert outcome.checkpoint_id == checkpointer.newest("o/t")
+    [newest, *_] = [state async for state in checkpointer.alist({"configurable": {"thread_id": "o/t"}})]
+    assert outcome.checkpoint_id == newest.checkpoint["id"]
 
 
 def calls(*ids: str) -> AIMessage:

@@ -11,14 +11,14 @@ import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
-from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from agent import append
-from checkpointer import Checkpointer
+from checkpointer import STORED_LAST, Checkpointer, StatesAtHand
 from store import Store
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +216,68 @@ async def test_threads_at_once_do_not_meet(checkpointer: Checkpointer) -> None:
     assert conversations == [[f"t{number} {index}" for index in range(5)] for number in range(10)]
 
 
-async def test_the_newest_checkpoint_is_the_one_that_was_put(checkpointer: Checkpointer) -> None:
-    assert checkpointer.newest("o/t") is None
-    await turn(checkpointer, at("o/t"), "turn")
-    assert [checkpointer.newest("o/t")] == (await ids(checkpointer, "o/t"))[:1]
+def wanted(thread: str, checkpoint_id: str) -> RunnableConfig:
+    """As the agent asks for a thread's newest state."""
+    return {"configurable": {"thread_id": thread, STORED_LAST: checkpoint_id}}
+
+
+async def test_a_state_at_hand_is_the_one_that_is_stored(checkpointer: Checkpointer, store: Store) -> None:
+    """Of two threads, one is kept at hand and one is read for each turn: they remember and store the same."""
+    newest = None
+    for number in range(13):  # some snapshots' worth
+        for thread in ("o/kept", "o/read"):
+            config = wanted(thread, newest) if newest and thread == "o/kept" else at(thread)
+            message: Any = {"messages": [HumanMessage(f"turn {number}", id=str(number))], "documents": []}
+            values = await graph(checkpointer).ainvoke(message, config, durability="exit")
+            kept = checkpointer.remember(thread, values, 10)
+            assert [kept] == (await ids(checkpointer, thread))[:1]
+            if thread == "o/kept":
+                newest, said = kept, values["messages"]
+        assert newest is not None
+        at_hand = await checkpointer.aget_tuple(wanted("o/kept", newest))
+        assert at_hand is not None
+        assert at_hand.checkpoint["channel_values"]["messages"].value == said
+    states = [(await graph(checkpointer).aget_state(at(thread))).values for thread in ("o/kept", "o/read")]
+    assert states[0]["documents"] == states[1]["documents"]
+    texts = [[message.content for message in state["messages"]] for state in states]
+    assert texts[0] == texts[1]
+    kinds = [
+        await store.fetch(
+            "SELECT channel, type, count(*) FROM checkpoint_writes WHERE thread_id = $1 GROUP BY 1, 2 "
+            "UNION ALL SELECT channel, type, count(*) FROM checkpoint_blobs WHERE thread_id = $1 GROUP BY 1, 2 "
+            "ORDER BY 1, 2, 3",
+            thread,
+        )
+        for thread in ("o/kept", "o/read")
+    ]
+    assert kinds[0] == kinds[1]
+
+
+async def test_a_state_at_hand_is_not_taken_for_another(checkpointer: Checkpointer) -> None:
+    await turn(checkpointer, at("o/t"), "one")
+    first = checkpointer.remember("o/t", {}, 10)
+    assert first is not None
+    await turn(checkpointer, at("o/t"), "two")
+    second = checkpointer.remember("o/t", {}, 10)
+    assert second is not None
+    found = await checkpointer.aget_tuple(wanted("o/t", first))
+    assert found is not None
+    assert found.checkpoint["id"] == second, "the database knows better: it is asked for its newest"
+    assert checkpointer.remember("o/t", {}, 10) is None, "nothing was put since"
+
+
+async def test_so_many_states_are_at_hand_as_have_room() -> None:
+    states = StatesAtHand(100)
+    for number in range(5):
+        states.put(f"t{number}", state(f"c{number}"), 40)
+    assert [states.get(f"t{number}", f"c{number}") is not None for number in range(5)] == [False] * 3 + [True] * 2
+    states.put("t4", state("c5"), 101)
+    assert states.get("t4", "c5") is None
+    states.put("t6", state("c6"), 100)
+    assert states.get("t6", "c6") is not None
+
+
+def state(checkpoint_id: str) -> CheckpointTuple:
+    checkpoint = empty_checkpoint()
+    checkpoint["id"] = checkpoint_id
+    return CheckpointTuple(at("t", checkpoint_id), checkpoint, {})

@@ -46,9 +46,7 @@ def graph_state(database_url: str, thread_id: str) -> dict[str, Any]:
             database_url, queue_size=1, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5
         ) as store:
             saver = Checkpointer(store)
-            agent = Agent(
-                OfflineModel(), saver, newest_checkpoint=saver.newest, first_token_timeout_s=1, idle_timeout_s=1
-            )
+            agent = Agent(OfflineModel(), saver, remember=saver.remember, first_token_timeout_s=1, idle_timeout_s=1)
             return dict(await agent.state("anonymous", thread_id))
 
     return run(read())
