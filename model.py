@@ -58,6 +58,7 @@ class OpenAIModel:
             use_responses_api=False,
             stream_usage=True,
         )
+        self._base_url = str(self._chat.root_async_client.base_url)
 
     def __repr__(self) -> str:
         return f"<OpenAIModel {self.name}>"
@@ -75,19 +76,12 @@ class OpenAIModel:
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
     ) -> AsyncGenerator[Sequence[ModelDelta], None]:
         """The reply's deltas, those of each arrival; the last of all is a Finished. Raises ModelError."""
-        parameters: dict[str, Any] = {"tools": list(tools)} if tools else {}
-        # Private, but it is what every call of ChatOpenAI goes through, and the version is pinned.
-        payload = self._chat._get_request_payload(  # noqa: SLF001
-            list(messages), stream=True, stream_options={"include_usage": True}, **parameters
-        )
-        client: openai.AsyncOpenAI = self._chat.root_async_client
-        with ModelCall(self.name, str(client.base_url)) as call:
+        with ModelCall(self.name, self._base_url) as call:
             try:
-                async with aclosing(await self._post(client, payload, call.headers)) as response:
+                async with aclosing(_Body(await self._post(messages, tools, call.headers))) as body:
                     decoder = _ReplyDecoder()
-                    read = _reader(response)
                     while not decoder.done:
-                        arrived = await read()
+                        arrived = await body.read()
                         if (deltas := decoder.feed(arrived)) is not None:
                             yield deltas
                         if decoder.error is not None:
@@ -98,7 +92,7 @@ class OpenAIModel:
                     # To the end of the body, which is as good as there: else the connection could not be used again.
                     with suppress(TimeoutError, httpx2.HTTPError, aiohttp.ClientError):
                         async with asyncio.timeout(BODY_END_S):
-                            while await read():
+                            while await body.read():
                                 pass
             except openai.APIError as error:
                 raise _model_error(error) from error
@@ -107,14 +101,19 @@ class OpenAIModel:
                     "model_disconnected", "The connection to the model broke off.", retryable=True
                 ) from error
 
-    @staticmethod
     async def _post(
-        client: openai.AsyncOpenAI, payload: Mapping[str, Any], headers: Mapping[str, str]
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], headers: Mapping[str, str]
     ) -> httpx2.Response:
         """The client's own request, with its retries and errors. The body is still to be read.
 
         Not `chat.completions.create`, which spends a third of its time on checking every field against its types.
         """
+        parameters: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        # Private, but it is what every call of ChatOpenAI goes through, and the version is pinned.
+        payload = self._chat._get_request_payload(  # noqa: SLF001
+            list(messages), stream=True, stream_options={"include_usage": True}, **parameters
+        )
+        client: openai.AsyncOpenAI = self._chat.root_async_client
         response = await client.post(
             "/chat/completions",
             cast_to=httpx2.Response,
@@ -133,18 +132,24 @@ def _split_query(base_url: str | None) -> tuple[str | None, dict[str, str] | Non
     return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query)) or None
 
 
-def _reader(response: httpx2.Response) -> Callable[[], Awaitable[bytes]]:
-    """Reads what has arrived of the body, b"" at its end.
+class _Body:
+    """A response's body: `read` gives what has arrived of it, b"" at its end.
 
-    From aiohttp's own reader: each generator that a chunk passes costs every token, and the response's three do nothing
-    but decompress.
+    From aiohttp's own reader, as each generator that a chunk passes costs every token, and the response's three do
+    nothing but decompress. The response is let go: it would hold the request, with its prompt, to the end.
     """
-    stream = getattr(response.stream, "_stream", None)
-    arrived: aiohttp.ClientResponse | None = getattr(stream, "_aiohttp_response", None)
-    if arrived is not None and "content-encoding" not in response.headers:
-        return arrived.content.readany
-    chunks = response.aiter_bytes()
-    return lambda: anext(chunks, b"")
+
+    def __init__(self, response: httpx2.Response) -> None:
+        stream = cast("httpx2.AsyncByteStream", response.stream)
+        arriving: aiohttp.ClientResponse | None = getattr(getattr(stream, "_stream", None), "_aiohttp_response", None)
+        self.read: Callable[[], Awaitable[bytes]]
+        self.aclose = stream.aclose
+        if arriving is not None and "content-encoding" not in response.headers:
+            self.read = arriving.content.readany
+        else:
+            chunks = response.aiter_bytes()
+            self.read = lambda: anext(chunks, b"")
+            self.aclose = response.aclose
 
 
 class _ReplyDecoder:

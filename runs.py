@@ -139,9 +139,10 @@ class Runs:
         self._keyed: dict[tuple[str, str], Run] = {}  # by owner and idempotency key
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering: dict[str, asyncio.TimerHandle] = {}
-        # One run begins in a pass of the loop, after those that wait for a look at their thread: the first steps of a
-        # crowd would hold up its own `start` frames.
+        # One run begins in a pass of the loop, once no more are being started, or wait for a look at their thread: the
+        # first steps of a crowd would hold up its own `start` frames.
         self._beginning = asyncio.Lock()
+        self._started = 0
         self._looking = 0
         self._looked = asyncio.Event()
         self.draining = False
@@ -250,6 +251,7 @@ class Runs:
         claimed = self._store.start_run(run.started)
         claimed.add_done_callback(lambda claim: run.stop(StopCause.CONFLICT) if _is_lost(claim) else None)
         self._runs[run.run_id] = run
+        self._started += 1
         run.begin(Start(run.thread_id, run.run_id, self._model))
         turn = Turn(
             *(run.owner, run.thread_id, run.run_id, request.message),
@@ -271,12 +273,17 @@ class Runs:
 
     async def _turn_to_begin(self, run: Run) -> None:
         async with self._beginning:
-            await asyncio.sleep(0)
-            patience_s = run.begun_at + CROWD_S - time.monotonic()
-            if self._looking and patience_s > 0:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(patience_s):
-                        await self._looked.wait()
+            started = None
+            while started != self._started:
+                started = self._started
+                await asyncio.sleep(0)
+                patience_s = run.begun_at + CROWD_S - time.monotonic()
+                if patience_s <= 0:
+                    break
+                if self._looking:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(patience_s):
+                            await self._looked.wait()
 
     def _unclaim(self, run: Run, key: str | None) -> None:
         del self._busy[run.owner, run.thread_id]
