@@ -153,6 +153,18 @@ READ_LOST = """WITH RECURSIVE line AS (
     FROM line JOIN runs r ON r.run_id = line.parent_run_id WHERE line.checkpoint_id IS NULL
 ) SELECT run_id, checkpoint_id FROM line ORDER BY seq"""
 
+# A thread's runs in order, with the state that each left and the end of what was said then.
+READ_STATES = """SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.ended_at AS created_at,
+    (c.metadata ->> 'step')::int AS step, said.role, said.content
+FROM runs r
+LEFT JOIN checkpoints c ON c.thread_id = $3 AND c.checkpoint_ns = '' AND c.checkpoint_id = r.checkpoint_id
+LEFT JOIN LATERAL (
+    SELECT m.role, left(m.content, 240) AS content FROM messages m
+    WHERE r.checkpoint_id IS NOT NULL AND m.owner = $1 AND m.thread_id = $2 AND m.seq = r.seq AND m.type = 'message'
+    ORDER BY m.item DESC LIMIT 1
+) AS said ON true
+WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
+
 READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint,
     status = 'running' AND leased_until > now() AS in_progress
 FROM runs WHERE owner = $1 AND """

@@ -47,6 +47,7 @@ from statements import (
     READ_RUN_BY_ID,
     READ_RUN_BY_KEY,
     READ_RUNS,
+    READ_STATES,
     READ_THREAD,
     RENAME_THREAD,
     RENEW_LEASES,
@@ -133,6 +134,22 @@ class History(ThreadSummary):
     head_run_id: str
     messages: list[dict[str, object]]
     runs: list[dict[str, object]]
+
+
+class LastMessage(TypedDict):
+    role: str
+    content: str  # its first 240 characters
+
+
+class State(TypedDict):
+    """What a run left: a chat may start from it. `parent_checkpoint_id` is the state that the run started from."""
+
+    checkpoint_id: str
+    parent_checkpoint_id: str | None  # None: the conversation began with it
+    run_id: str
+    created_at: datetime
+    step: int | None  # as LangGraph counts them; None where its checkpoint was pruned
+    last_message: LastMessage
 
 
 @dataclass(slots=True)
@@ -435,6 +452,31 @@ class Store:
             "messages": [_item(row) for row in items],
             "runs": [_run(row) for row in runs],
         }
+
+    async def states(self, owner: str, thread_id: str) -> list[State] | None:
+        """The thread's states in all its branches, newest first; None for one that the owner does not have."""
+        thread = graph_thread_id(owner, thread_id)
+        await self.settled(thread)
+        rows = await self.fetch(READ_STATES, owner, thread_id, thread)
+        reached: dict[str | None, str | None] = {None: None}  # by run: the state that was left by it, or last before it
+        states: list[State] = []
+        for row in rows:
+            before, left = reached.get(row["parent_run_id"]), row["checkpoint_id"]
+            reached[row["run_id"]] = left or before
+            if left is not None:
+                states.append(_state(row, before))
+        return states[::-1] if rows else None
+
+
+def _state(row: asyncpg.Record, before: str | None) -> State:
+    return {
+        "checkpoint_id": row["checkpoint_id"],
+        "parent_checkpoint_id": before,
+        "run_id": row["run_id"],
+        "created_at": row["created_at"],
+        "step": row["step"],
+        "last_message": {"role": row["role"], "content": row["content"]},
+    }
 
 
 def _summary(row: asyncpg.Record) -> ThreadSummary:

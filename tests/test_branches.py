@@ -6,6 +6,7 @@ from typing import Any
 import requests
 from conftest import Service
 from openai_server import OpenAIServer, finish, text, tool
+from openai_server import status as http_error
 from sse_client import chat
 
 from chat import BEGINNING
@@ -84,3 +85,50 @@ def test_each_branch_has_its_own_documents(service: Start, openai: OpenAIServer)
         "Second, the other way",
         "Third",
     ]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The states of a thread
+
+
+def states(service: Service, thread_id: str) -> list[dict[str, Any]]:
+    answer = requests.get(f"{service.url}/api/threads/{thread_id}/checkpoints", timeout=10)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["checkpoints"]
+    return found
+
+
+def test_the_states_of_all_branches_are_listed_newest_first(service: Start, openai: OpenAIServer) -> None:
+    openai.reply(text("Long. " * 100), finish())
+    openai.reply(http_error(401))
+    openai.reply(tool("write_document", {"title": "NDA", "content": "1. Term"}), finish("tool_calls"))
+    openai.reply(finish())
+    openai.default = (text("Yes."), finish())
+    running = service(openai=openai)
+    one = chat(running.url, "one", thread_id="t")
+    failed = chat(running.url, "fails", thread_id="t")
+    document = chat(running.url, "only a document", thread_id="t")
+    branch = chat(running.url, "two", thread_id="t", checkpoint_id=one.last["checkpoint_id"])
+    another = chat(running.url, "another one", thread_id="t", checkpoint_id=BEGINNING)
+    listed = states(running, "t")
+    of_run = {state["run_id"]: state for state in listed}
+    assert list(of_run) == [stream.run_id for stream in (another, branch, document, failed, one)]
+    left = {run_id: state["checkpoint_id"] for run_id, state in of_run.items()}
+    assert left == {run["run_id"]: run["checkpoint_id"] for run in thread(running, "t")["runs"] if run["checkpoint_id"]}
+    assert [state["parent_checkpoint_id"] for state in listed] == [
+        None,
+        left[one.run_id],
+        left[failed.run_id],
+        left[one.run_id],
+        None,
+    ]
+    assert [state["last_message"] for state in listed] == [
+        {"role": "assistant", "content": "Yes."},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "only a document"},
+        {"role": "user", "content": "fails"},
+        {"role": "assistant", "content": ("Long. " * 100)[:240]},
+    ]
+    step = {state["checkpoint_id"]: state["step"] for state in listed}
+    assert all(state["step"] > step.get(state["parent_checkpoint_id"], 0) for state in listed)
+    assert requests.get(f"{running.url}/api/threads/unknown/checkpoints", timeout=10).status_code == 404

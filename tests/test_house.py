@@ -15,9 +15,10 @@ MODULES = {path.stem for path in ROOT.glob("*.py")}
 MAY_IMPORT = {
     "asgi_app": MODULES - {"asgi_app"},
     "chats": {"access", "asgi", "chat", "run", "service", "sse"},
+    "branches": {"access", "asgi", "service"},
     "threads": {"access", "asgi", "chat", "search", "service"},
     "status": {"asgi", "service", "store"},
-    "service": MODULES - {"asgi_app", "chats", "service", "status", "threads"},
+    "service": MODULES - {"asgi_app", "branches", "chats", "service", "status", "threads"},
     "server": {"runs", "settings"},
     "access": {"embedded", "identity", "settings", "store"},
     "identity": set[str](),

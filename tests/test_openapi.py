@@ -306,6 +306,7 @@ def test_real_events_are_of_their_schemas(service: Start, openai: OpenAIServer) 
     assert kinds == set(DOCUMENT["components"]["schemas"]["Event"]["discriminator"]["mapping"])
     held(running, "GET", "/api/threads")
     held(running, "GET", "/api/threads/t")
+    held(running, "GET", "/api/threads/t/checkpoints")
     held(running, "GET", f"/api/threads/{failed.events[0]['thread_id']}")
     until(lambda: bool(held(running, "GET", "/api/threads?q=here").json()["threads"]))  # the search has heard of it
     held(running, "PATCH", "/api/threads/t", json={"title": "NDA"})
@@ -348,6 +349,7 @@ REQUESTS: list[tuple[int, str, str, Json]] = [
     (422, "GET", "/api/threads?limit=0", {}),
     (400, "GET", "/api/threads?limit=%ff", {}),
     (404, "GET", "/api/threads/unknown", {}),
+    (404, "GET", "/api/threads/unknown/checkpoints", {}),
     (404, "DELETE", "/api/threads/unknown", {}),
     (404, "PATCH", "/api/threads/unknown", {"json": {"title": "a"}}),
     (422, "PATCH", "/api/threads/unknown", {"json": {"title": "\x01"}}),
