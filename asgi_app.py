@@ -19,7 +19,7 @@ import tracing
 from access import Caller, Forbidden, Scope, Unauthorized
 from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, retry_after
 from asgi import Scope as AsgiScope
-from branches import get_checkpoints
+from branches import get_checkpoints, post_fork
 from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
 from chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
 from embedded import EmbeddedPostgresError
@@ -67,6 +67,7 @@ ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, tuple[Handler, Who]]]] = [
         re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/checkpoints"),
         {"GET": (get_checkpoints, "read")},
     ),
+    (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/fork"), {"POST": (post_fork, "chat")}),
     (re.compile(r"/api/stream-tokens"), {"POST": (post_stream_token, "any caller")}),
     (re.compile(r"/"), {"GET": (get_root, "anyone")}),
     (re.compile(r"/debug"), {"GET": (get_page, "anyone")}),

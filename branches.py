@@ -1,8 +1,13 @@
-"""The handlers of a thread's branches: the states that one can go on from."""
+"""The handlers of a thread's branches: the states that one can go on from, and a new thread out of one of them."""
+
+import uuid
 
 from access import Caller
-from asgi import Request, Response, not_found
+from asgi import Problem, Request, Response, not_found
+from chat import ForkRequest
+from runs import ThreadBusy
 from service import Service
+from store import ThreadExists
 
 
 async def get_checkpoints(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
@@ -10,3 +15,21 @@ async def get_checkpoints(service: Service, _: Request, response: Response, call
     if states is None:
         raise not_found("thread")
     await response.json(200, {"checkpoints": states})
+
+
+async def post_fork(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
+    """With a state that it names, a thread can be forked while a run of it is in progress."""
+    asked = ForkRequest.from_fields(await request.json(service.settings.max_body_bytes))
+    tip = await service.store.tip(caller.owner, thread_id, asked.checkpoint_id)
+    if tip is None:
+        raise not_found("thread")
+    if tip.in_progress:
+        raise ThreadBusy(tip.run_id)
+    new_id = asked.thread_id or str(uuid.uuid4())
+    try:
+        thread = await service.store.fork_thread(caller.owner, thread_id, tip.run_id, new_id)
+    except ThreadExists:
+        raise Problem(409, "thread_exists", "There is a thread of that name already.") from None
+    if thread is None:
+        raise not_found("thread")
+    await response.json(201, thread, [("location", f"/api/threads/{new_id}")])

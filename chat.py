@@ -5,7 +5,7 @@ Everything else speaks these words. Nothing here does I/O, reads a clock or know
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -58,6 +58,7 @@ IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 StreamMode = Literal["pieces", "items"]
 OnDisconnect = Literal["continue", "cancel"]
 FIELDS = ("message", "thread_id", "checkpoint_id", "stream", "on_disconnect")
+FORK_FIELDS = ("checkpoint_id", "thread_id")
 UNKNOWN_NAMED = 20  # a body of a megabyte can have 100,000 fields
 
 
@@ -88,11 +89,7 @@ class ChatRequest:
         """
         if not isinstance(fields, Mapping):
             raise InvalidRequest([{"pointer": "", "detail": "must be a JSON object"}])
-        unknown = (name for name in fields if name not in FIELDS)
-        errors: list[FieldError] = [
-            {"pointer": "/" + str(name).replace("~", "~0").replace("/", "~1"), "detail": "is not a known field"}
-            for name in islice(unknown, UNKNOWN_NAMED)
-        ]
+        errors = [*unknown(fields, FIELDS)]
 
         def refuse(field: str, detail: str) -> None:
             errors.append({"pointer": f"/{field}", "detail": detail})
@@ -111,13 +108,7 @@ class ChatRequest:
         elif SURROGATE.search(message):
             refuse("message", "must not contain unpaired surrogates")
 
-        for field, pattern, detail in (
-            ("thread_id", THREAD_ID, "must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"),
-            ("checkpoint_id", CHECKPOINT_ID, "must be the id of a checkpoint of this thread"),
-        ):
-            value = fields.get(field)
-            if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
-                refuse(field, detail)
+        errors += malformed(fields)
         if fields.get("checkpoint_id") is not None and fields.get("thread_id") is None:
             refuse("checkpoint_id", "needs the thread_id it belongs to")
         if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
@@ -129,6 +120,40 @@ class ChatRequest:
         if errors:
             raise InvalidRequest(errors)
         return cls(**fields, idempotency_key=idempotency_key)
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRequest:
+    """A new thread `thread_id` (a new name, if None) from the state `checkpoint_id` of one (its head's, if None)."""
+
+    checkpoint_id: str | None = None
+    thread_id: str | None = None
+
+    @classmethod
+    def from_fields(cls, fields: object) -> "ForkRequest":
+        """Check a decoded JSON body. Raises InvalidRequest, which names every field that is wrong."""
+        if not isinstance(fields, Mapping):
+            raise InvalidRequest([{"pointer": "", "detail": "must be a JSON object"}])
+        if errors := [*unknown(fields, FORK_FIELDS), *malformed(fields)]:
+            raise InvalidRequest(errors)
+        return cls(**fields)
+
+
+def unknown(fields: Mapping[str, object], known: Sequence[str]) -> Iterator[FieldError]:
+    """Errors for the fields that are not known; the first 20."""
+    for name in islice((name for name in fields if name not in known), UNKNOWN_NAMED):
+        yield {"pointer": "/" + str(name).replace("~", "~0").replace("/", "~1"), "detail": "is not a known field"}
+
+
+def malformed(fields: Mapping[str, object]) -> Iterator[FieldError]:
+    """Errors for what is no id of a thread or of a checkpoint, where these are given."""
+    for field, pattern, detail in (
+        ("thread_id", THREAD_ID, "must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"),
+        ("checkpoint_id", CHECKPOINT_ID, "must be the id of a checkpoint of this thread"),
+    ):
+        value = fields.get(field)
+        if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
+            yield {"pointer": f"/{field}", "detail": detail}
 
 
 def title_from(message: str) -> str:

@@ -64,18 +64,24 @@ END $$;
 CREATE OR REPLACE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH ROW
     WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status) EXECUTE FUNCTION run_ends_once();
 
+-- Held by what makes a fork of this name: see fork_thread.
+CREATE OR REPLACE FUNCTION fork_lock(its_owner text, its_id text) RETURNS bigint LANGUAGE sql IMMUTABLE AS
+    $$ SELECT hashtextextended(its_owner || '/' || its_id, 0) $$;
+
 -- A run goes on where it began: in a thread that is still there. One that was deleted meanwhile is not begun again in the
 -- middle by a run that had looked at it before, and nothing comes back of it with the end of a run that it had.
 CREATE OR REPLACE FUNCTION run_has_its_place() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM runs WHERE run_id = NEW.run_id) AND (NEW.status <> 'running' OR NOT EXISTS (
-            SELECT FROM runs WHERE owner = NEW.owner AND thread_id = NEW.thread_id AND seq = NEW.seq - 1)) THEN
+            SELECT FROM runs WHERE owner = NEW.owner AND thread_id = NEW.thread_id AND seq = NEW.seq - 1)
+            OR NOT pg_try_advisory_xact_lock_shared(fork_lock(NEW.owner, NEW.thread_id))) THEN
         RAISE EXCEPTION 'the place of run % is gone', NEW.run_id USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN NEW;
 END $$;
 CREATE OR REPLACE TRIGGER run_has_its_place BEFORE INSERT ON runs FOR EACH ROW
-    WHEN (NEW.status <> 'running' OR NEW.seq > 1) EXECUTE FUNCTION run_has_its_place();
+    WHEN ((NEW.status <> 'running' OR NEW.seq > 1) AND current_setting('draftstream.forking', true) IS DISTINCT FROM 'yes')
+    EXECUTE FUNCTION run_has_its_place();
 
 -- A request that comes again finds its run; few runs have a key.
 CREATE UNIQUE INDEX IF NOT EXISTS runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
@@ -285,4 +291,108 @@ BEGIN
     DELETE FROM checkpoints WHERE thread_id = its_graph_id;
     DELETE FROM dead_letters WHERE thread = its_graph_id;
     DELETE FROM threads WHERE owner = its_owner AND thread_id = its_id;
+END $$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- A new thread with the history of the run `tip`, back to where its conversation began, and with the state that this one
+-- left. The runs get new ids; the checkpoints keep theirs, as a thread's name is part of their key.
+--
+-- The copy may take long, and nobody must wait for it, least of all a writer, which would wait for a key that is not
+-- committed yet. So what stands at the first place of the new thread, where a run of that name would begin, comes last,
+-- in a moment; and a run that began there before is refused its second place meanwhile (see run_has_its_place).
+--
+-- To be called in one look at the database (REPEATABLE READ): the thread may go on, or be deleted.
+CREATE OR REPLACE FUNCTION fork_thread(its_owner text, its_id text, tip text, new_id text) RETURNS void
+    LANGUAGE plpgsql SET plan_cache_mode = 'force_custom_plan' AS $$
+DECLARE
+    its_graph_id text := its_owner || '/' || its_id;
+    new_graph_id text := its_owner || '/' || new_id;
+    its_runs text[];
+    its_seqs bigint[];
+    new_runs text[];
+    state text;
+    chain text[];
+BEGIN
+    PERFORM pg_advisory_xact_lock(fork_lock(its_owner, new_id));
+    PERFORM set_config('draftstream.forking', 'yes', true);
+    IF EXISTS (SELECT FROM threads WHERE owner = its_owner AND thread_id = new_id) THEN
+        RAISE EXCEPTION 'there is a thread of that name' USING ERRCODE = 'unique_violation';
+    END IF;
+
+    WITH RECURSIVE line AS (
+        SELECT run_id, parent_run_id, seq, checkpoint_id FROM runs
+        WHERE run_id = tip AND owner = its_owner AND thread_id = its_id
+      UNION ALL
+        SELECT r.run_id, r.parent_run_id, r.seq, r.checkpoint_id FROM line JOIN runs r ON r.run_id = line.parent_run_id
+    )
+    SELECT array_agg(run_id ORDER BY seq), array_agg(seq ORDER BY seq), array_agg(gen_random_uuid()::text),
+        (array_agg(checkpoint_id ORDER BY seq DESC) FILTER (WHERE checkpoint_id IS NOT NULL))[1]
+    INTO its_runs, its_seqs, new_runs, state FROM line;
+    IF its_runs IS NULL THEN                               -- deleted meanwhile
+        RETURN;
+    END IF;
+
+    -- What the state stands on: itself and, for the delta channels, its ancestors up to where each has a value stored.
+    WITH RECURSIVE kept AS (
+        SELECT 0 AS depth, c.checkpoint_id, c.parent_checkpoint_id,
+            ARRAY(SELECT jsonb_object_keys(c.metadata -> 'counters_since_delta_snapshot')) AS open
+        FROM checkpoints c WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = state
+      UNION ALL
+        SELECT kept.depth + 1, c.checkpoint_id, c.parent_checkpoint_id,
+            ARRAY(SELECT o FROM unnest(kept.open) AS o WHERE NOT EXISTS (
+                SELECT FROM checkpoint_blobs b WHERE b.thread_id = its_graph_id AND b.checkpoint_ns = ''
+                    AND b.channel = o AND b.version = c.checkpoint -> 'channel_versions' ->> o AND b.type <> 'empty'))
+        FROM kept JOIN checkpoints c ON c.thread_id = its_graph_id AND c.checkpoint_ns = ''
+            AND c.checkpoint_id = kept.parent_checkpoint_id
+        WHERE cardinality(kept.open) > 0
+    )
+    SELECT coalesce(array_agg(checkpoint_id ORDER BY depth), '{}') INTO chain FROM kept;
+
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT new_graph_id, '', b.channel, b.version, b.type, b.blob
+    FROM (
+        SELECT DISTINCT v.key, v.value FROM checkpoints c, jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+        WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = ANY(chain)
+    ) AS used JOIN checkpoint_blobs b ON b.thread_id = its_graph_id AND b.checkpoint_ns = ''
+        AND b.channel = used.key AND b.version = used.value;
+    INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
+    SELECT new_graph_id, '', c.checkpoint_id, CASE WHEN c.parent_checkpoint_id = ANY(chain) THEN c.parent_checkpoint_id END,
+        c.type, c.checkpoint,
+        c.metadata || CASE WHEN r.new IS NULL THEN '{}' ELSE jsonb_build_object('run_id', r.new) END
+    FROM checkpoints c LEFT JOIN unnest(its_runs, new_runs) AS r(old, new) ON r.old = c.metadata ->> 'run_id'
+    WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = ANY(chain);
+    -- The deltas between two states are stored with the older one. So those with the state itself are its children's.
+    INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
+    SELECT new_graph_id, '', checkpoint_id, task_id, idx, channel, type, blob, task_path FROM checkpoint_writes
+    WHERE thread_id = its_graph_id AND checkpoint_ns = '' AND checkpoint_id = ANY(chain[2:]);
+
+    FOR pass IN 1..2 LOOP
+        IF pass = 2 THEN
+            INSERT INTO threads (owner, thread_id, title, last_seq, head_run_id, created_at, updated_at)
+            SELECT owner, new_id, title, cardinality(new_runs), new_runs[cardinality(new_runs)], now(), now()
+            FROM threads WHERE owner = its_owner AND thread_id = its_id;
+        END IF;
+        INSERT INTO runs (run_id, owner, thread_id, seq, parent_run_id, status, reason, error, usage, model,
+            checkpoint_id, started_at, ended_at)
+        SELECT line.new, its_owner, new_id, line.place, new_runs[line.place - 1],
+            CASE status WHEN 'running' THEN 'interrupted' ELSE status END, reason, error, usage, model,
+            checkpoint_id, started_at, ended_at
+        FROM unnest(its_runs, new_runs) WITH ORDINALITY AS line(old, new, place) JOIN runs ON run_id = line.old
+        WHERE (line.place = 1) = (pass = 2);
+        INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+            doc_id, title, version, created_at, words)
+        SELECT its_owner, new_id, line.place, m.item, line.new, m.role, m.type, m.content, m.complete,
+            m.doc_id, m.title, m.version, m.created_at, m.words
+        FROM unnest(its_seqs, new_runs) WITH ORDINALITY AS line(seq, new, place)
+        JOIN messages m ON m.owner = its_owner AND m.thread_id = its_id AND m.seq = line.seq
+        WHERE (line.place = 1) = (pass = 2);
+        -- Of a run whose process ended, and that nothing has gone on from, what was said is still in pieces.
+        INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+            doc_id, title, version, created_at)
+        SELECT its_owner, new_id, line.place, p.item, line.new, 'assistant', p.type,
+            string_agg(p.content, '' ORDER BY p.position), false, p.doc_id, p.title, p.version, now()
+        FROM unnest(its_runs, new_runs) WITH ORDINALITY AS line(old, new, place) JOIN pieces p ON p.run_id = line.old
+        WHERE (line.place = 1) = (pass = 2)
+        GROUP BY line.place, line.new, p.item, p.type, p.doc_id, p.title, p.version;
+    END LOOP;
 END $$;

@@ -80,6 +80,9 @@ RENAME_THREAD = (
 # If it was last updated before $3. Refused while the thread has a run in progress.
 DELETE_THREAD = "SELECT delete_thread($1, $2, $3)"
 
+# A new thread $4 out of the history of the thread's run $3.
+FORK_THREAD = "SELECT fork_thread($1, $2, $3, $4)"
+
 # The words of items that are not found yet. Processes that do so at once take different ones.
 FIND_WORDS = """UPDATE messages m SET words = search_vector(m.owner, coalesce(m.title || ' ', '') || m.content)
 FROM (SELECT owner, thread_id, seq, item FROM messages WHERE words IS NULL
@@ -164,6 +167,12 @@ LEFT JOIN LATERAL (
     ORDER BY m.item DESC LIMIT 1
 ) AS said ON true
 WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
+
+# The run that a fork goes back to: the one that left the state $3, or else the thread's head.
+READ_TIP = """SELECT r.run_id, r.status = 'running' AND r.leased_until > now() AS in_progress
+FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.head_run_id ELSE (
+    SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $3) END
+WHERE t.owner = $1 AND t.thread_id = $2"""
 
 READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint,
     status = 'running' AND leased_until > now() AS in_progress

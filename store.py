@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
+from asyncpg.pool import PoolConnectionProxy
 
 from chat import (
     BEGINNING,
@@ -39,6 +40,7 @@ from search import marked, pattern
 from statements import (
     DELETE_THREAD,
     FIND_WORDS,
+    FORK_THREAD,
     LIST_THREADS,
     READ_HEADS,
     READ_ITEMS,
@@ -49,6 +51,7 @@ from statements import (
     READ_RUNS,
     READ_STATES,
     READ_THREAD,
+    READ_TIP,
     RENAME_THREAD,
     RENEW_LEASES,
     SEARCH_THREADS,
@@ -67,6 +70,8 @@ SCHEMA_LOCK = 0x6472616674  # "draft": replicas that start at once apply the sch
 READ_BUDGET_S = 1.0
 CHANGE_BUDGET_S = 5.0  # what a person waits for the commit of a change
 POOL_CONNECTIONS = 8
+FORK_BUDGET_S = 30.0
+FORKS_AT_ONCE = 2  # the pool's other connections are for reads
 
 
 class StoreUnavailable(RunFailure):
@@ -78,6 +83,10 @@ class StoreUnavailable(RunFailure):
 
     def __str__(self) -> str:
         return self.why or self.content
+
+
+class ThreadExists(Exception):
+    """The owner has a thread of that name."""
 
 
 class UnsavedTurns(Exception):
@@ -152,6 +161,14 @@ class State(TypedDict):
     last_message: LastMessage
 
 
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """The run at the end of a branch."""
+
+    run_id: str
+    in_progress: bool
+
+
 @dataclass(slots=True)
 class OpenRun:
     """A run in progress: whether it is the thread's first, the commit of its start, and what its end will commit."""
@@ -170,6 +187,7 @@ class Store:
         self._queue_bytes = queue_bytes
         self._journal = journal
         self._heads = Gathered(self.fetch, READ_HEADS)
+        self._forking = asyncio.Semaphore(FORKS_AT_ONCE)
         self._open_runs: dict[str, OpenRun] = {}
         self._unsaved: dict[str, Turn] = {}  # the turns that have ended and wait for the writer, by run_id
 
@@ -299,6 +317,26 @@ class Store:
         It is queued when this first waits. Raises Conflict while a run of it is in progress anywhere, and as `_change`.
         """
         await self._change(owner, thread_id, (DELETE_THREAD, (owner, thread_id, before)))
+
+    async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> ThreadSummary | None:
+        """A new thread out of the history of a run, back to where its conversation began, and the state that it left.
+
+        Not the writer's work: a large thread takes seconds. None if the thread is gone meanwhile. Raises ThreadExists,
+        and StoreUnavailable; then it may have been done.
+        """
+        try:
+            async with asyncio.timeout(FORK_BUDGET_S), self._forking:
+                connection = await self._pool.acquire(timeout=READ_BUDGET_S)
+                try:
+                    work = _forked(connection, (owner, thread_id, tip, new_id))
+                    await within(FORK_BUDGET_S, connection, work)
+                finally:
+                    await self._pool.release(connection, timeout=READ_BUDGET_S)
+        except asyncpg.UniqueViolationError:
+            raise ThreadExists from None
+        except DATABASE_FAULTS as error:
+            raise StoreUnavailable(type(error).__name__) from error
+        return await self.thread(owner, new_id)
 
     async def _change(self, owner: str, thread_id: str, write: Write) -> None:
         """Write behind all that is queued, and not with the end of a run that is in progress.
@@ -453,6 +491,20 @@ class Store:
             "runs": [_run(row) for row in runs],
         }
 
+    async def tip(self, owner: str, thread_id: str, checkpoint_id: str | None) -> Tip | None:
+        """The run that left the state, or else the thread's head; None for a thread that the owner does not have.
+
+        Raises UnknownCheckpoint.
+        """
+        await self.settled(graph_thread_id(owner, thread_id))
+        rows = await self.fetch(READ_TIP, owner, thread_id, checkpoint_id)
+        if not rows:
+            return None
+        [row] = rows
+        if row["run_id"] is None:
+            raise UnknownCheckpoint
+        return Tip(row["run_id"], row["in_progress"])
+
     async def states(self, owner: str, thread_id: str) -> list[State] | None:
         """The thread's states in all its branches, newest first; None for one that the owner does not have."""
         thread = graph_thread_id(owner, thread_id)
@@ -466,6 +518,13 @@ class Store:
             if left is not None:
                 states.append(_state(row, before))
         return states[::-1] if rows else None
+
+
+async def _forked(connection: PoolConnectionProxy, arguments: tuple[str, ...]) -> None:
+    async with connection.transaction(isolation="repeatable_read"):
+        # The server's own limit, as it does not notice that nobody waits any more.
+        await connection.execute(f"SET LOCAL statement_timeout = '{FORK_BUDGET_S:.0f}s'")
+        await connection.execute(FORK_THREAD, *arguments)
 
 
 def _state(row: asyncpg.Record, before: str | None) -> State:

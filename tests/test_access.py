@@ -40,7 +40,10 @@ GUARDED = [
 ]
 # What a request needs to get as far as its thread or run. A route with neither in its path stands in ELSEWHERE: it has a
 # test of its own below for what another owner gets.
-BODIES: dict[tuple[str, str], Any] = {("PATCH", "/api/threads/{thread_id}"): {"title": "Another"}}
+BODIES = {
+    ("PATCH", "/api/threads/{thread_id}"): {"title": "Another"},
+    ("POST", "/api/threads/{thread_id}/fork"): {"checkpoint_id": "{checkpoint_id}"},
+}
 ELSEWHERE = {
     *(("GET", "/chat"), ("POST", "/api/chat"), ("POST", "/api/stream-tokens")),
     *(("GET", "/api/threads"), ("DELETE", "/api/threads")),  # test_threads.py has what the latter deletes
@@ -90,6 +93,11 @@ def send(service: Service, method: str, path: str, headers: dict[str, str], body
     return requests.request(
         method, service.url + path, headers=headers, json=body, timeout=20, stream=True, allow_redirects=False
     )
+
+
+def body_of(method: str, template: str, ids: dict[str, str]) -> dict[str, str] | None:
+    body = BODIES.get((method, template))
+    return body and {name: value.format(**ids) for name, value in body.items()}
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -184,13 +192,14 @@ def written(
     openai.reply(text("Said before"), finish())
     openai.reply(text("Hello"), wait(gate), text(" there"), finish())
     running = service(openai=openai)
-    assert chat(running.url, "First", headers=mine.headers, thread_id="t").last["saved"]
+    first = chat(running.url, "First", headers=mine.headers, thread_id="t").last
+    assert first["saved"]
     body = {"message": "Second", "thread_id": "t"}
     with send(running, "POST", "/api/chat", mine.headers, body) as answer:
         lines = answer.iter_lines(chunk_size=1)
         run_id = next(line for line in lines if line.startswith(b"id: ")).decode()[4:40]
         assert any(b"Hello" in line for line in lines)
-        yield running, mine, theirs, {"thread_id": "t", "run_id": run_id}
+        yield running, mine, theirs, {"thread_id": "t", "run_id": run_id, "checkpoint_id": first["checkpoint_id"]}
         gate.set()
 
 
@@ -210,7 +219,7 @@ def test_another_owners_things_are_told_apart_from_nothing_by_nothing(
         assert method in ("GET", "DELETE") or "cancel" in template or (method, template) in BODIES, (
             "its body is missing"
         )
-        body = BODIES.get((method, template))
+        body = body_of(method, template, ids)
         there = template.format(**ids)
         nowhere = template.format(**dict.fromkeys(ids, NOWHERE))
         for headers in ({}, {"Last-Event-ID": f"{ids['run_id']}:1"}, {"Last-Event-ID": f"{NOWHERE}:1"}):
@@ -227,7 +236,7 @@ def test_another_owners_things_are_told_apart_from_nothing_by_nothing(
         if "{" in template:
             if method == "DELETE":
                 until(lambda: execute(database_url, "SELECT 1 FROM runs WHERE status = 'running'") == [])
-            answer = send(running, method, template.format(**ids), mine.headers, BODIES.get((method, template)))
+            answer = send(running, method, template.format(**ids), mine.headers, body_of(method, template, ids))
             assert answer.status_code < 400, (method, template)
             answer.close()
 
@@ -281,10 +290,15 @@ def test_another_owners_idempotency_key_checkpoint_and_event_id_are_unknown(serv
                 {"message": "Go", "thread_id": "t", "checkpoint_id": state},
             )
         )
-        for state in (first.last["checkpoint_id"], NOWHERE)
+        for state in (first.last["checkpoint_id"], NOWHERE.replace("0", "1"))
     ]
     assert answers[0] == answers[1]
     assert answers[0][0] == 422
+    assert send(running, "POST", "/api/threads/t/fork", mine.headers, {"thread_id": "f"}).status_code == 201
+    for body, status in ((None, 415), ({"checkpoint_id": first.last["checkpoint_id"]}, 422), ({"thread_id": "f"}, 201)):
+        assert send(running, "POST", "/api/threads/t/fork", theirs.headers, body).status_code == status
+    for key, said in ((mine, "Hello"), (theirs, "Other")):
+        assert send(running, "GET", "/api/threads/f", key.headers).json()["messages"][0]["content"] == said
     answers = [
         as_told(send(running, "GET", "/chat?message=Hi", theirs.headers | {"Last-Event-ID": f"{run_id}:0"}))
         for run_id in (first.run_id, NOWHERE)

@@ -15,7 +15,7 @@ MODULES = {path.stem for path in ROOT.glob("*.py")}
 MAY_IMPORT = {
     "asgi_app": MODULES - {"asgi_app"},
     "chats": {"access", "asgi", "chat", "run", "service", "sse"},
-    "branches": {"access", "asgi", "service"},
+    "branches": {"access", "asgi", "chat", "runs", "service", "store"},
     "threads": {"access", "asgi", "chat", "search", "service"},
     "status": {"asgi", "service", "store"},
     "service": MODULES - {"asgi_app", "branches", "chats", "service", "status", "threads"},

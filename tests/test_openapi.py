@@ -28,7 +28,7 @@ from test_access import NOWHERE, new_key, until
 from access import Scope
 from asgi_app import ROUTES, STREAMS
 from chat import FIELDS as CHAT_FIELDS
-from chat import ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
+from chat import FORK_FIELDS, ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
 from store import StoreUnavailable
 
 Start = Callable[..., Service]
@@ -172,6 +172,7 @@ def test_it_has_every_code_of_an_error_event_and_the_readme_too() -> None:
 def test_it_has_every_word_of_the_vocabulary() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     assert set(schemas["ChatRequest"]["properties"]) == set(CHAT_FIELDS)
+    assert set(schemas["ForkRequest"]["properties"]) == set(FORK_FIELDS)
     parameters = [resolve(each) for each in DOCUMENT["paths"]["/chat"]["get"]["parameters"]]
     in_query = {each["name"] for each in parameters if each["in"] == "query"}
     assert in_query == {*CHAT_FIELDS, "idempotency_key"}
@@ -307,6 +308,8 @@ def test_real_events_are_of_their_schemas(service: Start, openai: OpenAIServer) 
     held(running, "GET", "/api/threads")
     held(running, "GET", "/api/threads/t")
     held(running, "GET", "/api/threads/t/checkpoints")
+    for status in (201, 409):
+        assert held(running, "POST", "/api/threads/t/fork", json={"thread_id": "f"}).status_code == status
     held(running, "GET", f"/api/threads/{failed.events[0]['thread_id']}")
     until(lambda: bool(held(running, "GET", "/api/threads?q=here").json()["threads"]))  # the search has heard of it
     held(running, "PATCH", "/api/threads/t", json={"title": "NDA"})
@@ -324,6 +327,7 @@ def test_a_run_in_progress_is_of_its_schema(service: Start, openai: OpenAIServer
         assert next(lines) == b"retry: 2000"
         assert held(running, "GET", "/api/threads/t").json()["runs"][0]["status"] == "running"
         assert held(running, "POST", "/api/chat", json={"message": "Hi", "thread_id": "t"}).status_code == 409
+        assert held(running, "POST", "/api/threads/t/fork", json={}).status_code == 409
         assert held(running, "DELETE", "/api/threads/t").status_code == 409
         assert held(running, "POST", f"{run}/cancel").status_code == 202
         assert b'"cancelled"' in b"".join(lines)
@@ -350,6 +354,8 @@ REQUESTS: list[tuple[int, str, str, Json]] = [
     (400, "GET", "/api/threads?limit=%ff", {}),
     (404, "GET", "/api/threads/unknown", {}),
     (404, "GET", "/api/threads/unknown/checkpoints", {}),
+    (404, "POST", "/api/threads/unknown/fork", {"json": {}}),
+    (422, "POST", "/api/threads/unknown/fork", {"json": {"title": "a"}}),
     (404, "DELETE", "/api/threads/unknown", {}),
     (404, "PATCH", "/api/threads/unknown", {"json": {"title": "a"}}),
     (422, "PATCH", "/api/threads/unknown", {"json": {"title": "\x01"}}),
