@@ -260,6 +260,122 @@ def test_a_narrow_window_shows_one_pane_at_a_time(page: Page, service: Callable[
     assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out"
 
 
+def edit(page: Page, before: str, after: str) -> None:
+    """From the keyboard alone."""
+    turn = page.locator(".turn", has_text=before).last
+    turn.get_by_label("Edit this message").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Edited message")).to_be_focused()
+    expect(page.get_by_label("Edited message")).to_have_value(before)
+    page.keyboard.press("Control+A")
+    page.keyboard.type(after)
+    page.keyboard.press("Enter")
+    expect(page.locator(".bubble.user").last).to_have_text(after)
+    expect(page.locator("#stop")).to_be_hidden()
+
+
+def switch(page: Page, message: str, way: str, at: str) -> None:
+    page.locator(".turn", has_text=message).get_by_label(f"{way} branch").click()
+    expect(page.locator(".switcher span", has_text=at)).to_be_visible()
+
+
+def test_a_message_is_edited_and_each_branch_has_its_own_documents(page: Page, service: Callable[..., Service]) -> None:
+    page.goto(f"{service().url}/debug")
+    send(page, "Draft an NDA")
+    send(page, "Make it mutual")
+    send(page, "Add 2-year term")
+    expect(page.locator(".switcher")).to_have_count(0)
+    edit(page, "Make it mutual", "Add 5-year term")
+    users = page.locator(".bubble.user")
+    expect(users).to_have_text(["Draft an NDA", "Add 5-year term"])
+    expect(page.locator(".switcher")).to_have_text(re.compile("2 / 2"))
+    expect(page.locator("#sheet")).to_contain_text("five (5) years")
+    expect(page.locator("#sheet")).not_to_contain_text("Mutual")
+    versions = page.locator("select[aria-label='Version'] option")
+    expect(versions).to_have_count(2)
+    switch(page, "Add 5-year term", "Previous", "1 / 2")
+    expect(users).to_have_text(["Draft an NDA", "Make it mutual", "Add 2-year term"])
+    expect(page.get_by_label("Next branch")).to_be_focused()
+    expect(versions).to_have_count(3)
+    expect(page.locator("#sheet")).to_contain_text("two (2) years")
+    assert "&run=" in page.url
+    page.reload()
+    expect(users).to_have_text(["Draft an NDA", "Make it mutual", "Add 2-year term"])
+    send(page, "Add 7-year term")
+    expect(users).to_have_text(["Draft an NDA", "Make it mutual", "Add 2-year term", "Add 7-year term"])
+    expect(page.locator("#sheet")).to_contain_text("seven (7) years")
+    expect(page.locator("#sheet h1")).to_contain_text("Mutual")
+    assert "&run=" not in page.url, "it is the head now"
+    page.reload()
+    expect(users).to_have_count(4)
+    switch(page, "Make it mutual", "Next", "2 / 2")
+    expect(users).to_have_text(["Draft an NDA", "Add 5-year term"])
+    send(page, "Make it mutual", "GET")
+    expect(users).to_have_text(["Draft an NDA", "Add 5-year term", "Make it mutual"])
+    expect(page.locator("#sheet h1")).to_contain_text("Mutual")
+    expect(page.locator("#sheet")).to_contain_text("five (5) years")
+    expect(versions).to_have_count(3)
+    page.click(".switch >> text=Changes")
+    expect(page.locator("#sheet ins").first).to_contain_text("Mutual")
+
+
+def test_the_first_message_is_edited_and_the_way_back_leads_through_the_branches(
+    page: Page, service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    openai.default = (text("As you wish."), finish())
+    page.goto(f"{service(openai=openai).url}/debug")
+    users = page.locator(".bubble.user")
+    send(page, "one")
+    send(page, "two")
+    edit(page, "one", "another one")
+    expect(users).to_have_text(["another one"])
+    assert [message["content"] for message in openai.requests[-1].body["messages"][1:]] == ["another one"]
+    edit(page, "another one", "a third one")
+    expect(page.locator(".switcher")).to_have_text(re.compile("3 / 3"))
+    expect(page.get_by_label("Next branch")).to_be_disabled()
+    switch(page, "a third one", "Previous", "2 / 3")
+    expect(users).to_have_text(["another one"])
+    switch(page, "another one", "Previous", "1 / 3")
+    expect(users).to_have_text(["one", "two"])
+    expect(page.locator(".switcher")).to_have_count(1)
+    page.go_back()
+    expect(users).to_have_text(["another one"])
+    page.go_back()
+    expect(users).to_have_text(["a third one"])
+    page.go_forward()
+    expect(users).to_have_text(["another one"])
+    page.click("#threads a")
+    expect(users).to_have_text(["a third one"])
+    assert "&run=" not in page.url
+
+
+def test_an_edited_message_that_is_refused_is_there_to_be_sent_again(
+    page: Page, service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    openai.default = (text("As you wish."), finish())
+    page.goto(f"{service(openai=openai, MAX_MESSAGE_CHARS='20').url}/debug")
+    users = page.locator(".bubble.user")
+    send(page, "one")
+    send(page, HOSTILE[:20])
+    page.get_by_label("Edit this message").first.click()
+    field = page.get_by_label("Edited message")
+    field.fill("dropped")
+    field.press("Escape")
+    expect(page.get_by_label("Edit this message").first).to_be_focused()
+    page.get_by_label("Edit this message").last.click()
+    expect(field).to_have_value(HOSTILE[:20])
+    field.fill("far too long for this service")
+    page.click("text=Send as a new branch")
+    expect(page.locator(".problem")).to_contain_text("more than 20 characters")
+    expect(field).to_have_value("far too long for this service")
+    expect(users.first).to_have_text("one")
+    expect(page.locator(".bubble.assistant")).to_have_count(2)
+    field.fill("short")
+    page.click("text=Send as a new branch")
+    expect(users).to_have_text(["one", "short"])
+    expect(page.locator(".switcher")).to_have_text(re.compile("2 / 2"))
+
+
 def test_threads_are_searched_by_what_was_said(
     page: Page, service: Callable[..., Service], openai: OpenAIServer
 ) -> None:
