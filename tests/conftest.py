@@ -45,6 +45,17 @@ def pytest_unconfigure() -> None:
     ZYGOTE.close()
 
 
+def rows(database_url: str, sql: str) -> list[asyncpg.Record]:
+    async def read() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(database_url)
+        try:
+            return await connection.fetch(sql)
+        finally:
+            await connection.close()
+
+    return run(read())
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -1,16 +1,50 @@
-"""The service with one path more, which tells its asyncio tasks, and with little patience for a slow body."""
+"""The service with paths more: its asyncio tasks, and what it has done so far; and with little patience for a slow body."""
 
 import asyncio
+from collections import Counter
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import asyncpg
 
 import asgi
+import statements
 from asgi import Receive, Response, Scope, Send
 from asgi_app import app as service
+from store import Store
+from writer import Unit, Writer
 
 asgi.BODY_TIMEOUT_S = 0.5
+BESIDE = (statements.FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # what is read beside the requests
+
+done: Counter[str] = Counter()
+fetch = Store.fetch
+transaction = Writer._transaction  # every statement of the writer goes through it
+
+
+async def counted_fetch(self: Store, sql: str, *arguments: object) -> list[asyncpg.Record]:
+    done["reads"] += not sql.startswith(BESIDE)
+    return await fetch(self, sql, *arguments)
+
+
+async def counted_transaction(connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
+    done["rows"] += sum(len(unit.writes) for unit in units)
+    done["units"] += len(units)
+    await transaction(connection, units)
+
+
+Store.fetch = counted_fetch  # type: ignore[method-assign]
+Writer._transaction = staticmethod(counted_transaction)  # type: ignore[method-assign]
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    async def counted_send(message: MutableMapping[str, Any]) -> None:
+        done["sends"] += 1
+        await send(message)
+
     if scope["type"] == "http" and scope["path"] == "/tasks":
         await Response(send).json(200, sorted(task.get_name() for task in asyncio.all_tasks()))
+    elif scope["type"] == "http" and scope["path"] == "/done":
+        await Response(send).json(200, done)
     else:
-        await service(scope, receive, send)
+        await service(scope, receive, counted_send)

@@ -24,7 +24,7 @@ from urllib.parse import quote, quote_from_bytes
 
 import asyncpg
 import requests
-from conftest import Service, run
+from conftest import Service, rows, run
 from openai_server import OpenAIServer, finish, text
 from sse_client import Stream, chat, check, frames, take
 
@@ -577,17 +577,6 @@ def tasks_of(service: Service) -> Counter[str]:
     """How many asyncio tasks there are of each name, less the numbers in it."""
     names = requests.get(f"{service.url}/tasks", headers={"Connection": "close"}, timeout=PATIENCE_S).json()
     return Counter(re.sub(r"[0-9a-f-]{36}|\d+", "", name) for name in names)
-
-
-def rows(database_url: str, sql: str) -> list[asyncpg.Record]:
-    async def read() -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(database_url)
-        try:
-            return await connection.fetch(sql)
-        finally:
-            await connection.close()
-
-    return run(read())
 
 
 def wait_until(it_is_so: Callable[[], bool], what: str) -> None:

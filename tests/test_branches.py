@@ -8,13 +8,12 @@ from typing import Any
 import asyncpg
 import pytest
 import requests
-from conftest import Service, run
+from conftest import Service, rows, run
 from fault_proxy import FaultProxy
 from openai_server import OpenAIServer, finish, text, tool, wait
 from openai_server import status as http_error
 from sse_client import chat
 from test_faults import wait_for
-from test_service import rows
 
 from chat import BEGINNING
 

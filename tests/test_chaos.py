@@ -14,12 +14,11 @@ from random import Random
 
 import history
 import pytest
-from conftest import Service
+from conftest import Service, rows
 from fault_database import FaultDatabase
 from fault_proxy import FaultProxy
 from history import Attempt, Client, History, Kept, read_kept, report, scribe, violations
 from openai_server import OpenAIServer
-from test_service import rows
 
 Start = Callable[..., Service]
 SEEDS = (

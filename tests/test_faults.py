@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import requests
-from conftest import Service
+from conftest import Service, rows
 from fault_proxy import FaultProxy
 from openai_server import OpenAIServer, Step, echo, finish, pause, stall, status, text, tool, wait
 from sse_client import chat, request
-from test_service import graph_state, history, rows
+from test_service import graph_state, history
 
 Start = Callable[..., Service]
 

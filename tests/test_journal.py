@@ -12,12 +12,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from conftest import Service
+from conftest import Service, rows
 from fault_proxy import FaultProxy
 from openai_server import OpenAIServer, finish, stall, text, tool
 from sse_client import Stream, chat, request
 from test_faults import wait_for
-from test_service import graph_state, history, rows
+from test_service import graph_state, history
 from test_store import ended, started
 
 from chat import Error, RunStatus

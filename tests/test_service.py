@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
-import asyncpg
 import pytest
 import requests
-from conftest import ROOT, Service, free_port, open_to_others, required, run
+from conftest import ROOT, Service, free_port, open_to_others, required, rows, run
 from openai_server import OpenAIServer, echo, finish, pause, reset, stall, text, tool, wait
 from sse_client import Stream, chat, request
 
@@ -48,17 +47,6 @@ def graph_state(database_url: str, thread_id: str) -> dict[str, Any]:
             saver = Checkpointer(store)
             agent = Agent(OfflineModel(), saver, remember=saver.remember, first_token_timeout_s=1, idle_timeout_s=1)
             return dict(await agent.state("anonymous", thread_id))
-
-    return run(read())
-
-
-def rows(database_url: str, sql: str) -> list[asyncpg.Record]:
-    async def read() -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(database_url)
-        try:
-            return await connection.fetch(sql)
-        finally:
-            await connection.close()
 
     return run(read())
 

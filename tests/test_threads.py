@@ -12,13 +12,13 @@ from typing import Any
 import asyncpg
 import pytest
 import requests
-from conftest import Service
+from conftest import Service, rows
 from openai_server import OpenAIServer, echo, finish, text, tool, wait
 from sse_client import chat, request
 from test_access import new_key
 from test_faults import wait_for
 from test_journal import put_back, turn_of
-from test_service import history, rows
+from test_service import history
 from test_store import ended, started, texts
 
 from chat import Conflict, Doc, Message, Piece, RunProgress
