@@ -22,7 +22,9 @@ from asgi import Scope as AsgiScope
 from branches import get_checkpoints, post_fork
 from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
 from chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
+from downloads import get_export
 from embedded import EmbeddedPostgresError
+from export import TooLargeForDocx
 from identity import ProviderUnavailable
 from journal import JournalError
 from limits import LimitExceeded
@@ -68,6 +70,7 @@ ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, tuple[Handler, Who]]]] = [
         {"GET": (get_checkpoints, "read")},
     ),
     (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/fork"), {"POST": (post_fork, "chat")}),
+    (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/export"), {"GET": (get_export, "read")}),
     (re.compile(r"/api/stream-tokens"), {"POST": (post_stream_token, "any caller")}),
     (re.compile(r"/"), {"GET": (get_root, "anyone")}),
     (re.compile(r"/debug"), {"GET": (get_page, "anyone")}),
@@ -137,6 +140,9 @@ def problem_of(error: Exception) -> Problem:
             return Problem(422, "invalid_request", "The request has fields that can't be used.", errors=error.errors)
         case MessageTooLong():
             return Problem(413, "message_too_long", str(error), limit=error.limit)
+        case TooLargeForDocx():
+            detail = "This is too large for a DOCX; take md or json, or one document."
+            return Problem(413, "too_large_for_docx", detail)
         case UnknownCheckpoint():
             return problem_of(InvalidRequest.of("checkpoint_id", "is not a checkpoint of this thread"))
         case ThreadBusy():

@@ -2,6 +2,7 @@
 
 import uuid
 
+import histories
 from access import Caller
 from asgi import Problem, Request, Response, not_found
 from chat import ForkRequest
@@ -11,7 +12,7 @@ from store import ThreadExists
 
 
 async def get_checkpoints(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
-    states = await service.store.states(caller.owner, thread_id)
+    states = await histories.states(service.store, caller.owner, thread_id)
     if states is None:
         raise not_found("thread")
     await response.json(200, {"checkpoints": states})
@@ -20,16 +21,17 @@ async def get_checkpoints(service: Service, _: Request, response: Response, call
 async def post_fork(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
     """With a state that it names, a thread can be forked while a run of it is in progress."""
     asked = ForkRequest.from_fields(await request.json(service.settings.max_body_bytes))
-    tip = await service.store.tip(caller.owner, thread_id, asked.checkpoint_id)
-    if tip is None:
+    branch = await histories.branch(service.store, caller.owner, thread_id, asked.checkpoint_id)
+    if branch is None:
         raise not_found("thread")
-    if tip.in_progress:
-        raise ThreadBusy(tip.run_id)
+    if branch.in_progress:
+        raise ThreadBusy(branch.run_id)
     new_id = asked.thread_id or str(uuid.uuid4())
     try:
-        thread = await service.store.fork_thread(caller.owner, thread_id, tip.run_id, new_id)
+        await service.store.fork_thread(caller.owner, thread_id, branch.run_id, new_id)
     except ThreadExists:
         raise Problem(409, "thread_exists", "There is a thread of that name already.") from None
+    thread = await histories.thread(service.store, caller.owner, new_id)
     if thread is None:
         raise not_found("thread")
     await response.json(201, thread, [("location", f"/api/threads/{new_id}")])

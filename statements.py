@@ -3,6 +3,7 @@
 What writes is idempotent: sent twice, it has been done once.
 """
 
+import asyncpg
 import orjson
 
 from chat import USER_ITEM, Doc, Item, RunEnded, RunProgress, RunStarted, title_from
@@ -140,13 +141,37 @@ READ_RUNS = """SELECT run_id, parent_run_id, seq,
     reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
 FROM runs WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
 
-READ_ITEMS = f"""SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
+_ITEMS_WHERE = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
 FROM (
     SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
-    FROM messages WHERE owner = $1 AND thread_id = $2
+    FROM messages WHERE {where}
   UNION ALL
-    {ITEMS_OF_PIECES.format("pieces WHERE owner = $1 AND thread_id = $2")}
-) AS items ORDER BY seq, item"""  # noqa: S608  # our own text
+    {pieces}
+) AS items ORDER BY """
+
+
+def _items(where: str) -> str:
+    return _ITEMS_WHERE.format(where=where, pieces=ITEMS_OF_PIECES.format(f"pieces WHERE {where}"))
+
+
+READ_ITEMS = _items("owner = $1 AND thread_id = $2") + "seq, item"
+READ_ITEMS_OF = _items("owner = $1 AND thread_id = $2 AND seq = ANY($3::bigint[])") + "seq, item"
+
+# The places of a branch, from where its conversation began to a run.
+_LINE = """WITH RECURSIVE line AS (
+    SELECT parent_run_id, seq FROM runs WHERE run_id = {}
+  UNION ALL
+    SELECT r.parent_run_id, r.seq FROM line JOIN runs r ON r.run_id = line.parent_run_id
+) SELECT seq FROM line ORDER BY seq"""
+READ_LINE = _LINE.format("$1")
+
+# The versions of the documents of the branch that ends with the run $3; and one of them, the newest unless $5 tells.
+_DOCUMENTS_WHERE = f"owner = $1 AND thread_id = $2 AND type = 'doc' AND seq IN ({_LINE.format('$3')})"
+READ_VERSIONS = f"""SELECT doc_id, title, version, complete FROM messages
+WHERE {_DOCUMENTS_WHERE} ORDER BY seq, item"""  # noqa: S608  # our own text
+READ_DOCUMENT = (
+    _items(f"{_DOCUMENTS_WHERE} AND doc_id = $4 AND version = coalesce($5, version)") + "seq DESC, item DESC LIMIT 1"
+)
 
 # From the run $1 back to the nearest one that left a state, oldest first; that one comes first, if there is one.
 READ_LOST = """WITH RECURSIVE line AS (
@@ -264,3 +289,10 @@ def _item_write(run: RunStarted, item: Item, created_at: float) -> Write:
 
 def _json(value: object) -> str | None:
     return None if value is None else orjson.dumps(value).decode()
+
+
+def item_of(row: asyncpg.Record) -> dict[str, object]:
+    item = dict(row)
+    if item["type"] == "message":
+        del item["doc_id"], item["title"], item["version"]
+    return item

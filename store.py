@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypedDict, TypeVar, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -36,27 +36,21 @@ from chat import (
 from gathering import Gathered
 from journal import Journal
 from recovery import Turn, replay
-from search import marked, pattern
 from statements import (
     DELETE_THREAD,
     FIND_WORDS,
     FORK_THREAD,
-    LIST_THREADS,
     READ_HEADS,
     READ_ITEMS,
     READ_LOST,
     READ_OLD,
     READ_RUN_BY_ID,
     READ_RUN_BY_KEY,
-    READ_RUNS,
-    READ_STATES,
-    READ_THREAD,
-    READ_TIP,
     RENAME_THREAD,
     RENEW_LEASES,
-    SEARCH_THREADS,
     WALK_THREADS,
     end_writes,
+    item_of,
     progress_writes,
     start_writes,
 )
@@ -104,69 +98,6 @@ INTERRUPTED = Error(
     "The service ended in the middle of this run; what was saved of it was kept.", "interrupted", retryable=True
 )
 """How a run ends whose process did."""
-
-
-class ThreadSummary(TypedDict):
-    thread_id: str
-    title: str
-    created_at: datetime
-    updated_at: datetime
-
-
-Place = tuple[datetime, str]
-"""In the list of threads, newest first: when a thread was created, and its id."""
-
-
-class Match(TypedDict):
-    """Where a search found its words: a passage of an item, and in it the words, as [start, end) in code points."""
-
-    run_id: str
-    item: int
-    type: str
-    passage: str
-    marks: list[tuple[int, int]]
-
-
-class FoundThread(ThreadSummary):
-    match: Match | None  # None where only the title has the words
-
-
-S = TypeVar("S", bound=ThreadSummary)
-
-
-class History(ThreadSummary):
-    """A thread with every message and document in order, and the runs that made them.
-
-    A run goes on from its `parent_run_id`, so the runs make a tree; the next message goes on from `head_run_id`.
-    """
-
-    head_run_id: str
-    messages: list[dict[str, object]]
-    runs: list[dict[str, object]]
-
-
-class LastMessage(TypedDict):
-    role: str
-    content: str  # its first 240 characters
-
-
-class State(TypedDict):
-    """What a run left: a chat may start from it. `parent_checkpoint_id` is the state that the run started from."""
-
-    checkpoint_id: str
-    parent_checkpoint_id: str | None  # None: the conversation began with it
-    run_id: str
-    created_at: datetime
-    step: int | None  # as LangGraph counts them; None where its checkpoint was pruned
-    last_message: LastMessage
-
-
-@dataclass(frozen=True, slots=True)
-class Tip:
-    """The run at the end of a branch."""
-
-    run_id: str
-    in_progress: bool
 
 
 @dataclass(slots=True)
@@ -304,12 +235,9 @@ class Store:
             raise QueueFull
         await self._writer.put_nowait(thread, writes).saved
 
-    async def rename_thread(self, owner: str, thread_id: str, title: str) -> ThreadSummary | None:
-        """The thread as it is then; None for one that the owner does not have. Raises as `_change` does."""
-        if await self.thread(owner, thread_id) is None:
-            return None
+    async def rename_thread(self, owner: str, thread_id: str, title: str) -> None:
+        """Raises as `_change` does."""
         await self._change(owner, thread_id, (RENAME_THREAD, (owner, thread_id, title)))
-        return await self.thread(owner, thread_id)
 
     async def delete_thread(self, owner: str, thread_id: str, before: datetime = FOREVER) -> None:
         """Delete all that is stored and queued of the thread, unless it was updated since `before`.
@@ -318,11 +246,11 @@ class Store:
         """
         await self._change(owner, thread_id, (DELETE_THREAD, (owner, thread_id, before)))
 
-    async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> ThreadSummary | None:
+    async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> None:
         """A new thread out of the history of a run, back to where its conversation began, and the state that it left.
 
-        Not the writer's work: a large thread takes seconds. None if the thread is gone meanwhile. Raises ThreadExists,
-        and StoreUnavailable; then it may have been done.
+        Not the writer's work: a large thread takes seconds. Nothing is made of one that is gone meanwhile. Raises
+        ThreadExists, and StoreUnavailable; then it may have been done.
         """
         try:
             async with asyncio.timeout(FORK_BUDGET_S), self._forking:
@@ -336,7 +264,6 @@ class Store:
             raise ThreadExists from None
         except DATABASE_FAULTS as error:
             raise StoreUnavailable(type(error).__name__) from error
-        return await self.thread(owner, new_id)
 
     async def _change(self, owner: str, thread_id: str, write: Write) -> None:
         """Write behind all that is queued, and not with the end of a run that is in progress.
@@ -422,7 +349,7 @@ class Store:
         said: dict[str, list[Item]] = {run_id: [] for run_id in ids}
         for row in await self.fetch(READ_ITEMS, owner, thread_id):
             if row["run_id"] in said:
-                said[row["run_id"]].append(cast("Item", _item(row)))
+                said[row["run_id"]].append(cast("Item", item_of(row)))
         return state, [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
 
     async def run(self, owner: str, run_id: str | None = None, idempotency_key: str | None = None) -> StoredRun | None:
@@ -434,7 +361,7 @@ class Store:
         row = rows[0]
         await self.settled(graph_thread_id(owner, row["thread_id"]))
         items = [
-            cast("Item", _item(item))
+            cast("Item", item_of(item))
             for item in await self.fetch(READ_ITEMS, owner, row["thread_id"])
             if item["run_id"] == row["run_id"] and item["role"] == "assistant"
         ]
@@ -450,24 +377,6 @@ class Store:
             last = INTERRUPTED
         return StoredRun(row["run_id"], row["thread_id"], row["model"], row["fingerprint"], items, last)
 
-    async def threads(self, owner: str, limit: int, before: Place | None) -> tuple[list[ThreadSummary], Place | None]:
-        """A page of the owner's threads, newest first, and the place where the next one starts."""
-        rows = await self.fetch(LIST_THREADS, owner, *(before or (FOREVER, "")), limit + 1)
-        return _page([_summary(row) for row in rows], limit)
-
-    async def search(
-        self, owner: str, words: str, limit: int, before: Place | None
-    ) -> tuple[list[FoundThread], Place | None]:
-        """The same of the threads whose title or items have the words; as in a web search: "a phrase", or, -not."""
-        rows = await self.fetch(SEARCH_THREADS, owner, *(before or (FOREVER, "")), limit + 1, words, pattern(words))
-        return _page([_found(row, words) for row in rows], limit)
-
-    async def thread(self, owner: str, thread_id: str) -> ThreadSummary | None:
-        """None for one that the owner does not have."""
-        await self.settled(graph_thread_id(owner, thread_id))
-        rows = await self.fetch(READ_THREAD, owner, thread_id)
-        return _summary(rows[0]) if rows else None
-
     async def old_threads(self, owner: str, before: datetime, after: str, limit: int) -> list[str]:
         """The owner's threads last updated before that time and with no run in progress, in order, `after` an id."""
         return [row["thread_id"] for row in await self.fetch(READ_OLD, owner, before, after, limit)]
@@ -476,109 +385,12 @@ class Store:
         """The next threads of all owners by owner and id, and whether each was last updated before that time."""
         return [tuple(row) for row in await self.fetch(WALK_THREADS, *after, before, limit)]
 
-    async def history(self, owner: str, thread_id: str) -> History | None:
-        """The thread and everything said in it; None for one that the owner does not have."""
-        await self.settled(graph_thread_id(owner, thread_id))
-        threads = await self.fetch(READ_THREAD, owner, thread_id)
-        if not threads:
-            return None
-        items = await self.fetch(READ_ITEMS, owner, thread_id)
-        runs = await self.fetch(READ_RUNS, owner, thread_id)
-        return {
-            **_summary(threads[0]),
-            "head_run_id": threads[0]["head_run_id"],
-            "messages": [_item(row) for row in items],
-            "runs": [_run(row) for row in runs],
-        }
-
-    async def tip(self, owner: str, thread_id: str, checkpoint_id: str | None) -> Tip | None:
-        """The run that left the state, or else the thread's head; None for a thread that the owner does not have.
-
-        Raises UnknownCheckpoint.
-        """
-        await self.settled(graph_thread_id(owner, thread_id))
-        rows = await self.fetch(READ_TIP, owner, thread_id, checkpoint_id)
-        if not rows:
-            return None
-        [row] = rows
-        if row["run_id"] is None:
-            raise UnknownCheckpoint
-        return Tip(row["run_id"], row["in_progress"])
-
-    async def states(self, owner: str, thread_id: str) -> list[State] | None:
-        """The thread's states in all its branches, newest first; None for one that the owner does not have."""
-        thread = graph_thread_id(owner, thread_id)
-        await self.settled(thread)
-        rows = await self.fetch(READ_STATES, owner, thread_id, thread)
-        reached: dict[str | None, str | None] = {None: None}  # by run: the state that was left by it, or last before it
-        states: list[State] = []
-        for row in rows:
-            before, left = reached.get(row["parent_run_id"]), row["checkpoint_id"]
-            reached[row["run_id"]] = left or before
-            if left is not None:
-                states.append(_state(row, before))
-        return states[::-1] if rows else None
-
 
 async def _forked(connection: PoolConnectionProxy, arguments: tuple[str, ...]) -> None:
     async with connection.transaction(isolation="repeatable_read"):
         # The server's own limit, as it does not notice that nobody waits any more.
         await connection.execute(f"SET LOCAL statement_timeout = '{FORK_BUDGET_S:.0f}s'")
         await connection.execute(FORK_THREAD, *arguments)
-
-
-def _state(row: asyncpg.Record, before: str | None) -> State:
-    return {
-        "checkpoint_id": row["checkpoint_id"],
-        "parent_checkpoint_id": before,
-        "run_id": row["run_id"],
-        "created_at": row["created_at"],
-        "step": row["step"],
-        "last_message": {"role": row["role"], "content": row["content"]},
-    }
-
-
-def _summary(row: asyncpg.Record) -> ThreadSummary:
-    return {
-        "thread_id": row["thread_id"],
-        "title": row["title"],
-        "created_at": row["created_at"],
-        "updated_at": row["updated_at"],
-    }
-
-
-def _found(row: asyncpg.Record, words: str) -> FoundThread:
-    match: Match | None = None
-    if row["run_id"] is not None:
-        passage = row["passage"]
-        match = {
-            "run_id": row["run_id"],
-            "item": row["item"],
-            "type": row["type"],
-            "passage": passage,
-            "marks": marked(passage, words),
-        }
-    return {**_summary(row), "match": match}
-
-
-def _page(threads: list[S], limit: int) -> tuple[list[S], Place | None]:
-    """Of one thread more than a page has: the page, and the place where the next one starts."""
-    last = threads[limit - 1] if len(threads) > limit else None
-    return threads[:limit], (last["created_at"], last["thread_id"]) if last else None
-
-
-def _item(row: asyncpg.Record) -> dict[str, object]:
-    item = dict(row)
-    if item["type"] == "message":
-        del item["doc_id"], item["title"], item["version"]
-    return item
-
-
-def _run(row: asyncpg.Record) -> dict[str, object]:
-    run = dict(row)
-    for column in ("error", "usage"):
-        run[column] = None if run[column] is None else orjson.loads(run[column])
-    return run
 
 
 # ---------------------------------------------------------------------------------------------------------------

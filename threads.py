@@ -5,6 +5,7 @@ import binascii
 import re
 from datetime import UTC, datetime
 
+import histories
 from access import Caller
 from asgi import Request, Response, not_found
 from chat import CONTROL_CHARACTER, SURROGATE, InvalidRequest
@@ -47,10 +48,10 @@ async def get_threads(service: Service, request: Request, response: Response, ca
     before = read_cursor(query["cursor"]) if "cursor" in query else None
     if "q" in query:
         words = line("q", query["q"], QUERY_CHARS)
-        found, place = await service.store.search(caller.owner, words, int(limit), before)
+        found, place = await histories.search(service.store, caller.owner, words, int(limit), before)
         await response.json(200, {"threads": found, "next_cursor": place and write_cursor(*place)})
         return
-    threads, place = await service.store.threads(caller.owner, int(limit), before)
+    threads, place = await histories.threads(service.store, caller.owner, int(limit), before)
     await response.json(200, {"threads": threads, "next_cursor": place and write_cursor(*place)})
 
 
@@ -84,7 +85,7 @@ def read_cursor(cursor: str) -> tuple[datetime, str]:
 
 
 async def get_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
-    history = await service.store.history(caller.owner, thread_id)
+    history = await histories.history(service.store, caller.owner, thread_id)
     if history is None:
         raise not_found("thread")
     await response.json(200, history)
@@ -99,14 +100,18 @@ async def patch_thread(service: Service, request: Request, response: Response, c
             raise InvalidRequest.of(name.replace("~", "~0").replace("/", "~1"), "is not a known field")
     if "title" not in fields:
         raise InvalidRequest.of("title", "is required")
-    thread = await service.store.rename_thread(caller.owner, thread_id, line("title", fields["title"], TITLE_CHARS))
-    if thread is None:
+    title = line("title", fields["title"], TITLE_CHARS)
+    if await histories.thread(service.store, caller.owner, thread_id) is None:
         raise not_found("thread")
+    await service.store.rename_thread(caller.owner, thread_id, title)
+    thread = await histories.thread(service.store, caller.owner, thread_id)
+    if thread is None:
+        raise not_found("thread")  # deleted meanwhile
     await response.json(200, thread)
 
 
 async def delete_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
-    if await service.store.thread(caller.owner, thread_id) is None:
+    if await histories.thread(service.store, caller.owner, thread_id) is None:
         raise not_found("thread")
     await service.upkeep.delete(caller.owner, thread_id)
     await response.whole(204, None, b"")

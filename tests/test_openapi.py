@@ -308,6 +308,8 @@ def test_real_events_are_of_their_schemas(service: Start, openai: OpenAIServer) 
     held(running, "GET", "/api/threads")
     held(running, "GET", "/api/threads/t")
     held(running, "GET", "/api/threads/t/checkpoints")
+    for query in ("", "?format=json", "?document=d1", "?format=json&document=d1&version=1"):
+        held(running, "GET", f"/api/threads/t/export{query}")
     for status in (201, 409):
         assert held(running, "POST", "/api/threads/t/fork", json={"thread_id": "f"}).status_code == status
     held(running, "GET", f"/api/threads/{failed.events[0]['thread_id']}")
@@ -354,6 +356,8 @@ REQUESTS: list[tuple[int, str, str, Json]] = [
     (400, "GET", "/api/threads?limit=%ff", {}),
     (404, "GET", "/api/threads/unknown", {}),
     (404, "GET", "/api/threads/unknown/checkpoints", {}),
+    (404, "GET", "/api/threads/unknown/export", {}),
+    (422, "GET", "/api/threads/unknown/export?format=pdf", {}),
     (404, "POST", "/api/threads/unknown/fork", {"json": {}}),
     (422, "POST", "/api/threads/unknown/fork", {"json": {"title": "a"}}),
     (404, "DELETE", "/api/threads/unknown", {}),

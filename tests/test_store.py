@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 from fault_proxy import FaultProxy
 
+import histories
 from chat import Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
 from statements import end_writes, start_writes
 from store import Store, StoreUnavailable, apply_schema, open_store, where
@@ -35,7 +36,7 @@ def ended(run: RunStarted, text: str = "Hello") -> RunEnded:
 
 
 async def texts(store: Store, thread_id: str = "t") -> list[object]:
-    history = await store.history("o", thread_id)
+    history = await histories.history(store, "o", thread_id)
     return [message["content"] for message in history["messages"]] if history else []
 
 
@@ -45,14 +46,14 @@ async def test_a_turn_is_there_once_its_future_is_done(store: Store) -> None:
     assert await texts(store) == ["Hi"]
     await (await store.end_run(ended(run)))
     assert await texts(store) == ["Hi", "Hello"]
-    history = await store.history("o", "t")
+    history = await histories.history(store, "o", "t")
     assert history is not None
     assert history["title"] == "Hi"
     assert [(entry["status"], entry["usage"]) for entry in history["runs"]] == [
         ("completed", {"input_tokens": 1, "output_tokens": 2})
     ]
     assert (await store.head("o", "t", None)).last_seq == 1
-    assert await store.history("another owner", "t") is None
+    assert await histories.history(store, "another owner", "t") is None
 
 
 async def test_a_read_waits_for_what_is_still_queued_of_its_thread(store: Store) -> None:
@@ -137,7 +138,7 @@ async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Stor
         await (await store.end_run(ended(slept, "Too late")))
     await (await store.end_run(ended(newer, "In time")))
     assert await texts(store) == ["Hi", "On", "In time"]
-    history = await store.history("o", "t")
+    history = await histories.history(store, "o", "t")
     assert history is not None
     assert [run["status"] for run in history["runs"]] == ["interrupted", "completed"]
 

@@ -21,6 +21,7 @@ from test_journal import put_back, turn_of
 from test_service import history
 from test_store import ended, started, texts
 
+import histories
 from chat import Conflict, Doc, Message, Piece, RunProgress
 from search import marked, pattern
 from statements import SEARCH_THREADS
@@ -257,7 +258,7 @@ async def test_nothing_of_a_deleted_thread_comes_back_with_a_process_that_slept(
         await store.delete_thread("o", "t")
     await store.write("", [("UPDATE runs SET leased_until = now() - interval '1 s' WHERE status = 'running'", ())])
     await store.delete_thread("o", "t")
-    assert await store.history("o", "t") is None
+    assert await histories.history(store, "o", "t") is None
     pieces: list[tuple[int, Piece]] = [(5, Message("Hello", 0)), (9, Doc("# ND", 1, "d1", "NDA", 1))]
     assert store.save_progress(RunProgress(runs[1], pieces))
     with pytest.raises(Conflict):
@@ -266,7 +267,7 @@ async def test_nothing_of_a_deleted_thread_comes_back_with_a_process_that_slept(
         assert await store.fetch(f"SELECT 1 FROM {table}") == []
     with pytest.raises(Conflict):
         await store.start_run(started(seq=3))  # it had looked at the thread before
-    assert await store.history("o", "t") is None
+    assert await histories.history(store, "o", "t") is None
     newer = [started(seq=seq, run_id=f"newer {seq}") for seq in (1, 2)]
     for run in newer:
         await store.start_run(run)
@@ -418,9 +419,9 @@ async def test_documents_of_any_length_and_script_are_stored_and_the_others_foun
         pass
     assert await store.fetch("SELECT 1 FROM dead_letters") == []
     assert (await texts(store, "t2"))[1] == documents[2]
-    page, _ = await store.search("o", "needle", 10, None)
+    page, _ = await histories.search(store, "o", "needle", 10, None)
     assert [thread["thread_id"] for thread in page] == ["t3"]
-    page, _ = await store.search("o", "w77", 10, None)
+    page, _ = await histories.search(store, "o", "w77", 10, None)
     assert [thread["thread_id"] for thread in page] == ["t2"]
 
 
@@ -428,7 +429,8 @@ async def test_documents_of_any_length_and_script_are_stored_and_the_others_foun
 async def test_the_search_uses_its_indexes_among_many_owners(store: Store, database_url: str) -> None:
     """Of 200 owners with 50 threads each, all of which say `agreement`; one says `needle`, too."""
     fill = (
-        """INSERT INTO threads SELECT 'o' || n % 200, 't' || n, 'An agreement ' || n, 1, now(), now()
+        """INSERT INTO threads (owner, thread_id, title, last_seq, created_at, updated_at)
+            SELECT 'o' || n % 200, 't' || n, 'An agreement ' || n, 1, now(), now()
         FROM generate_series(1, 10000) n""",
         """INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete, created_at)
         SELECT 'o' || n % 200, 't' || n, 1, i, 'r', 'user', 'message',
@@ -443,7 +445,7 @@ async def test_the_search_uses_its_indexes_among_many_owners(store: Store, datab
     finally:
         await connection.close()
     for words, count in (("agreement", 50), ("needle", 1)):
-        page, _ = await store.search("o7", words, 100, None)
+        page, _ = await histories.search(store, "o7", words, 100, None)
         assert len(page) == count
         sql = SEARCH_THREADS
         values = ("'o7'", "'infinity'::timestamptz", "''", "21", f"'{words}'", "'x'")
@@ -454,7 +456,7 @@ async def test_the_search_uses_its_indexes_among_many_owners(store: Store, datab
         assert "Bitmap Index Scan on threads_search" in plan, plan
         assert "Seq Scan" not in plan, plan
         assert "10000" not in plan, f"it looks at its owner's alone: {plan}"
-    page, _ = await store.search("o8", "needle", 100, None)
+    page, _ = await histories.search(store, "o8", "needle", 100, None)
     assert page == []
 
 

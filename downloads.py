@@ -1,0 +1,124 @@
+"""The handlers of downloads: a conversation or a document as a file."""
+
+import re
+import unicodedata
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+import export
+import histories
+from access import Caller
+from asgi import Request, Response, not_found
+from chat import CHECKPOINT_ID, InvalidRequest, UnknownCheckpoint
+from service import Service
+from threads import parameters
+
+MEDIA_TYPES = {
+    "md": "text/markdown; charset=utf-8",
+    "json": "application/json",
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "html": "text/html; charset=utf-8",
+}
+FILE_NAME_CHARS = 100
+CHUNK_BYTES = 65536
+DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# What some file system does not take, and what turns the direction of the text, to pass one extension off as another.
+NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
+
+
+async def get_export(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
+    query = parameters(request, "format", "document", "version", "checkpoint_id")
+    kind = one_of(query.get("format", "md"), "md", "json", "docx")
+    if "version" in query and "document" not in query:
+        raise InvalidRequest.of("version", "needs the document that it is one of")
+    version = number(query, "version")
+    store, owner = service.store, caller.owner
+    outline = await histories.outline(store, owner, thread_id)
+    branch = await histories.branch(store, owner, thread_id, checkpoint(query))
+    if outline is None or branch is None:
+        raise not_found("thread")
+    title = str(outline["title"])
+    if "document" in query:
+        document = await document_of(service, branch, query["document"], version)
+        await send_document(response, kind, document)
+    elif kind == "json":
+        items = histories.everything(store, owner, thread_id)
+        await send_chunks(response, kind, title, export.thread_as_json(outline, items))
+    else:
+        items = histories.transcript(store, branch)
+        newest = export.newest_versions(await histories.versions(store, branch))
+        if kind == "docx":
+            await send_docx(response, title, await export.thread_as_docx(title, items, newest))
+        else:
+            await send_chunks(response, kind, title, export.thread_as_markdown(title, items, newest))
+
+
+async def document_of(service: Service, branch: histories.Branch, doc_id: str, version: int | None) -> export.Row:
+    document = None
+    if DOC_ID.fullmatch(doc_id):
+        document = await histories.document(service.store, branch, doc_id, version)
+    if document is None:
+        raise not_found("document")
+    return document
+
+
+def checkpoint(query: dict[str, str]) -> str | None:
+    """The state whose branch is asked for. Raises UnknownCheckpoint."""
+    checkpoint_id = query.get("checkpoint_id")
+    if checkpoint_id is not None and not CHECKPOINT_ID.fullmatch(checkpoint_id):
+        raise UnknownCheckpoint
+    return checkpoint_id
+
+
+def one_of(value: str, *allowed: str) -> str:
+    if value not in allowed:
+        raise InvalidRequest.of("format", f"must be one of {', '.join(allowed)}")
+    return value
+
+
+def number(query: dict[str, str], name: str) -> int | None:
+    """A version's number, if there is one."""
+    value = query.get(name)
+    if value is not None and not re.fullmatch(r"[1-9][0-9]{0,8}", value):
+        raise InvalidRequest.of(name, "must be a version: a whole number from 1")
+    return int(value) if value is not None else None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Sending
+
+
+async def send_document(response: Response, kind: str, document: export.Row) -> None:
+    title = f"{document['title']} v{document['version']}"
+    if kind == "docx":
+        await send_docx(response, title, await export.document_as_docx(document))
+    elif kind == "json":
+        await response.json(200, document, [disposition(title, kind)])
+    else:
+        await response.whole(200, MEDIA_TYPES[kind], document["content"].encode(), [disposition(title, kind)])
+
+
+async def send_docx(response: Response, title: str, content: bytes) -> None:
+    await response.whole(200, MEDIA_TYPES["docx"], content, [disposition(title, "docx")])
+
+
+async def send_chunks(response: Response, kind: str, title: str, chunks: AsyncIterator[bytes]) -> None:
+    """Send what is made as it is made. The first chunk is made before the answer begins, as it may be refused."""
+    waiting = bytearray(await anext(chunks))
+    headers = [("content-type", MEDIA_TYPES[kind]), disposition(title, kind)]
+    await response.start(200, [*headers, ("cache-control", "no-store"), ("x-content-type-options", "nosniff")])
+    async for chunk in chunks:
+        waiting += chunk
+        if len(waiting) >= CHUNK_BYTES:
+            await response.write(bytes(waiting))
+            waiting.clear()
+    await response.end(bytes(waiting))
+
+
+def disposition(title: str, extension: str) -> tuple[str, str]:
+    """The header that names the file (RFC 6266): in Unicode, and in ASCII for those that don't read that."""
+    name = " ".join(NOT_IN_FILE_NAMES.sub(" ", title).split())[:FILE_NAME_CHARS].strip(" .") or "thread"
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = " ".join(plain.replace("%", " ").split()).strip(" .") or "thread"
+    value = f"attachment; filename=\"{plain}.{extension}\"; filename*=UTF-8''{quote(f'{name}.{extension}', safe='')}"
+    return "content-disposition", value

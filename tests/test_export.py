@@ -1,0 +1,193 @@
+"""Downloads over a real socket: what a person gets as a file, and what it is called."""
+
+import asyncio
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from email.message import Message
+from typing import Any
+
+import pytest
+import requests
+from conftest import Service, rows
+from openai_server import OpenAIServer, finish, text, tool
+from sse_client import chat
+
+import export
+from downloads import disposition
+from histories import RUNS_A_PAGE
+
+Start = Callable[..., Service]
+WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+
+
+def draft(openai: OpenAIServer, content: str, title: str = "NDA", said: str = "Here it is.") -> None:
+    openai.reply(text("I will."), tool("write_document", {"title": title, "content": content}), finish("tool_calls"))
+    openai.reply(text(said), finish())
+
+
+def download(service: Service, thread_id: str = "t", status: int = 200, **parameters: object) -> requests.Response:
+    answer = requests.get(f"{service.url}/api/threads/{thread_id}/export", params=parameters, timeout=60)  # type: ignore[arg-type]  # a version is a number
+    assert answer.status_code == status, answer.text
+    return answer
+
+
+def file_name(answer: requests.Response) -> str | None:
+    """As a browser reads it."""
+    message = Message()
+    message["content-disposition"] = answer.headers["content-disposition"]
+    return message.get_filename()
+
+
+def test_a_conversation_as_markdown(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    draft(openai, "# NDA\n\nFirst.")
+    chat(running.url, "Draft one\n# really", thread_id="t")
+    draft(openai, "# NDA\n\nSecond.")
+    chat(running.url, "Change it", thread_id="t")
+    answer = download(running)
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert file_name(answer) == "Draft one.md"
+    said = answer.text
+    assert said.startswith("# Draft one\n")
+    assert "> Draft one\n> # really\n" in said, "what a person wrote is a quotation, whatever it looks like"
+    assert "NDA, version 1: replaced by a later version below" in said
+    assert "First." not in said
+    assert "*NDA, version 2*\n\n# NDA\n\nSecond.\n" in said
+    order = [said.index(part) for part in ("Draft one\n> #", "version 1", "Change it", "Second.")]
+    assert order == sorted(order)
+    assert said.count("Here it is.") == 2
+
+
+def test_one_document_at_one_version_of_one_branch(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    draft(openai, "First.")
+    state = chat(running.url, "Draft", thread_id="t").last["checkpoint_id"]
+    draft(openai, "Second, one way.")
+    one_way = chat(running.url, "Change", thread_id="t").last["checkpoint_id"]
+    draft(openai, "Second, the other way.")
+    chat(running.url, "Change", thread_id="t", checkpoint_id=state)
+    assert download(running, document="d1").text == "Second, the other way."
+    assert download(running, document="d1", version=1).text == "First."
+    assert download(running, document="d1", checkpoint_id=one_way).text == "Second, one way."
+    assert download(running, document="d1", checkpoint_id=state).text == "First."
+    assert file_name(download(running, document="d1")) == "NDA v2.md"
+    item = download(running, document="d1", format="json").json()
+    assert (item["doc_id"], item["version"], item["content"]) == ("d1", 2, "Second, the other way.")
+    assert "one way" not in download(running).text
+    assert "Second, one way." in download(running, checkpoint_id=one_way).text
+    everything = download(running, format="json").json()
+    assert [item["content"] for item in everything["messages"] if item["type"] == "doc"] == [
+        "First.",
+        "Second, one way.",
+        "Second, the other way.",
+    ]
+    whole = requests.get(f"{running.url}/api/threads/t", timeout=10).json()
+    assert everything == {"format": export.FORMAT, **whole}
+
+
+def test_a_docx_of_a_conversation_and_of_a_document(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    draft(openai, "# Mutual NDA\n\n## 1. Term\n\n1.1 It ends **soon**.", title="Ünïque & Söhne")
+    chat(running.url, "Draft", thread_id="t")
+    for parameters, parts in (
+        ({}, ["Draft", "I will.", "Mutual NDA", "It ends ", "Here it is."]),
+        ({"document": "d1"}, ["Mutual NDA", "It ends "]),
+    ):
+        answer = download(running, **{"format": "docx", **parameters})
+        assert answer.headers["content-type"] == WORD
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as file:
+            body = file.read("word/document.xml").decode()
+        assert [part for part in parts if part not in body] == []
+    assert file_name(answer) == "Ünïque & Söhne v1.docx"
+
+
+def test_what_is_not_there_and_what_makes_no_sense(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    chat(running.url, "Hi", thread_id="t")
+    for parameters, status, told in (
+        ({"format": "pdf"}, 422, "/format"),
+        ({"version": "1"}, 422, "/version"),
+        ({"document": "d1", "version": "0"}, 422, "/version"),
+        ({"colour": "red"}, 422, "/colour"),
+        ({"checkpoint_id": "x"}, 422, "/checkpoint_id"),
+        ({"checkpoint_id": "00000000-0000-0000-0000-000000000000"}, 422, "/checkpoint_id"),
+        ({"document": "d1"}, 404, "document"),
+        ({"document": "d1\0"}, 404, "document"),
+        ({"document": "d" * 1000}, 404, "document"),
+    ):
+        problem = download(running, status=status, **parameters)
+        assert told in problem.text, problem.text
+    assert download(running, "another", status=404).json()["detail"] == "There is no such thread."
+    head = requests.head(f"{running.url}/api/threads/t/export", timeout=10)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-disposition"] == download(running).headers["content-disposition"]
+
+
+def test_a_long_thread_is_sent_as_it_is_read(service: Start, openai: OpenAIServer, database_url: str) -> None:
+    running = service(openai=openai)
+    chat(running.url, "Hi", thread_id="t")
+    runs = 3 * RUNS_A_PAGE
+    rows(
+        database_url,
+        f"""WITH made AS (
+            INSERT INTO runs (run_id, owner, thread_id, seq, parent_run_id, status, model, started_at)
+            SELECT md5('r' || n)::uuid::text, 'anonymous', 't', n,
+                CASE n WHEN 2 THEN (SELECT run_id FROM runs) ELSE md5('r' || n - 1)::uuid::text END, 'running', 'm', now()
+            FROM generate_series(2, {runs}) AS n RETURNING run_id, seq
+        ), said AS (
+            INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete, created_at)
+            SELECT 'anonymous', 't', seq, -1, run_id, 'user', 'message', repeat('word ', 1000) || seq, true, now() FROM made
+        ) UPDATE threads SET head_run_id = md5('r{runs}')::uuid::text, last_seq = {runs}""",
+    )
+    for kind in ("md", "json"):
+        with requests.get(
+            f"{running.url}/api/threads/t/export", params={"format": kind}, stream=True, timeout=60
+        ) as answer:
+            assert answer.headers["transfer-encoding"] == "chunked"
+            chunks = list(answer.raw.read_chunked())
+        assert len(chunks) > 5
+        assert max(map(len, chunks)) < 2**20
+        whole = b"".join(chunks).decode()
+        assert [number for number in range(2, runs + 1) if f"word {number}" not in whole] == []
+        if kind == "json":
+            assert len(json.loads(whole)["messages"]) == runs + 1
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("Mutual NDA", "Mutual NDA.md"),
+        ("../../etc/passwd", "etc passwd.md"),
+        ('a "quoted" title\r\nX-Evil: 1', "a quoted title X-Evil 1.md"),
+        ("Geheimhaltung für Müller & Söhne", "Geheimhaltung für Müller & Söhne.md"),
+        ("保密协议", "保密协议.md"),
+        ("😀" * 300, "😀" * 100 + ".md"),
+        ("100% mine; filename=x", "100% mine; filename=x.md"),
+        ("...", "thread.md"),
+        ("\u202egnp.exe", "gnp.exe.md"),
+    ],
+)
+def test_a_title_is_the_files_name_and_nothing_else(title: str, name: str) -> None:
+    _, value = disposition(title, "md")
+    assert value.isascii()
+    assert "\r" not in value
+    assert "\n" not in value
+    message = Message()
+    message["content-disposition"] = value
+    assert message.get_filename() == name
+    plain = value.partition('filename="')[2].partition('"')[0]
+    assert plain.endswith(".md")
+    assert "/" not in plain
+
+
+def test_a_docx_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def items(said: Sequence[export.Row]) -> Any:
+        for item in said:
+            yield item
+
+    monkeypatch.setattr(export, "DOCX_CHARS", 10)
+    item = {"type": "message", "role": "user", "content": "a" * 11}
+    with pytest.raises(export.TooLargeForDocx):
+        asyncio.run(export.thread_as_docx("t", items([item]), {}))
