@@ -1,13 +1,14 @@
 """Turns in the journal: how one is written down, and how it comes back into the database at the next start.
 
 Each is put where it belongs, once, however often that is tried. Where its thread has moved on meanwhile it becomes a
-branch at the thread's end; nothing is overwritten. One that was deleted with its thread stays away.
+branch of it, and the thread's head stays where it is; nothing is overwritten, and neither remembers what the other
+said. One that was deleted with its thread stays away.
 """
 
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,14 @@ TOLD: Mapping[str, str] = {
     "set aside": "%s: %d records set aside, as they can't be put back",
 }
 BRANCHES = uuid.UUID("0f3c1a52-7d0c-4f0b-9d55-6f7f0f7b6a3e")  # names a branch after its run
+
+PUT_DELTA, PUT_CHECKPOINT = "INSERT INTO checkpoint_writes", "INSERT INTO checkpoints"  # how the statements begin
+COPY_CHECKPOINT = """INSERT INTO checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
+SELECT thread_id, checkpoint_ns, $4, parent_checkpoint_id, type,
+    jsonb_set(checkpoint, '{id}', to_jsonb($4::text)), metadata
+FROM checkpoints WHERE thread_id = $1 AND checkpoint_ns = $2 AND checkpoint_id = $3
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO NOTHING"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +123,31 @@ async def _attempt(connection: asyncpg.Connection, turn: Turn) -> Outcome:
         writes = [
             *start_writes(run, leads=not moved_on),
             *end_writes(replace(turn.ended, started=run)),
-            *turn.checkpoints,
+            *(on_their_own(turn.checkpoints, branch_id) if moved_on else turn.checkpoints),
         ]
         for sql, arguments in writes:
             await connection.execute(sql, *arguments)
     return "put back as branches" if moved_on else "put back"
+
+
+def on_their_own(checkpoints: Sequence[Write], branch_id: str) -> list[Write]:
+    """The writes of a turn, less what they share with a turn that went on from the same state.
+
+    LangGraph stores what a turn adds with the state that it started from, where all that went on from there would read
+    it. So the turn gets a copy of that state for its own, with an id that sorts beside it.
+    """
+    put = {row[2] for sql, row in checkpoints if sql.startswith(PUT_CHECKPOINT)}
+    copies: dict[object, str] = {}
+    writes: list[Write] = []
+    for sql, row in checkpoints:
+        if sql.startswith(PUT_DELTA) and row[2] not in put and row[2] not in copies:
+            copies[row[2]] = f"{str(row[2])[:-12]}{branch_id[-12:]}"
+            writes.append((COPY_CHECKPOINT, (*row[:3], copies[row[2]])))
+    for sql, row in checkpoints:
+        if sql.startswith(PUT_DELTA):
+            writes.append((sql, (*row[:2], copies.get(row[2], row[2]), *row[3:])))
+        elif sql.startswith(PUT_CHECKPOINT):
+            writes.append((sql, (*row[:3], copies.get(row[3], row[3]), *row[4:])))
+        else:
+            writes.append((sql, row))
+    return writes

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -333,3 +334,57 @@ def test_a_thread_in_the_middle_of_a_run_is_forked_from_a_state_that_it_has(
         assert two.result().last["saved"]
     chat(running.url, "three", thread_id="t")
     assert heard(openai) == ["one", "One.", "two", "Two", "three"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Branches that nobody asked for
+
+
+def test_a_turn_of_the_journal_and_the_one_that_went_on_meanwhile_remember_each_their_own(
+    service: Start, openai: OpenAIServer, proxy: FaultProxy, database_url: str, tmp_path: Path
+) -> None:
+    """Both went on from one state, and so stored what they added with it."""
+    openai.default = (text("Yes."), finish())
+    ours = service(openai=openai, DATABASE_URL=proxy.dsn, JOURNAL_DIR=str(tmp_path / "journal"))
+    theirs = service(openai=openai)
+    for said in ("one", "two"):
+        chat(ours.url, said, thread_id="t")
+    gate = threading.Event()
+    openai.reply(
+        wait(gate), text("Ours."), tool("write_document", {"title": "NDA", "content": "Ours"}), finish("tool_calls")
+    )
+    with ThreadPoolExecutor(1) as threads:
+        turn = threads.submit(chat, ours.url, "ours", thread_id="t")
+        wait_for(lambda: rows(database_url, "SELECT 1 FROM runs WHERE status = 'running'"))
+        wait_for(lambda: len(openai.requests) == 3)
+        proxy.frozen = True
+        gate.set()
+        assert turn.result().last["journaled"]
+    ours.kill()
+    proxy.cut()
+    proxy.frozen = False
+    rows(database_url, "UPDATE runs SET leased_until = now() - interval '1 s' WHERE status = 'running' RETURNING 1")
+    went_on = chat(theirs.url, "theirs", thread_id="t")
+    common = ["one", "Yes.", "two", "Yes.", "ours"]
+    assert heard(openai) == [*common, "theirs"]
+    ours.restart()
+    assert "1 turns put back as branches" in ours.log
+    history = thread(ours, "t")
+    assert history["head_run_id"] == went_on.run_id
+    [put_back] = [run for run in history["runs"] if run["seq"] == 5]
+    assert put_back["parent_run_id"] == history["runs"][1]["run_id"]
+    assert [state["run_id"] for state in states(ours, "t")][:2] == [put_back["run_id"], went_on.run_id]
+    assert states(ours, "t")[0]["parent_checkpoint_id"] == history["runs"][1]["checkpoint_id"]
+    for _ in range(2):  # read from the database, and from what is at hand
+        chat(ours.url, "on", thread_id="t", checkpoint_id=put_back["checkpoint_id"])
+        [answer] = [said for said in heard(openai) if "NDA" in said]
+        assert heard(openai) == [*common, "Ours.", answer, "Yes.", "on"]
+        chat(theirs.url, "on", thread_id="t", checkpoint_id=went_on.last["checkpoint_id"])
+        assert heard(openai) == [*common, "theirs", "Yes.", "on"]
+    chat(ours.url, "after two", thread_id="t", checkpoint_id=history["runs"][1]["checkpoint_id"])
+    assert heard(openai) == [*common[:4], "after two"]
+    for left, said in ((put_back, "Ours."), (went_on.last, "theirs")):
+        assert fork(ours, "t", checkpoint_id=left["checkpoint_id"], thread_id=f"f{said}").status_code == 201
+        chat(ours.url, "in the fork", thread_id=f"f{said}")
+        assert len({"Ours.", "theirs"} & set(heard(openai))) == 1
+        assert said in heard(openai)
