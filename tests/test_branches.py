@@ -1,8 +1,9 @@
 """Time travel: a thread's runs make a tree; each branch has its own memory, documents and history."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,17 @@ def test_a_fork_takes_no_name_that_is_taken(yes: Service) -> None:
     assert fork(yes, "unknown", thread_id="t").status_code == 404
 
 
+def test_of_forks_of_one_name_at_once_one_is_made(service: Start, openai: OpenAIServer) -> None:
+    openai.default = (text("Yes."), finish())
+    processes = service(openai=openai), service(openai=openai)
+    for said in ("one", "two"):
+        chat(processes[0].url, said, thread_id="t")
+    with ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(fork, processes[number % 2], "t", thread_id="f") for number in range(6)]
+    assert sorted(answer.result().status_code for answer in asked) == [201, *[409] * 5]
+    assert contents(processes[1], "f") == ["one", "Yes.", "two", "Yes."]
+
+
 def test_a_fork_that_takes_long_holds_nobody_up(yes: Service, database_url: str) -> None:
     """Chats of other threads, and such as begin a thread of the same name meanwhile, at another process or here."""
     stop = """CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
@@ -388,3 +400,59 @@ def test_a_turn_of_the_journal_and_the_one_that_went_on_meanwhile_remember_each_
         chat(ours.url, "in the fork", thread_id=f"f{said}")
         assert len({"Ours.", "theirs"} & set(heard(openai))) == 1
         assert said in heard(openai)
+
+
+@contextmanager
+def killed(service: Service, openai: OpenAIServer, database_url: str, **body: str) -> Iterator[None]:
+    """In the middle of its run; then the process is killed and comes back, and the run's lease is over."""
+    gate, half = threading.Event(), f"Half of {body['message']}"
+    openai.reply(text(half), wait(gate), finish())
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(requests.post, f"{service.url}/api/chat", json=body, timeout=20)
+        wait_for(lambda: rows(database_url, f"SELECT 1 FROM pieces WHERE content = '{half}'"))
+        yield
+        service.kill()
+        gate.set()
+    service.restart()
+    rows(database_url, "UPDATE runs SET leased_until = now() - interval '1 s' WHERE status = 'running' RETURNING 1")
+
+
+def test_a_run_that_was_lost_in_a_branch_is_remembered_there_and_nowhere_else(
+    yes: Service, openai: OpenAIServer, database_url: str
+) -> None:
+    one = chat(yes.url, "one", thread_id="t").last["checkpoint_id"]
+    two = chat(yes.url, "two", thread_id="t").last["checkpoint_id"]
+    with killed(yes, openai, database_url, message="lost", thread_id="t", checkpoint_id=one):
+        refused = chat(yes.url, "three", thread_id="t", checkpoint_id=two)
+        assert (refused.status, refused.problem["code"]) == (409, "thread_busy"), "one run at a time, in all branches"
+    assert fork(yes, "t", thread_id="f").status_code == 201
+    assert contents(yes, "f") == ["one", "Yes.", "lost", "Half of lost"]
+    assert thread(yes, "f")["runs"][1]["status"] == "interrupted"
+    chat(yes.url, "three", thread_id="t", checkpoint_id=two)
+    assert heard(openai) == ["one", "Yes.", "two", "Yes.", "three"]
+    chat(yes.url, "again", thread_id="t", checkpoint_id=one)
+    assert heard(openai) == ["one", "Yes.", "again"]
+    for _ in range(2):
+        chat(yes.url, "on", thread_id="f")
+    assert heard(openai) == ["one", "Yes.", "lost", "Half of lost", "on", "Yes.", "on"]
+    assert parents(yes, "t") == {"one": None, "two": "one", "lost": "one", "three": "two", "again": "one"}
+
+
+def test_what_was_lost_at_the_end_of_a_branch_is_what_its_next_message_goes_on_from(
+    yes: Service, openai: OpenAIServer, database_url: str
+) -> None:
+    one = chat(yes.url, "one", thread_id="t").last["checkpoint_id"]
+    two = chat(yes.url, "two", thread_id="t").last["checkpoint_id"]
+    with killed(yes, openai, database_url, message="lost", thread_id="t", checkpoint_id=one):
+        pass
+    with killed(yes, openai, database_url, message="lost too", thread_id="t"):
+        pass
+    chat(yes.url, "on", thread_id="t")
+    line = ["one", "Yes.", "lost", "Half of lost", "lost too", "Half of lost too", "on"]
+    assert heard(openai) == line
+    assert fork(yes, "t", thread_id="f").status_code == 201
+    chat(yes.url, "and on", thread_id="f")
+    assert heard(openai) == [*line, "Yes.", "and on"]
+    assert contents(yes, "f") == [*heard(openai), "Yes."]
+    chat(yes.url, "three", thread_id="t", checkpoint_id=two)
+    assert heard(openai) == ["one", "Yes.", "two", "Yes.", "three"]
