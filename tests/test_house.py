@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "drafting": {"chat", "arguments"},
     "arguments": set[str](),
     "store": {"chat", "gathering", "journal", "recovery", "statements", "writer"},
+    "manuscript": set[str](),
+    "docx_file": {"manuscript"},
     "export": {"docx_file", "manuscript"},
     "downloads": {"access", "asgi", "chat", "export", "histories", "service", "threads"},
     "histories": {"chat", "search", "statements", "store"},

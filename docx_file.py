@@ -1,0 +1,376 @@
+"""Blocks to a Word file, with `python-docx`: real headings, numbering, tables and page numbers, and marks as tracked
+changes that can be accepted or rejected.
+
+Clauses are numbered by Word where it would count as they are written (1. / 1.1 / (a) / (i)); elsewhere, and in a file
+with marks, where Word would count the deleted ones too, the number is text.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+
+from docx import Document
+from docx.document import Document as DocumentObject
+from docx.enum.text import WD_ALIGN_PARAGRAPH
+from docx.oxml import OxmlElement
+from docx.oxml.ns import qn
+from docx.shared import Cm, Pt, RGBColor
+from docx.styles.style import ParagraphStyle
+from docx.text.paragraph import Paragraph
+from docx.text.run import Run
+
+from manuscript import Block, Mark, Span
+
+FONT = "Times New Roman"
+CODE_FONT = "Courier New"
+BLACK = RGBColor(0, 0, 0)
+STEP_CM = 1.0  # a level's indent, and the room for its number
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii", "xiii", "xiv", "xv")
+# Word's own names of the four kinds of number, outermost first: 1.  1.1  (a)  (i)
+LEVELS = (("decimal", "%1."), ("decimal", "%1.%2"), ("lowerLetter", "(%3)"), ("lowerRoman", "(%4)"))
+CLAUSES, ITEMS = 90, 91  # ids of the two abstract numberings, which the template does not use
+NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+TRACKED = {"inserted": "w:ins", "deleted": "w:del"}
+
+
+def write_docx(
+    title: str, blocks: Iterable[Block], *, author: str = "Draftstream", at: datetime | None = None
+) -> bytes:
+    """The file. `at` is when it, and each change in it, was made; now, if None."""
+    return _Writer(title, list(blocks), author, at or datetime.now(UTC)).write()
+
+
+class _Writer:
+    def __init__(self, title: str, blocks: Sequence[Block], author: str, at: datetime) -> None:
+        self._blocks = blocks
+        self._author = author
+        self._at = at.astimezone(UTC)
+        self._change_ids = count(1)
+        self._document: DocumentObject = Document()
+        _set_styles(self._document)
+        _set_page(self._document)
+        properties = self._document.core_properties
+        properties.title, properties.author, properties.last_modified_by = _storable(title)[:255], author, author
+        properties.created = properties.modified = self._at.replace(tzinfo=None)
+        properties.comments = ""
+        self._numbering = _Numbering(self._document)
+
+    def write(self) -> bytes:
+        marked = any(_is_marked(block) for block in self._blocks)
+        for block, numbered in zip(self._blocks, _numbered_by_word(self._blocks, marked=marked), strict=True):
+            self._add(block, numbered)
+        file = io.BytesIO()
+        self._document.save(file)
+        return file.getvalue()
+
+    def _add(self, block: Block, numbered: "_Counted | None") -> None:
+        if block.kind == "table":
+            self._add_table(block)
+            return
+        paragraph = self._document.add_paragraph(style=_style_of(block))
+        if numbered is not None:
+            self._numbering.number(paragraph, numbered)
+        elif block.number or block.old_number:
+            self._add_number(paragraph, block)
+        if block.kind == "rule":
+            _draw_rule(paragraph)
+        self._add_spans(paragraph, block.spans)
+        if block.kind == "paragraph" and any("\n" in span.text for span in block.spans):
+            paragraph.paragraph_format.keep_together = True  # a block of signatures stays on one page
+        self._mark_paragraph(paragraph, block.mark)
+
+    def _add_number(self, paragraph: Paragraph, block: Block) -> None:
+        """The number as text, in front of a tab; a changed one as a change."""
+        if block.kind in ("clause", "item"):
+            indent = Cm(STEP_CM * (block.level + 1))
+            paragraph.paragraph_format.left_indent = indent
+            paragraph.paragraph_format.first_line_indent = -Cm(STEP_CM)
+            paragraph.paragraph_format.tab_stops.add_tab_stop(indent)
+        tab = "\t" if block.kind in ("clause", "item") else " "
+        if block.old_number is not None and block.mark == "kept":
+            changes = [Span(block.old_number, mark="deleted"), Span(block.number, mark="inserted"), Span(tab)]
+            self._add_spans(paragraph, [span for span in changes if span.text])
+        else:
+            self._add_spans(paragraph, [Span(block.number + tab, mark=block.mark)])
+
+    def _add_spans(self, paragraph: Paragraph, spans: Iterable[Span]) -> None:
+        for span in spans:
+            run = paragraph.add_run()
+            run.bold, run.italic = span.bold or None, span.italic or None
+            if span.code:
+                run.font.name = CODE_FONT
+            for number, part in enumerate(_storable(span.text).split("\n")):
+                if number:
+                    run.add_break()
+                run.add_text(part)
+            if span.mark != "kept":
+                self._track(run, span.mark)
+
+    def _track(self, run: Run, mark: Mark) -> None:
+        """Put the run into a tracked change."""
+        element = run._r  # noqa: SLF001  # python-docx has no tracked changes
+        if mark == "deleted":
+            for text in element.findall(qn("w:t")):
+                text.tag = qn("w:delText")
+        change = self._change(mark)
+        element.addprevious(change)
+        change.append(element)
+
+    def _change(self, mark: Mark) -> Any:  # noqa: ANN401  # lxml's elements have no useful type
+        change = OxmlElement(TRACKED[mark])
+        change.set(qn("w:id"), str(next(self._change_ids)))
+        change.set(qn("w:author"), self._author)
+        change.set(qn("w:date"), self._at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        return change
+
+    def _mark_paragraph(self, paragraph: Paragraph, mark: Mark) -> None:
+        """Its end is inserted or deleted too, so that nothing is left of the paragraph."""
+        if mark == "kept":
+            return
+        properties = paragraph._p.get_or_add_pPr()  # noqa: SLF001  # python-docx has no tracked changes
+        run_properties = OxmlElement("w:rPr")
+        run_properties.append(self._change(mark))
+        properties.append(run_properties)
+
+    def _add_table(self, block: Block) -> None:
+        columns = max((len(row) for row in block.rows), default=0)
+        if not columns:
+            return
+        table = self._document.add_table(rows=0, cols=columns, style="Table Grid")
+        for number, row in enumerate(block.rows):
+            cells = table.add_row().cells
+            for cell, spans in zip(cells, row, strict=False):
+                bold = [Span(span.text, bold=True, mark=span.mark) for span in spans] if number == 0 else spans
+                self._add_spans(cell.paragraphs[0], bold)
+                cell.paragraphs[0].paragraph_format.space_after = Pt(3)
+            properties = table.rows[-1]._tr.get_or_add_trPr()  # noqa: SLF001  # for what python-docx does not have
+            if number == 0:
+                properties.append(OxmlElement("w:tblHeader"))
+            marks = {span.mark for cell in row for span in cell}
+            if len(marks) == 1 and marks != {"kept"}:
+                properties.append(self._change(marks.pop()))
+        self._document.add_paragraph().paragraph_format.space_after = Pt(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """How Word numbers a paragraph: a level of the clauses, or of a list that begins at `start`."""
+
+    level: int
+    start: int | None = None
+    list_id: int = 0
+
+
+@dataclass(slots=True)
+class _Counter:
+    """What Word would show as the next number of each level."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * len(LEVELS))
+
+    def takes(self, level: int, number: str) -> bool:
+        """Whether it would show this number here; then it is counted."""
+        shown = self._shown(level)
+        if shown != number:
+            return False
+        self.counts[level] += 1
+        self.counts[level + 1 :] = [0] * (len(LEVELS) - level - 1)
+        return True
+
+    def _shown(self, level: int) -> str | None:
+        counts = [*self.counts[:level], self.counts[level] + 1]
+        if 0 in counts[:2]:  # a clause outside of a numbered heading
+            return None
+        match level:
+            case 0:
+                return f"{counts[0]}."
+            case 1:
+                return f"{counts[0]}.{counts[1]}"
+            case 2:
+                return f"({LETTERS[counts[2] - 1]})" if counts[2] <= len(LETTERS) else None
+        return f"({ROMAN[counts[3] - 1]})" if counts[3] <= len(ROMAN) else None
+
+
+def _numbered_by_word(blocks: Sequence[Block], *, marked: bool) -> Iterator[_Counted | None]:
+    counter = _Counter()
+    list_ids = count(1)
+    open_lists: dict[int, tuple[int, int]] = {}  # by level: the list's id, and its last number
+    for block in blocks:
+        if block.kind != "item":
+            open_lists.clear()
+        level = _level_of(block)
+        if marked or not block.number:
+            yield None
+        elif block.kind == "item" and block.level < len(LEVELS):
+            number = int(block.number.rstrip("."))
+            list_id, last = open_lists.get(block.level, (0, 0))
+            begins = not list_id or number != last + 1
+            list_id = next(list_ids) if begins else list_id
+            open_lists = {depth: each for depth, each in open_lists.items() if depth < block.level}
+            open_lists[block.level] = list_id, number
+            yield _Counted(block.level, number if begins else None, list_id)
+        else:
+            yield _Counted(level) if level is not None and counter.takes(level, block.number) else None
+
+
+def _level_of(block: Block) -> int | None:
+    if block.kind == "heading":
+        return 0
+    return block.level + 1 if block.kind == "clause" and block.level < len(LEVELS) - 1 else None
+
+
+class _Numbering:
+    """The file's own numbering: clauses in one, and each list in one that begins where it begins."""
+
+    def __init__(self, document: DocumentObject) -> None:
+        self._root = document.part.numbering_part.element
+        items = tuple((kind, f"%{level}.") for level, (kind, _) in enumerate(LEVELS, 1))
+        for abstract_id, levels in ((CLAUSES, LEVELS), (ITEMS, items)):
+            first = self._root.find(qn("w:num"))
+            abstract = _abstract_numbering(abstract_id, levels)
+            self._root.append(abstract) if first is None else first.addprevious(abstract)
+        self._clauses = self._new(CLAUSES)
+        self._lists: dict[int, int] = {}
+
+    def number(self, paragraph: Paragraph, counted: _Counted) -> None:
+        num_id = self._clauses
+        if counted.list_id:
+            if counted.start is not None:
+                self._lists[counted.list_id] = self._new(ITEMS, counted)
+            num_id = self._lists[counted.list_id]
+        properties = paragraph._p.get_or_add_pPr().get_or_add_numPr()  # noqa: SLF001  # not in python-docx's own words
+        properties.get_or_add_ilvl().val = counted.level
+        properties.get_or_add_numId().val = num_id
+
+    def _new(self, abstract_id: int, counted: _Counted | None = None) -> int:
+        number = self._root.add_num(abstract_id)
+        if counted is not None:
+            number.add_lvlOverride(ilvl=counted.level).add_startOverride(counted.start)
+        return int(number.numId)
+
+
+def _abstract_numbering(abstract_id: int, levels: Iterable[tuple[str, str]]) -> Any:  # noqa: ANN401  # of lxml
+    abstract = OxmlElement("w:abstractNum")
+    abstract.set(qn("w:abstractNumId"), str(abstract_id))
+    _child(abstract, "w:multiLevelType", "multilevel")
+    for level, (kind, text) in enumerate(levels):
+        element = OxmlElement("w:lvl")
+        element.set(qn("w:ilvl"), str(level))
+        _child(element, "w:start", "1")
+        _child(element, "w:numFmt", kind)
+        _child(element, "w:lvlText", text)
+        _child(element, "w:lvlJc", "left")
+        indent = OxmlElement("w:ind")
+        depth = max(level, 1) if abstract_id == CLAUSES else level + 1  # 1. and 1.1 stand one below the other
+        indent.set(qn("w:left"), str(round(Cm(STEP_CM * depth).twips)))
+        indent.set(qn("w:hanging"), str(round(Cm(STEP_CM).twips)))
+        properties = OxmlElement("w:pPr")
+        properties.append(indent)
+        element.append(properties)
+        abstract.append(element)
+    return abstract
+
+
+def _child(parent: Any, name: str, value: str) -> None:  # noqa: ANN401  # of lxml
+    element = OxmlElement(name)
+    element.set(qn("w:val"), value)
+    parent.append(element)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# How it looks
+
+
+def _style_of(block: Block) -> str:
+    match block.kind:
+        case "title":
+            return "Title"
+        case "heading":
+            return f"Heading {min(block.level, 6)}"
+        case "item" if not block.number:
+            return ("List Bullet", "List Bullet 2", "List Bullet 3")[min(block.level, 2)]
+        case "code":
+            return "No Spacing"
+    return "Normal"
+
+
+def _set_styles(document: DocumentObject) -> None:
+    sizes = {"Normal": 11, "Title": 16, "Heading 1": 12, **{f"Heading {level}": 11 for level in range(2, 7)}}
+    bullets = {"List Bullet": 11, "List Bullet 2": 11, "List Bullet 3": 11, "No Spacing": 10, "Footer": 9}
+    for name, size in (sizes | bullets).items():
+        style = document.styles[name]
+        if not isinstance(style, ParagraphStyle):
+            continue
+        style.font.name, style.font.size, style.font.color.rgb = FONT, Pt(size), BLACK
+        fonts = style.element.get_or_add_rPr().get_or_add_rFonts()
+        for script in ("w:asciiTheme", "w:hAnsiTheme", "w:eastAsiaTheme", "w:cstheme"):
+            fonts.attrib.pop(qn(script), None)  # a theme's font would win
+        for script in ("w:hAnsi", "w:cs"):
+            fonts.set(qn(script), FONT)
+        style.paragraph_format.space_after = Pt(8)
+        style.paragraph_format.line_spacing = 1.1
+        if name.startswith("Heading"):
+            style.font.bold, style.font.italic = True, False
+            style.paragraph_format.space_before = Pt(12)
+            style.paragraph_format.keep_with_next = True
+    title = document.styles["Title"]
+    if isinstance(title, ParagraphStyle):
+        title.font.bold = True
+        title.paragraph_format.alignment = WD_ALIGN_PARAGRAPH.CENTER
+        title.paragraph_format.space_after = Pt(18)
+        border = title.element.get_or_add_pPr().find(qn("w:pBdr"))
+        if border is not None:
+            border.getparent().remove(border)
+
+
+def _set_page(document: DocumentObject) -> None:
+    section = document.sections[0]
+    section.left_margin = section.right_margin = section.top_margin = section.bottom_margin = Cm(2.5)
+    footer = section.footer.paragraphs[0]
+    footer.alignment = WD_ALIGN_PARAGRAPH.CENTER
+    for text, code in (("Page ", "PAGE"), (" of ", "NUMPAGES")):
+        footer.add_run(text)
+        _add_field(footer, code)
+
+
+def _add_field(paragraph: Paragraph, code: str) -> None:
+    """A number that Word works out."""
+    run = paragraph.add_run()
+    for kind in ("begin", None, "separate", "end"):
+        if kind is None:
+            element = OxmlElement("w:instrText")
+            element.text = code
+        else:
+            element = OxmlElement("w:fldChar")
+            element.set(qn("w:fldCharType"), kind)
+        run._r.append(element)  # noqa: SLF001  # python-docx has no fields
+
+
+def _draw_rule(paragraph: Paragraph) -> None:
+    border = OxmlElement("w:pBdr")
+    line = OxmlElement("w:bottom")
+    for name, value in (("val", "single"), ("sz", "4"), ("space", "1"), ("color", "808080")):
+        line.set(qn(f"w:{name}"), value)
+    border.append(line)
+    paragraph._p.get_or_add_pPr().append(border)  # noqa: SLF001  # python-docx has no borders
+
+
+def _storable(text: str) -> str:
+    return NOT_IN_XML.sub("", text)
+
+
+def _is_marked(block: Block) -> bool:
+    cells = (block.spans, *(cell for row in block.rows for cell in row))
+    return (
+        block.mark != "kept"
+        or block.old_number is not None
+        or any(span.mark != "kept" for cell in cells for span in cell)
+    )
