@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "export": {"docx_file", "manuscript"},
     "downloads": {"access", "asgi", "chat", "export", "histories", "service", "threads"},
     "histories": {"chat", "search", "statements", "store"},
+    "alignment": set[str](),
     "search": set[str](),
     "gathering": set[str](),
     "upkeep": {"chat", "runs", "store", "writer"},
