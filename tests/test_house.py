@@ -31,6 +31,8 @@ MAY_IMPORT = {
     "export": {"docx_file", "manuscript"},
     "downloads": {"access", "asgi", "chat", "export", "histories", "service", "threads"},
     "histories": {"chat", "search", "statements", "store"},
+    "redline": {"alignment", "manuscript"},
+    "redline_page": {"manuscript", "redline"},
     "alignment": set[str](),
     "search": set[str](),
     "gathering": set[str](),
