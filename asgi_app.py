@@ -22,7 +22,7 @@ from asgi import Scope as AsgiScope
 from branches import get_checkpoints, post_fork
 from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
 from chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
-from downloads import get_export
+from downloads import get_diff, get_export
 from embedded import EmbeddedPostgresError
 from export import TooLargeForDocx
 from identity import ProviderUnavailable
@@ -71,6 +71,12 @@ ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, tuple[Handler, Who]]]] = [
     ),
     (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/fork"), {"POST": (post_fork, "chat")}),
     (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/export"), {"GET": (get_export, "read")}),
+    (
+        re.compile(
+            r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/documents/(?P<doc_id>[A-Za-z0-9_-]{1,64})/diff"
+        ),
+        {"GET": (get_diff, "read")},
+    ),
     (re.compile(r"/api/stream-tokens"), {"POST": (post_stream_token, "any caller")}),
     (re.compile(r"/"), {"GET": (get_root, "anyone")}),
     (re.compile(r"/debug"), {"GET": (get_page, "anyone")}),

@@ -10,6 +10,7 @@ import histories
 from access import Caller
 from asgi import Request, Response, not_found
 from chat import CHECKPOINT_ID, InvalidRequest, UnknownCheckpoint
+from redline_page import HEADER_POLICY
 from service import Service
 from threads import parameters
 
@@ -60,6 +61,24 @@ async def document_of(service: Service, branch: histories.Branch, doc_id: str, v
     if document is None:
         raise not_found("document")
     return document
+
+
+async def get_diff(
+    service: Service, request: Request, response: Response, caller: Caller, *, thread_id: str, doc_id: str
+) -> None:
+    query = parameters(request, "from", "to", "format", "checkpoint_id")
+    kind = one_of(query.get("format", "html"), "html", "docx", "json")
+    old_version, new_version = number(query, "from"), number(query, "to")
+    branch = await histories.branch(service.store, caller.owner, thread_id, checkpoint(query))
+    if branch is None:
+        raise not_found("thread")
+    new = await document_of(service, branch, doc_id, new_version)
+    old = await document_of(service, branch, doc_id, old_version or new["version"] - 1)
+    content = await export.redline_as(kind, old, new)
+    headers = [disposition(f"{new['title']} v{old['version']}-v{new['version']}", kind)]
+    if kind == "html":  # to be looked at
+        headers = [("content-security-policy", HEADER_POLICY), ("referrer-policy", "no-referrer")]
+    await response.whole(200, MEDIA_TYPES[kind], content, headers)
 
 
 def checkpoint(query: dict[str, str]) -> str | None:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from redline import block_json, count_words, redline
+from redline_page import page
+
 if TYPE_CHECKING:
     from manuscript import Block
 
@@ -149,3 +152,45 @@ def _blocks(markdown: str) -> "list[Block]":
     from manuscript import blocks  # noqa: PLC0415  # see above
 
     return blocks(markdown)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What changed
+
+
+async def redline_as(kind: str, old: Row, new: Row) -> bytes:
+    """Two versions of a document as one, with what changed marked: html, json or docx. Raises TooLargeForDocx."""
+    if kind == "docx" and len(old["content"]) + len(new["content"]) > DOCX_CHARS:
+        raise TooLargeForDocx
+    async with AT_ONCE:
+        return await asyncio.to_thread(_REDLINES[kind], old, new)
+
+
+def _redline_page(old: Row, new: Row) -> bytes:
+    notes = [f"Version {one['version']} is incomplete: it broke off." for one in (old, new) if not one["complete"]]
+    versions = f"version {old['version']} to version {new['version']}"
+    return page(new["title"], versions, redline(old["content"], new["content"]), notes).encode()
+
+
+def _redline_json(old: Row, new: Row) -> bytes:
+    marked = redline(old["content"], new["content"])
+    described = ("version", "title", "complete", "created_at")
+    return orjson.dumps(
+        {
+            "doc_id": new["doc_id"],
+            "from": {name: old[name] for name in described},
+            "to": {name: new[name] for name in described},
+            "words": {mark: count_words(marked, mark) for mark in ("inserted", "deleted")},
+            "blocks": [block_json(block) for block in marked],
+        }
+    )
+
+
+def _redline_docx(old: Row, new: Row) -> bytes:
+    """With tracked changes, each of the time at which the new version was written."""
+    from docx_file import write_docx  # noqa: PLC0415  # see above
+
+    return write_docx(new["title"], redline(old["content"], new["content"]), at=new["created_at"])
+
+
+_REDLINES = {"html": _redline_page, "json": _redline_json, "docx": _redline_docx}

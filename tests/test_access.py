@@ -21,7 +21,7 @@ import asyncpg
 import pytest
 import requests
 from conftest import ROOT, Service, free_port, path_of, run
-from openai_server import OpenAIServer, echo, finish, text, wait
+from openai_server import OpenAIServer, echo, finish, text, tool, wait
 from sse_client import chat, request
 
 import access as room
@@ -189,6 +189,8 @@ def written(
     """An owner with a thread that has a run in progress, and another who knows its ids."""
     mine, theirs = new_key(database_url, "mine"), new_key(database_url, "theirs")
     gate = threading.Event()
+    for version in ("One", "Two"):
+        openai.reply(tool("write_document", {"title": "NDA", "content": version}), finish("tool_calls"))
     openai.reply(text("Said before"), finish())
     openai.reply(text("Hello"), wait(gate), text(" there"), finish())
     running = service(openai=openai)
@@ -199,7 +201,8 @@ def written(
         lines = answer.iter_lines(chunk_size=1)
         run_id = next(line for line in lines if line.startswith(b"id: ")).decode()[4:40]
         assert any(b"Hello" in line for line in lines)
-        yield running, mine, theirs, {"thread_id": "t", "run_id": run_id, "checkpoint_id": first["checkpoint_id"]}
+        ids = {"thread_id": "t", "run_id": run_id, "checkpoint_id": first["checkpoint_id"], "doc_id": "d1"}
+        yield running, mine, theirs, ids
         gate.set()
 
 

@@ -29,6 +29,7 @@ from access import Scope
 from asgi_app import ROUTES, STREAMS
 from chat import FIELDS as CHAT_FIELDS
 from chat import FORK_FIELDS, ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
+from manuscript import Kind, Mark
 from store import StoreUnavailable
 
 Start = Callable[..., Service]
@@ -176,6 +177,8 @@ def test_it_has_every_word_of_the_vocabulary() -> None:
     parameters = [resolve(each) for each in DOCUMENT["paths"]["/chat"]["get"]["parameters"]]
     in_query = {each["name"] for each in parameters if each["in"] == "query"}
     assert in_query == {*CHAT_FIELDS, "idempotency_key"}
+    assert schemas["RedlineMark"]["enum"] == list(get_args(Mark))
+    assert schemas["RedlineBlock"]["properties"]["kind"]["enum"] == list(get_args(Kind))
     assert schemas["EndReason"]["enum"] == list(get_args(EndReason))
     assert schemas["Run"]["properties"]["status"]["enum"] == list(RunStatus)
 
@@ -310,6 +313,13 @@ def test_real_events_are_of_their_schemas(service: Start, openai: OpenAIServer) 
     held(running, "GET", "/api/threads/t/checkpoints")
     for query in ("", "?format=json", "?document=d1", "?format=json&document=d1&version=1"):
         held(running, "GET", f"/api/threads/t/export{query}")
+    openai.reply(
+        tool("write_document", {"title": "NDA", "content": "1. Term\n\n| a | b |\n|---|---|\n| c | |"}),
+        finish("tool_calls"),
+    )
+    chat(running.url, "Add a table", thread_id="t")
+    for form in ("json", "html", "docx"):
+        assert held(running, "GET", f"/api/threads/t/documents/d1/diff?format={form}").status_code == 200
     for status in (201, 409):
         assert held(running, "POST", "/api/threads/t/fork", json={"thread_id": "f"}).status_code == status
     held(running, "GET", f"/api/threads/{failed.events[0]['thread_id']}")
@@ -360,6 +370,9 @@ REQUESTS: list[tuple[int, str, str, Json]] = [
     (422, "GET", "/api/threads/unknown/export?format=pdf", {}),
     (404, "POST", "/api/threads/unknown/fork", {"json": {}}),
     (422, "POST", "/api/threads/unknown/fork", {"json": {"title": "a"}}),
+    (404, "GET", "/api/threads/unknown/documents/d1/diff", {}),
+    (400, "GET", "/api/threads/unknown/documents/d1/diff?from=%ff", {}),
+    (422, "GET", "/api/threads/unknown/documents/d1/diff?format=pdf", {}),
     (404, "DELETE", "/api/threads/unknown", {}),
     (404, "PATCH", "/api/threads/unknown", {"json": {"title": "a"}}),
     (422, "PATCH", "/api/threads/unknown", {"json": {"title": "\x01"}}),
