@@ -94,7 +94,8 @@ def _blocks(tokens: Sequence["Token"]) -> Iterator[Block]:
                     yield clauses.paragraph(spans)
                 place += 2
             case "fence" | "code_block":
-                yield Block("code", (Span(token.content.rstrip("\n"), code=True),))
+                if text := token.content.rstrip("\n"):
+                    yield Block("code", (Span(text, code=True),))
             case "hr" if token.markup.startswith("_"):
                 yield Block("paragraph", (Span(token.markup[1:]),))  # a line to sign on; the parser counts one more
             case "hr":

@@ -7,8 +7,9 @@ from schemathesis import Case, HookContext, Response
 from schemathesis.core.failures import Failure
 from schemathesis.openapi.checks import RejectedPositiveData
 
-# To be accepted, these have to be what the service gave, or for the request that it saw first.
-GIVEN = {"/cursor", "/checkpoint_id", "/idempotency_key"}
+# To be accepted, these have to be what the service gave, or for the request that it saw first, or of a document that is
+# named beside it.
+GIVEN = {"/cursor", "/checkpoint_id", "/idempotency_key", "/version"}
 
 
 @schemathesis.hook

@@ -300,6 +300,11 @@ def test_real_events_are_of_their_schemas(service: Start, openai: OpenAIServer) 
     )
     pieces = chat(running.url, "Draft an NDA", thread_id="t")
     items = chat(running.url, "Make it mutual", thread_id="t", stream="items")
+    openai.reply(
+        tool("write_document", {"title": "NDA", "content": "1. Term\n\n| a | b |\n|---|---|\n| c | |"}),
+        finish("tool_calls"),
+    )
+    chat(running.url, "Add a table", thread_id="t")
     openai.reply(http_error(429, "rate_limit_exceeded", retry_after=60))
     openai.reply(http_error(401))
     failed = chat(running.url, "again")
@@ -313,11 +318,6 @@ def test_real_events_are_of_their_schemas(service: Start, openai: OpenAIServer) 
     held(running, "GET", "/api/threads/t/checkpoints")
     for query in ("", "?format=json", "?document=d1", "?format=json&document=d1&version=1"):
         held(running, "GET", f"/api/threads/t/export{query}")
-    openai.reply(
-        tool("write_document", {"title": "NDA", "content": "1. Term\n\n| a | b |\n|---|---|\n| c | |"}),
-        finish("tool_calls"),
-    )
-    chat(running.url, "Add a table", thread_id="t")
     for form in ("json", "html", "docx"):
         assert held(running, "GET", f"/api/threads/t/documents/d1/diff?format={form}").status_code == 200
     for status in (201, 409):
