@@ -59,6 +59,7 @@ class _Writer:
         properties.created = properties.modified = self._at.replace(tzinfo=None)
         properties.comments = ""
         self._numbering = _Numbering(self._document)
+        self._style_ids = {style.name: style.style_id for style in self._document.styles}
 
     def write(self) -> bytes:
         marked = any(_is_marked(block) for block in self._blocks)
@@ -72,7 +73,9 @@ class _Writer:
         if block.kind == "table":
             self._add_table(block)
             return
-        paragraph = self._document.add_paragraph(style=_style_of(block))
+        paragraph = self._document.add_paragraph()
+        # By its id: python-docx looks a name up among all styles, which would be three quarters of the work.
+        paragraph._p.style = self._style_ids[_style_of(block)]  # noqa: SLF001  # see above
         if numbered is not None:
             self._numbering.number(paragraph, numbered)
         elif block.number or block.old_number:

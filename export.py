@@ -18,7 +18,7 @@ from redline_page import page
 if TYPE_CHECKING:
     from manuscript import Block
 
-DOCX_CHARS = 2_000_000  # some thousand pages, and some seconds of work
+DOCX_CHARS = 1_000_000  # some hundred pages, and some seconds of work
 FORMAT = "draftstream-thread/1"  # what the JSON is
 AT_ONCE = asyncio.Semaphore(2)  # so many DOCX files are made at a time, beside the streams
 
