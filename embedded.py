@@ -109,7 +109,8 @@ class _Server:
 
     def _launch(self) -> None:
         sockets = self._folder / "socket"
-        if len(os.fsencode(sockets)) > SOCKET_PATH_BYTES - len("/.s.PGSQL.5432"):
+        too_long = len(os.fsencode(sockets)) > SOCKET_PATH_BYTES - len("/.s.PGSQL.5432")
+        if too_long or "," in str(sockets):  # which asyncpg takes for a list of hosts
             sockets = Path(tempfile.mkdtemp(prefix="draftstream-"))
         self._own(sockets)
         quoted = str(sockets).replace('"', '""')  # the setting is a list; this is one quoted name of it
