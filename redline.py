@@ -17,7 +17,8 @@ from alignment import Effort, common
 from manuscript import Block, Kind, Mark, Span, blocks
 
 EFFORT = 2_000_000  # steps, which is about a second; two versions of 300 KB with most in common take a tenth of them
-ALIKE = 0.4  # of the letters of both; between two clauses of one agreement chance makes it 0.1, and seldom 0.3
+ALIKE = 0.4  # of the letters of both are shared: chance makes it 0.1 for two clauses of an agreement, and seldom 0.3
+WITHIN = 0.8  # or of those of the shorter one, which has then become a part of the other
 
 # A word is what stands between spaces and punctuation, with the points and apostrophes inside it (1,000.50; e.g).
 # In scripts without spaces each character is one. With its brackets it is a token: (30), [name], (a).
@@ -174,12 +175,17 @@ def _akin(before: Sequence[Part[T]], after: Sequence[Part[T]], effort: Effort) -
     for i, j in common([word for _, word in old], [word for _, word in new], effort):
         shared[old[i][0], new[j][0]] += len(old[i][1])
     sizes, new_sizes = ([sum(map(len, part.words)) for part in parts] for parts in (before, after))
-    share = {(i, j): 2 * letters / (sizes[i] + new_sizes[j]) for (i, j), letters in shared.items()}
+    share = {
+        (i, j): 2 * letters / (sizes[i] + new_sizes[j])
+        for (i, j), letters in shared.items()
+        if before[i].shape == after[j].shape
+        and letters >= min(WITHIN * min(sizes[i], new_sizes[j]), ALIKE * (sizes[i] + new_sizes[j]) / 2)
+    }
     # The words rise on both sides, and so do any places of which none is taken twice.
     chosen: dict[int, int] = {}
     taken: set[int] = set()
     for i, j in sorted(share, key=lambda place: (-share[place], place)):
-        if share[i, j] >= ALIKE and before[i].shape == after[j].shape and i not in chosen and j not in taken:
+        if i not in chosen and j not in taken:
             chosen[i] = j
             taken.add(j)
     return sorted(chosen.items())

@@ -171,6 +171,15 @@ def test_of_a_paragraph_of_which_little_stayed_both_are_shown_whole() -> None:
     assert lines_of(old, new) == [f"- [-{old}-]", f"+ {{+{new}+}}"]
 
 
+def test_a_paragraph_that_became_a_part_of_another_shows_what_came_or_went() -> None:
+    old, more = (
+        "(each a Party and together the Parties).",
+        "Each Party is the Disclosing Party for what it discloses, and the other the Receiving Party.",
+    )
+    assert lines_of(old, f"{old} {more}") == [f"{old}{{+ {more}+}}"]
+    assert lines_of(f"{old} {more}", old) == [f"{old}[- {more}-]"]
+
+
 def test_what_moved_is_deleted_and_inserted() -> None:
     first, second, third = (
         f"The {name} paragraph is about {name} things alone." for name in ("first", "second", "third")
