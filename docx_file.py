@@ -96,8 +96,9 @@ class _Writer:
             paragraph.paragraph_format.tab_stops.add_tab_stop(indent)
         tab = "\t" if block.kind in ("clause", "item") else " "
         if block.old_number is not None and block.mark == "kept":
-            changes = [Span(block.old_number, mark="deleted"), Span(block.number, mark="inserted"), Span(tab)]
-            self._add_spans(paragraph, [span for span in changes if span.text])
+            changes = [Span(block.old_number, mark="deleted"), Span(block.number, mark="inserted")]
+            only = changes[0].mark if not block.number else changes[1].mark if not block.old_number else "kept"
+            self._add_spans(paragraph, [*(span for span in changes if span.text), Span(tab, mark=only)])
         else:
             self._add_spans(paragraph, [Span(block.number + tab, mark=block.mark)])
 
@@ -157,7 +158,9 @@ class _Writer:
             marks = {span.mark for cell in row for span in cell}
             if len(marks) == 1 and marks != {"kept"}:
                 properties.append(self._change(marks.pop()))
-        self._document.add_paragraph().paragraph_format.space_after = Pt(0)
+        below = self._document.add_paragraph()  # as two tables would else be one
+        below.paragraph_format.space_after = Pt(0)
+        self._mark_paragraph(below, block.mark)
 
 
 # ---------------------------------------------------------------------------------------------------------------
