@@ -253,16 +253,24 @@ async def test_a_state_at_hand_is_the_one_that_is_stored(checkpointer: Checkpoin
     assert kinds[0] == kinds[1]
 
 
-async def test_a_state_at_hand_is_not_taken_for_another(checkpointer: Checkpointer) -> None:
+async def test_a_state_at_hand_is_not_taken_for_a_newer_one(checkpointer: Checkpointer, store: Store) -> None:
     await turn(checkpointer, at("o/t"), "one")
     first = checkpointer.remember("o/t", {}, 10)
-    assert first is not None
-    await turn(checkpointer, at("o/t"), "two")
-    second = checkpointer.remember("o/t", {}, 10)
-    assert second is not None
-    found = await checkpointer.aget_tuple(wanted("o/t", first))
+    await turn(Checkpointer(store), at("o/t"), "two")  # in another process
+    second = (await ids(checkpointer, "o/t"))[0]
+    assert second != first
+    found = await checkpointer.aget_tuple(wanted("o/t", second))
     assert found is not None
-    assert found.checkpoint["id"] == second, "the database knows better: it is asked for its newest"
+    assert found.checkpoint["id"] == second
+    assert await turn(checkpointer, wanted("o/t", second), "three") == [
+        "one",
+        "answer 1",
+        "two",
+        "answer 3",
+        "three",
+        "answer 5",
+    ]
+    checkpointer.remember("o/t", {}, 10)
     assert checkpointer.remember("o/t", {}, 10) is None, "nothing was put since"
 
 
