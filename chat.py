@@ -350,6 +350,11 @@ class LostRun:
     message: str
     items: Sequence[Item]
 
+    @property
+    def position(self) -> int:
+        """How much is known of what it said, in code points."""
+        return sum(len(item["content"]) for item in self.items)
+
 
 @dataclass(frozen=True, slots=True)
 class ThreadHead:
@@ -411,7 +416,7 @@ class RunStarted:
     started_at: float  # seconds since the epoch
     idempotency_key: str | None = None
     fingerprint: str | None = None
-    lost: Sequence[str] = ()  # the runs before it that left no state
+    lost: Sequence[tuple[str, int]] = ()  # the runs before it that left no state, and how much is known of each
     parent_run_id: str | None = None  # the run that it goes on from
 
 

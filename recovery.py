@@ -23,6 +23,7 @@ from writer import CONFLICTS, Write, is_refused_content
 
 log = logging.getLogger("draftstream.recovery")
 
+WHATEVER = 2**62  # code points
 ATTEMPTS = 10  # each lost to another run of the same thread, on another process
 Outcome = Literal["put back", "were there already", "put back as branches", "were deleted"]
 TOLD: Mapping[str, str] = {
@@ -58,11 +59,12 @@ class Turn:
         """Raises ValueError, TypeError or KeyError for what is no turn."""
         fields: dict[str, Any] = ormsgpack.unpackb(record)
         ended = fields["ended"]
+        lost = [(run_id, known) for run_id, known in ended["started"]["lost"]]
         return cls(
             RunEnded(
                 **ended
                 | {
-                    "started": RunStarted(**ended["started"]),
+                    "started": RunStarted(**ended["started"] | {"lost": lost}),
                     "status": RunStatus(ended["status"]),
                     "error": Error(**ended["error"]) if ended["error"] else None,
                 }
@@ -120,6 +122,8 @@ async def _attempt(connection: asyncpg.Connection, turn: Turn) -> Outcome:
             run = replace(run, seq=place["last_seq"] + 1, run_id=branch_id if status else run.run_id)
         if place["key_is_taken"]:
             run = replace(run, idempotency_key=None, fingerprint=None)
+        # What it went on from is as it was when it was acknowledged, whatever was saved of that since.
+        run = replace(run, lost=[(run_id, WHATEVER) for run_id, _ in run.lost])
         writes = [
             *start_writes(run, leads=not moved_on),
             *end_writes(replace(turn.ended, started=run)),

@@ -245,7 +245,7 @@ class Runs:
             started_at=time.time(),
             idempotency_key=request.idempotency_key,
             fingerprint=request.fingerprint if request.idempotency_key is not None else None,
-            lost=[lost.run_id for lost in head.lost],
+            lost=[(lost.run_id, lost.position) for lost in head.lost],
             parent_run_id=head.parent_run_id,
         )
         claimed = self._store.start_run(run.started)

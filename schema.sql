@@ -131,6 +131,24 @@ CREATE TABLE IF NOT EXISTS pieces (
 -- A thread's history includes what its runs in progress have said.
 CREATE INDEX IF NOT EXISTS pieces_thread ON pieces (owner, thread_id, seq);
 
+-- The thread moves on from a run whose process ended: what was saved of it becomes its items. If it came to its end after
+-- all, or said more than the `known` code points that were seen of it, this is refused: the run that wants to go on does
+-- not know that.
+CREATE OR REPLACE FUNCTION interrupt_run(its_id text, known bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE runs SET status = 'interrupted' WHERE run_id = its_id AND (status = 'running' OR checkpoint_id IS NOT NULL);
+    IF (SELECT max(position) FROM pieces WHERE run_id = its_id) > known THEN
+        RAISE EXCEPTION 'run % has said more', its_id USING ERRCODE = 'restrict_violation';
+    END IF;
+    WITH gone AS (DELETE FROM pieces WHERE run_id = its_id RETURNING *)
+    INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+        doc_id, title, version, created_at)
+    SELECT owner, thread_id, seq, item, run_id, 'assistant', type, string_agg(content, '' ORDER BY position), false,
+        doc_id, title, version, now()
+    FROM gone GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version
+    ON CONFLICT (owner, thread_id, seq, item) DO NOTHING;
+END $$;
+
 -- The runs of deleted threads, for the month in which a journal may still bring one: it stays away.
 CREATE TABLE IF NOT EXISTS deleted_runs (
     run_id     text        NOT NULL PRIMARY KEY,

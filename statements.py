@@ -31,11 +31,12 @@ ON CONFLICT (run_id) DO NOTHING"""
 RENEW_LEASES = """UPDATE runs SET leased_until = now() + interval '10 s'
 WHERE run_id = ANY($1) AND status = 'running'"""
 
-# Of a run that is still running: what a process brings that slept through its lease has no place any more.
+# Of a run that is still running: what a process brings that slept through its lease has no place any more. The lock
+# lets whoever interrupts the run wait for a piece that is on its way.
 PUT_PIECE = """INSERT INTO pieces
     (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
-WHERE EXISTS (SELECT FROM runs WHERE run_id = $1 AND status = 'running')
+FROM (SELECT FROM runs WHERE run_id = $1 AND status = 'running' FOR SHARE) AS run
 ON CONFLICT (run_id, position) DO NOTHING"""
 
 DELETE_PIECES = "DELETE FROM pieces WHERE run_id = $1"
@@ -45,17 +46,8 @@ ITEMS_OF_PIECES = """SELECT owner, thread_id, seq, item, run_id, 'assistant' AS 
     string_agg(content, '' ORDER BY position) AS content, false AS complete, doc_id, title, version, now() AS created_at
 FROM {} GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version"""
 
-# The thread has moved on from a run whose process ended: what was saved of it becomes its items. One statement, as the
-# writer may put the deletions of a batch before its insertions.
-KEEP_PIECES = f"""WITH gone AS (DELETE FROM pieces WHERE run_id = $1 RETURNING *)
-INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
-    doc_id, title, version, created_at)
-{ITEMS_OF_PIECES.format("gone")}
-ON CONFLICT (owner, thread_id, seq, item) DO NOTHING"""  # noqa: S608  # our own text
-# If it came to its end after all, since the thread was looked up, this is refused (see run_ends_once): the run that
-# wants to go on does not know that end.
-INTERRUPT_RUN = """UPDATE runs SET status = 'interrupted'
-WHERE run_id = $1 AND (status = 'running' OR checkpoint_id IS NOT NULL)"""
+# The thread moves on from a run whose process ended, and of which $2 code points are known.
+INTERRUPT_RUN = "SELECT interrupt_run($1, $2)"
 
 # A run ends once. The whole row, as an INSERT goes with others of its kind; the schema refuses one that would be new.
 END_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at,
@@ -248,7 +240,7 @@ def start_writes(run: RunStarted, *, leads: bool = True) -> list[Write]:
         (PUT_THREAD, (run.owner, run.thread_id, title_from(run.message), run.seq, run.started_at, head)),
         (START_RUN, row),
         _item_write(run, message, run.started_at),
-        *((sql, (lost,)) for lost in run.lost for sql in (KEEP_PIECES, INTERRUPT_RUN)),
+        *((INTERRUPT_RUN, lost) for lost in run.lost),
     ]
 
 

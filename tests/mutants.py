@@ -139,9 +139,16 @@ MUTANTS = (
     Mutant(
         "the fence of late pieces",
         "statements.py",
-        "WHERE EXISTS (SELECT FROM runs WHERE run_id = $1 AND status = 'running')",
-        "WHERE true",
+        "FROM (SELECT FROM runs WHERE run_id = $1 AND status = 'running' FOR SHARE) AS run",
+        "",
         "test_threads.py test_faults.py:late or slept or piece or gone",
+    ),
+    Mutant(
+        "a run goes on from all that the lost run before it said",
+        "schema.sql",
+        "WHERE run_id = its_id) > known THEN",
+        "WHERE run_id = its_id) > known AND false THEN",
+        "test_store.py:said_more",
     ),
     Mutant(
         "the Retry-After's bound",

@@ -121,7 +121,7 @@ def said(database_url: str) -> list[tuple[int, str, str]]:
 
 
 def test_a_turn_is_written_down_whole() -> None:
-    end = ended(replace(started(run_id="r"), lost=["r0"]))
+    end = ended(replace(started(run_id="r"), lost=[("r0", 3)]))
     for turn in (
         Turn(end, [("INSERT $1", ("t", b"\xff\0", 7, None, True))]),
         Turn(type(end)(end.started, RunStatus.FAILED, [], None, Error("x", "y", True), None, None, 1.5), []),

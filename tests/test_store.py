@@ -132,7 +132,7 @@ async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Stor
     head = await store.head("o", "t", None)
     assert head.running is None
     assert [lost.run_id for lost in head.lost] == ["slept"]
-    newer = RunStarted("o", "t", "newer", 2, "On", "m", time.time(), lost=["slept"])
+    newer = RunStarted("o", "t", "newer", 2, "On", "m", time.time(), lost=[("slept", 3)])
     await store.start_run(newer)
     with pytest.raises(Conflict):
         await (await store.end_run(ended(slept, "Too late")))
@@ -300,7 +300,7 @@ async def test_statements_of_one_thread_stay_in_their_order() -> None:
     """Behind another thread's end, a start with its end, and a start that keeps what a lost run has said."""
     future = asyncio.get_running_loop().create_future()
     other, mine = started("other"), started("mine")
-    after_lost = replace(started("t", 2), lost=["lost"])
+    after_lost = replace(started("t", 2), lost=[("lost", 0)])
     units = [
         Unit("o/other", end_writes(ended(other)), future),
         Unit("o/mine", start_writes(mine), future),
@@ -356,7 +356,7 @@ async def test_what_a_lost_run_said_is_kept_in_a_batch_with_the_end_of_another(s
     head = await store.head("o", "t", None)
     assert [lost.items[0]["content"] for lost in head.lost] == ["Hel"]
     await store.end_run(ended(other))
-    await store.start_run(replace(started(seq=2), lost=[lost.run_id for lost in head.lost]))
+    await store.start_run(replace(started(seq=2), lost=[(lost.run_id, lost.position) for lost in head.lost]))
     assert await texts(store) == ["Hi", "Hel", "Hi"]
     assert await store.fetch("SELECT 1 FROM pieces") == []
 
@@ -365,7 +365,7 @@ async def test_a_run_that_goes_on_from_a_lost_one_is_refused_when_that_one_ends_
     [late] = await other_process(store, "t")
     head = await store.head("o", "t", None)
     await (await store.end_run(replace(ended(late), checkpoint_id="c")))
-    newer = replace(started(seq=2), lost=[lost.run_id for lost in head.lost])
+    newer = replace(started(seq=2), lost=[(lost.run_id, lost.position) for lost in head.lost])
     start = store.start_run(newer)
     end = await store.end_run(ended(newer, "knows only Hel"))
     with pytest.raises(Conflict):
@@ -375,3 +375,21 @@ async def test_a_run_that_goes_on_from_a_lost_one_is_refused_when_that_one_ends_
     assert await texts(store) == ["Hi", "Hello"]
     assert (await store.head("o", "t", None)).last_seq == 1
     await store.start_run(started(seq=2, run_id="next"))
+
+
+async def test_a_run_that_goes_on_from_a_lost_one_is_refused_when_that_one_has_said_more(store: Store) -> None:
+    [late] = await other_process(store, "t")
+    head = await store.head("o", "t", None)
+    assert [lost.position for lost in head.lost] == [3]
+    store.save_progress(RunProgress(late, [(5, Message("lo", 0))]))
+    newer = replace(started(seq=2), lost=[(lost.run_id, lost.position) for lost in head.lost])
+    with pytest.raises(Conflict):
+        await store.start_run(newer)
+    head = await store.head("o", "t", None)
+    assert [lost.items[0]["content"] for lost in head.lost] == ["Hello"]
+    again = replace(started(seq=2, run_id="again"), lost=[(lost.run_id, lost.position) for lost in head.lost])
+    await store.start_run(again)
+    store.save_progress(RunProgress(late, [(6, Message("!", 0))]))
+    await store.settled("o/t")
+    assert await texts(store) == ["Hi", "Hello", "Hi"], "and nothing more comes of it"
+    assert await store.fetch("SELECT 1 FROM pieces") == []
