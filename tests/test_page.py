@@ -1,12 +1,15 @@
 """The debug page in a real browser, against the real service."""
 
+import io
 import re
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from conftest import Service, free_port, required
+from docx import Document
 from openai_server import OpenAIServer, finish, text, tool, wait
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_access import new_key
@@ -505,3 +508,42 @@ def test_the_policy_lets_in_nothing_but_the_page_itself(browser: Browser, servic
     assert blocked == ["img-src", "script-src-elem", "style-src-elem"]
     assert page.title() == "Draftstream"
     page.close()
+
+
+def downloaded(page: Page, menu: str, name: str) -> tuple[str, bytes]:
+    """The file's name and what is in it."""
+    page.locator(f"summary[aria-label='{menu}']").click()
+    with page.expect_download() as started:
+        page.get_by_role("group", name=menu).get_by_text(name, exact=False).first.click()
+    path = started.value.path()
+    return started.value.suggested_filename, path.read_bytes()
+
+
+def test_a_conversation_a_document_and_a_redline_are_downloaded(page: Page, service: Callable[..., Service]) -> None:
+    page.goto(f"{service().url}/debug")
+    expect(page.locator("#download-thread summary")).to_have_count(0)
+    send(page, "Draft an NDA")
+    send(page, "Make it mutual")
+    name, content = downloaded(page, "Download the conversation", "Markdown")
+    assert name == "Draft an NDA.md"
+    assert content.startswith(b"# Draft an NDA\n")
+    assert b"> Make it mutual" in content
+    name, content = downloaded(page, "Download the document", "Word")
+    assert name.endswith(" v2.docx")
+    assert "Mutual Non-Disclosure Agreement" in [each.text for each in Document(io.BytesIO(content)).paragraphs]
+    name, content = downloaded(page, "Download the document", "Redline from version 1")
+    assert name.endswith(".docx")
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        body = file.read("word/document.xml")
+    assert b"<w:ins " in body
+    assert b"<w:del " in body
+    edit(page, "Make it mutual", "Add 5-year term")
+    switch(page, "Add 5-year term", "Previous", "1 / 2")
+    _, content = downloaded(page, "Download the conversation", "Markdown")
+    assert b"> Make it mutual" in content, "the branch that is shown"
+    assert b"5-year" not in content
+    page.locator("summary[aria-label='Download the document']").press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Escape")
+    expect(page.locator("summary[aria-label='Download the document']")).to_be_focused()
+    expect(page.get_by_text("Redline from")).to_be_hidden()
