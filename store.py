@@ -54,7 +54,7 @@ from statements import (
     progress_writes,
     start_writes,
 )
-from writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, QueueFull, Write, Writer, within
+from writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Write, Writer, within
 
 log = logging.getLogger("draftstream.store")
 
@@ -62,7 +62,8 @@ SCHEMA = Path(__file__).with_name("schema.sql")
 FOREVER = datetime.max  # noqa: DTZ901  # asyncpg's word for infinity
 SCHEMA_LOCK = 0x6472616674  # "draft": replicas that start at once apply the schema one after the other
 READ_BUDGET_S = 1.0
-CHANGE_BUDGET_S = 5.0  # what a person waits for the commit of a change
+CHANGE_PATIENCE_S = 5.0  # what a person waits for the commit of a change
+CHANGE_BUDGET_S = 30.0  # what the writer gives it: of a thread of 28 MB, all is deleted in 1.6 s
 POOL_CONNECTIONS = 8
 FORK_BUDGET_S = 30.0
 FORKS_AT_ONCE = 2  # the pool's other connections are for reads
@@ -272,11 +273,14 @@ class Store:
         """
         if self._free_places < 1:
             raise QueueFull
-        saved = self._writer.put_nowait(graph_thread_id(owner, thread_id), [write]).saved
-        await asyncio.wait({saved}, timeout=CHANGE_BUDGET_S)
+        saved = self._writer.put_nowait(graph_thread_id(owner, thread_id), [write], CHANGE_BUDGET_S).saved
+        await asyncio.wait({saved}, timeout=CHANGE_PATIENCE_S)
         if not saved.done():
             raise StoreUnavailable
-        saved.result()
+        try:
+            saved.result()
+        except GivenUp as error:
+            raise StoreUnavailable from error
 
     async def find_words(self, items: int) -> int:
         """Find the words of so many items that the search does not know yet; gives how many there were."""

@@ -48,6 +48,13 @@ Connection = asyncpg.Connection | PoolConnectionProxy
 T = TypeVar("T")
 
 
+class GivenUp(RunFailure):
+    """A unit took longer than its own budget; nothing of it is stored."""
+
+    def __init__(self) -> None:
+        super().__init__("store_unavailable", "The database takes too long for this.", retryable=True)
+
+
 class QueueFull(Exception):
     """More is waiting to be written than WRITE_QUEUE_SIZE allows."""
 
@@ -56,13 +63,15 @@ class QueueFull(Exception):
 class Unit:
     """Statements of one thread, committed together. `saved` resolves then, or fails with Unstorable or Conflict.
 
-    `after` is `saved` of the unit that this one goes on with: a conflict there is one here, too.
+    `after` is `saved` of the unit that this one goes on with: a conflict there is one here, too. One with a budget of
+    its own, in seconds, may take long: it is committed alone, once, and given up after that (GivenUp).
     """
 
     thread: str
     writes: Sequence[Write]
     saved: asyncio.Future[None]
     after: asyncio.Future[None] | None = None
+    budget_s: float | None = None
 
     @property
     def void(self) -> bool:
@@ -114,6 +123,12 @@ def without_void(units: Sequence[Unit]) -> Sequence[Unit]:
         if unit.void:
             unit.refuse(Conflict())
     return [unit for unit in units if not unit.void]
+
+
+def in_one_attempt(units: Sequence[Unit]) -> Sequence[Unit]:
+    """The first units; one with a budget of its own goes alone."""
+    alone = next((place for place, unit in enumerate(units) if unit.budget_s is not None), len(units))
+    return units[: max(alone, 1)]
 
 
 def is_refused_content(error: Exception) -> bool:
@@ -189,9 +204,9 @@ class Writer:
         self._remember(unit)
         return unit
 
-    def put_nowait(self, thread: str, writes: Sequence[Write]) -> Unit:
+    def put_nowait(self, thread: str, writes: Sequence[Write], budget_s: float | None = None) -> Unit:
         """Queue the writes as one unit. Raises QueueFull."""
-        unit = Unit(thread, writes, asyncio.get_running_loop().create_future())
+        unit = Unit(thread, writes, asyncio.get_running_loop().create_future(), budget_s=budget_s)
         try:
             self._queue.put_nowait(unit)
         except asyncio.QueueFull:
@@ -236,13 +251,17 @@ class Writer:
         failures = 0
         size = len(units)
         while units := without_void(units):
-            part = units[:size]
+            part = in_one_attempt(units[:size])
             try:
                 await self._attempt(part)
             except Exception as error:  # noqa: BLE001  # whatever it is: if this task ends, nothing is saved any more
                 if not is_refused_content(error):
                     failures += 1
                     await self._wait_out(error, failures)
+                    if isinstance(error, TimeoutError) and part[0].budget_s is not None:
+                        log.error("gave up a change of %s: it takes too long", part[0].thread)
+                        part[0].refuse(GivenUp())
+                        units = units[1:]
                     continue
                 if len(part) > 1:
                     size = (len(part) + 1) // 2
@@ -261,7 +280,8 @@ class Writer:
         if self._connection is None or self._connection.is_closed():
             self._connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
         began = time.monotonic()
-        await within(COMMIT_BUDGET_S, self._connection, self._transaction(self._connection, units))
+        budget_s = units[0].budget_s or COMMIT_BUDGET_S
+        await within(budget_s, self._connection, self._transaction(self._connection, units))
         if self._on_commit is not None:
             self._on_commit(time.monotonic() - began)
 

@@ -10,6 +10,8 @@ import pytest
 from fault_proxy import FaultProxy
 
 import histories
+import store as store_room
+import writer
 from chat import Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
 from statements import end_writes, start_writes
 from store import Store, StoreUnavailable, apply_schema, open_store, where
@@ -393,3 +395,37 @@ async def test_a_run_that_goes_on_from_a_lost_one_is_refused_when_that_one_has_s
     await store.settled("o/t")
     assert await texts(store) == ["Hi", "Hello", "Hi"], "and nothing more comes of it"
     assert await store.fetch("SELECT 1 FROM pieces") == []
+
+
+async def test_a_change_that_takes_long_is_committed_alone_and_given_up_in_the_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must neither be sent again for ever nor take what is saved beside it along."""
+    monkeypatch.setattr(writer, "COMMIT_BUDGET_S", 0.3)
+    await (await store.end_run(ended(await begun(store))))
+    await store.fetch(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.6); RETURN NULL; END $$"
+    )
+    await store.fetch("CREATE TRIGGER slow AFTER DELETE ON threads FOR EACH STATEMENT EXECUTE FUNCTION slow()")
+    deletion = asyncio.create_task(store.delete_thread("o", "t"))
+    await asyncio.sleep(0)
+    beside = store.start_run(started("u"))
+    await deletion
+    await beside
+    assert await texts(store) == []
+    monkeypatch.setattr(store_room, "CHANGE_BUDGET_S", 0.3)
+    deletion = asyncio.create_task(store.delete_thread("o", "nobody's"))
+    await asyncio.sleep(0)
+    await store.start_run(started("v"))
+    await deletion  # there is no such thread, so nothing is slow
+    await (await store.end_run(ended(await begun(store))))
+    with pytest.raises(StoreUnavailable):
+        await store.delete_thread("o", "t")
+    assert await texts(store) == ["Hi", "Hello"]
+    assert await texts(store, "v") == ["Hi"]
+
+
+async def begun(store: Store) -> RunStarted:
+    run = started()
+    await store.start_run(run)
+    return run
