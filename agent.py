@@ -44,6 +44,8 @@ PATIENCE_SLACK = 0.05  # the timer of the model's silence is moved on once in so
 # of the messages: at 1000, 100 turns take 1.5 times their text, at 200 2.7 times, and load as fast (bench/storage.py).
 SNAPSHOT_FREQUENCY = 1000
 
+MESSAGE_BYTES = 3000  # of a message or a document beside its text
+
 # In a config's `configurable`: the thread's newest state, for a saver that may have it at hand. LangGraph keeps names
 # that begin so out of what it stores.
 STORED_LAST = "__stored_last"
@@ -178,7 +180,7 @@ class Agent:
             error=progress.error,
             unfinished=frozenset(progress.unfinished),
             usage=progress.usage,
-            checkpoint_id=self._remember(thread, state, _characters(state)),
+            checkpoint_id=self._remember(thread, state, _size(state)),
         )
 
     async def state(self, owner: str, thread_id: str) -> Mapping[str, Any]:
@@ -284,10 +286,11 @@ def _end_reason(progress: Progress) -> EndReason | None:
     return "stop" if progress.finish == "stop" else "length"
 
 
-def _characters(state: Mapping[str, Any]) -> int:
-    """How much text a state holds, about: a document stands in it twice, as the model wrote it in its call, too."""
-    said = sum(len(message.content) for message in state["messages"])
-    return said + 2 * sum(len(document["content"]) for document in state["documents"])
+def _size(state: Mapping[str, Any]) -> int:
+    """About how many bytes a state takes. A document stands in it twice, as the model wrote it in its call, too."""
+    messages, documents = state["messages"], state["documents"]
+    text = sum(len(message.content) for message in messages) + 2 * sum(len(each["content"]) for each in documents)
+    return text + MESSAGE_BYTES * (len(messages) + len(documents))
 
 
 def _of_lost_runs(lost: Sequence[LostRun]) -> tuple[list[AnyMessage], list[Document]]:

@@ -32,7 +32,8 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from store import Store
 from writer import Write
 
-CHARACTERS_AT_HAND = 2**25  # of the states that are kept in memory, all together
+BYTES_AT_HAND = 2**25  # of the states that are kept in memory, about and all together
+STATE_BYTES = 8000  # of one beside its messages
 STORED_LAST = "__stored_last"  # the agent's word for the state that it wants, if it is the newest
 
 PUT_BLOB = """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
@@ -164,13 +165,13 @@ NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class StatesAtHand:
-    """The states of the threads that were used last, each whole: up to so many characters of text in all.
+    """The states of the threads that were used last, each whole: up to so many bytes in all.
 
     A state never changes under its id, so one at hand is right whenever its id is what the database has.
     """
 
-    def __init__(self, characters: int) -> None:
-        self._free = characters
+    def __init__(self, room: int) -> None:
+        self._free = room
         self._states: dict[str, tuple[CheckpointTuple, int]] = {}  # by thread, the one used last at the end
 
     def get(self, thread: str, checkpoint_id: str | None) -> CheckpointTuple | None:
@@ -181,16 +182,16 @@ class StatesAtHand:
         metadata: CheckpointMetadata = state.metadata.copy()
         return state._replace(checkpoint=copy_checkpoint(state.checkpoint), metadata=metadata)
 
-    def put(self, thread: str, state: CheckpointTuple, characters: int) -> None:
+    def put(self, thread: str, state: CheckpointTuple, size: int) -> None:
         self.forget(thread)
-        self._states[thread] = state, characters
-        self._free -= characters
+        self._states[thread] = state, size
+        self._free -= size
         while self._free < 0:
             self.forget(next(iter(self._states)))
 
     def forget(self, thread: str) -> None:
-        _, characters = self._states.pop(thread, (None, 0))
-        self._free += characters
+        _, size = self._states.pop(thread, (None, 0))
+        self._free += size
 
 
 class Checkpointer(BaseCheckpointSaver[str]):
@@ -202,20 +203,20 @@ class Checkpointer(BaseCheckpointSaver[str]):
         )
         self._store = store
         self._put_last: dict[str, CheckpointTuple] = {}  # of each thread in a run, what was put last here
-        self._at_hand = StatesAtHand(CHARACTERS_AT_HAND)
+        self._at_hand = StatesAtHand(BYTES_AT_HAND)
 
-    def remember(self, thread: str, values: Mapping[str, Any], characters: int) -> str | None:
+    def remember(self, thread: str, values: Mapping[str, Any], size: int) -> str | None:
         """The id of the checkpoint that the thread's run has put last, if it has put one.
 
-        `values` are those of its delta channels, with so much text: the checkpoint is kept at hand with them, so that
-        the thread's next run need not read it.
+        `values` are those of its delta channels, of about `size` bytes: the checkpoint is kept at hand with them, so
+        that the thread's next run need not read it.
         """
         state = self._put_last.pop(thread, None)
         if state is None:
             return None
         snapshots = {channel: _DeltaSnapshot(value) for channel, value in values.items()}
         state.checkpoint["channel_values"] = state.checkpoint["channel_values"] | snapshots
-        self._at_hand.put(thread, state, characters)
+        self._at_hand.put(thread, state, size + STATE_BYTES)
         return state.checkpoint["id"]
 
     def forget(self, thread: str) -> None:
