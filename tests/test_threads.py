@@ -370,6 +370,8 @@ def test_a_search_finds_titles_and_what_was_said(service: Start, openai: OpenAIS
     assert [passage[start:end] for start, end in marks] == ["Kündigungsfrist"]
     assert "<b>Kündigungsfrist</b> 😀 beträgt" in passage
     assert len(passage) <= 240
+    [thread] = found(running, '"ipsum die"')  # whose first word stands in many places
+    assert "ipsum. Die" in thread["match"]["passage"]
     for words, expected in (
         ("law", ["texas", "law"]),
         ("law -texas", ["law"]),
@@ -491,6 +493,10 @@ async def test_processes_that_find_words_at_once_do_not_wait_for_each_other(stor
         ("rent, no pets", 'rent -"no pets"', ["rent"]),
         ("😀 Straße", "straße", ["Straße"]),
         ("<b>x</b>", "x", ["x"]),
+        ("Of (2) parties, for two (2) years.", '"two (2) years"', ["two (2) years"]),
+        ("Years: two **(2) Years**", 'two "2 years"', ["two", "2) Years"]),
+        ("rent or lease; rent", '"rent or lease"', ["rent or lease"]),
+        ("rent", '"" -"', []),
         ("anything", "?!", []),
     ],
 )
