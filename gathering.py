@@ -12,7 +12,7 @@ Ask = tuple[tuple[object, ...], asyncio.Future[asyncpg.Record]]
 
 class Gathered:
     """A query by columns: `fetch(sql, *columns)` takes one list for each argument, and gives one row for each ask, in
-    order. Leaving the block waits for what is asked.
+    order. `close` waits for what was asked.
     """
 
     def __init__(self, fetch: Callable[..., Awaitable[Sequence[asyncpg.Record]]], sql: str) -> None:
