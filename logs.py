@@ -3,8 +3,8 @@ provider's or database's words about one, no key, no DSN.
 
 It is kept by how a line is made, not by care at each call:
 - The words of a line are a template's, which stands in the code (the linter refuses one that is put together).
-- Of its arguments only figures and single words of visible ASCII are shown: ids, codes, names, addresses. Anything else
-  is shown by its length or its type; of a URL never the query, of an address never the password.
+- Of its arguments only figures, paths and single words of visible ASCII are shown: ids, codes, names, addresses.
+  Anything else is shown by its length or its type; of a URL never the query, of an address never the password.
 - Of an exception only its type, its code and the lines of code that it came through. Its text often holds what was
   said: PostgreSQL's names the row, a provider's the request.
 - Records of packages that are not known for fixed templates show where they come from, and nothing more.
@@ -91,8 +91,9 @@ def _shown(argument: object) -> object:
         return kind(argument)
     if isinstance(argument, Enum):
         argument = argument.value
-    if isinstance(argument, Path):
-        argument = str(argument)
+    if isinstance(argument, Path):  # of the configuration, and never out of a chat
+        path = str(argument)
+        return path if path.isprintable() else repr(path)
     if not isinstance(argument, str):
         return f"[{type(argument).__name__}]"
     if not WORD.fullmatch(argument):

@@ -45,6 +45,7 @@ def test_a_line_says_what_happened() -> None:
         line("run %s: %s after %.1f s", "5f3c-1", RunStatus.FAILED, 2.25) == "INFO:     run 5f3c-1: failed after 2.2 s"
     )
     assert line("in %s, %s", Path("/data/x"), None) == "INFO:     in /data/x, None"
+    assert line("in %s, %s", Path("/my data/ä"), Path("/x\ny")) == "INFO:     in /my data/ä, '/x\\ny'"
     assert line("no arguments: 100 %") == "INFO:     no arguments: 100 %"
     assert line("Uvicorn running on %s://%s:%d", "http", "::1", 80, logger="uvicorn.error").endswith("http://::1:80")
 
