@@ -302,11 +302,13 @@ async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool) 
             else:
                 log.info("access: API keys, and JWTs of %s", provider.issuer)
         elif only_loopback or settings.allow_anonymous:
-            log.warning("access: OPEN, everyone who reaches this address may do everything (python -m access add)")
+            log.warning(
+                "access: OPEN, everyone who reaches this address may do everything (python -m access add --owner NAME)"
+            )
         else:
             raise SettingsError(
-                "it would be open to everyone who can reach its address; add a key (python -m access add), configure "
-                "JWT_JWKS_URL, listen on 127.0.0.1, or set ALLOW_ANONYMOUS=1"
+                "it would be open to everyone who can reach its address; add a key (python -m access add --owner "
+                "NAME), configure JWT_JWKS_URL, listen on 127.0.0.1, or set ALLOW_ANONYMOUS=1"
             )
         if access.is_open:
             watching = asyncio.create_task(access.watch_for_the_first_key(), name="first key")
