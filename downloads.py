@@ -34,8 +34,8 @@ async def get_export(service: Service, request: Request, response: Response, cal
         raise InvalidRequest.of("version", "needs the document that it is one of")
     version = number(query, "version")
     store, owner = service.store, caller.owner
+    branch = await histories.branch(store, owner, thread_id, checkpoint(query))  # waits for what is still queued
     outline = await histories.outline(store, owner, thread_id)
-    branch = await histories.branch(store, owner, thread_id, checkpoint(query))
     if outline is None or branch is None:
         raise not_found("thread")
     title = str(outline["title"])
