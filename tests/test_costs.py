@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import requests
 from conftest import Service, rows
 from openai_server import OpenAIServer, finish, pause, raw, text, tool, wait
 from sse_client import chat
 
 Start = Callable[..., Service]
-STARTS = 1 + 1  # the response's head, and its last message
+TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
+HEAD = END = 1  # the response's first message, and its last
 
 
 def done(service: Service) -> Counter[str]:
@@ -31,31 +33,37 @@ def cost(service: Service, message: str, thread_id: str | None = None) -> Counte
 
 def test_each_arrival_of_the_model_is_one_send(service: Start, openai: OpenAIServer) -> None:
     gates = [threading.Event() for _ in range(5)]
-    openai.reply(*(step for gate in gates for step in (text("word ", "by ", "word "), wait(gate))), finish())
+    openai.reply(*(step for gate in gates for step in (raw(TOKEN * 3), wait(gate))), finish())
     running = service(openai=openai, app="counted_app:app")
     before = done(running)["sends"]
     reader = threading.Thread(target=chat, args=(running.url, "Go"))
     reader.start()
-    sent = []
-    for gate in gates:
-        sent.append(settled_sends(running))
+    for arrived, gate in enumerate(gates, 1):
+        while done(running)["sends"] < before + HEAD + 1 + arrived:
+            threading.Event().wait(0.01)
         gate.set()
     reader.join()
     sends = done(running)["sends"] - before
-    # The start, each arrival (three pieces that are written at once may arrive as two), the end.
-    assert sends <= STARTS + 1 + 2 * len(gates) + 1, (sends, sent)
+    assert sends == HEAD + 1 + len(gates) + 1 + END, "the start, each arrival, the last event"
 
 
-def settled_sends(service: Service) -> int:
-    count = -1
-    while count != (count := done(service)["sends"]):
-        threading.Event().wait(0.1)
-    return count
+def test_the_calls_of_a_tool_that_arrive_together_leave_together(service: Start, openai: OpenAIServer) -> None:
+    opening = tool_chunk(id="c1", function={"name": "write_document", "arguments": '{"title": "NDA", "content": "'})
+    pieces = [tool_chunk(function={"arguments": f"word {number} "}) for number in range(200)]
+    closing = tool_chunk(function={"arguments": '"}'})
+    openai.reply(raw(b"".join([opening, *pieces, closing])), finish("tool_calls"))
+    running = service(openai=openai, app="counted_app:app")
+    sends = cost(running, "Go")["sends"]
+    assert sends < 20, "200 pieces of a document"
+
+
+def tool_chunk(**fields: object) -> bytes:
+    delta = {"tool_calls": [{"index": 0, "type": "function", **fields}]}
+    return b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": delta}]}) + b"\n\n"
 
 
 def test_a_reply_that_comes_at_once_leaves_in_a_few_sends(service: Start, openai: OpenAIServer) -> None:
-    token = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
-    openai.reply(raw(token * 3000), finish())
+    openai.reply(raw(TOKEN * 3000), finish())
     running = service(openai=openai, app="counted_app:app")
     assert cost(running, "Go")["sends"] < 100, "3,000 tokens"
 
