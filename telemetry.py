@@ -7,7 +7,7 @@ or a thread.
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -129,9 +129,8 @@ class Telemetry:
             self._unsaved.inc()
         self._tokens.labels("input").inc(report.input_tokens or 0)
         self._tokens.labels("output").inc(report.output_tokens or 0)
-        figures = {
-            name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(report).items()
-        }
+        values = ((name, getattr(report, name)) for name in report.__slots__)
+        figures = {name: round(value, 3) if isinstance(value, float) else value for name, value in values}
         log.info("run ended", extra={"fields": figures})
 
     def refused(self, code: str) -> None:
