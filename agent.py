@@ -6,8 +6,7 @@ so the state always holds what the reader has seen, and the next message just wo
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
@@ -19,17 +18,19 @@ from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
+from langgraph.types import Command
 
 from chat import (
     Document,
+    Emit,
     EndReason,
     Finished,
     FinishReason,
+    Hear,
     LostRun,
     ModelDelta,
     ModelError,
     Outcome,
-    Piece,
     RunFailure,
     StopCause,
     Turn,
@@ -73,6 +74,8 @@ Replying
 - A tool's answer with an "error" means that nothing was done: correct the call and try again.
 - Answer in the user's language."""
 
+SYSTEM = SystemMessage(PROMPT)
+
 LOST_ANSWER = '{"error": "This call was interrupted; it is not known whether it was carried out."}'
 
 
@@ -82,13 +85,8 @@ class ChatModel(Protocol):
     @property
     def name(self) -> str: ...
 
-    def stream(
-        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
-    ) -> AsyncGenerator[Sequence[ModelDelta], None]:
-        """The reply's deltas as they come, those together that came together; the last of all is a Finished.
-
-        None at all is a sign of life: the model is at work, and says nothing that concerns us. Raises ModelError.
-        """
+    async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
+        """Have the reply's deltas heard as they come; returns how it ended. Raises ModelError."""
 
 
 def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
@@ -107,7 +105,7 @@ class State(TypedDict):
 class Progress:
     """What a turn carries from node to node beside the state, and what comes of it."""
 
-    emit: Callable[[Piece], None]
+    emit: Emit
     stopping: asyncio.Future[StopCause]
     reply: Reply | None = None
     next_item: int = 0
@@ -149,14 +147,14 @@ class Agent:
         self._first_token_timeout_s = first_token_timeout_s
         self._idle_timeout_s = idle_timeout_s
         graph = StateGraph(State, context_schema=Progress)
+        # Each node says itself where it goes on, and the turn ends where none does: a conditional edge would read the
+        # state anew, and a function of it that is not async would take a thread.
         graph.add_node("agent", self._agent)
         graph.add_node("tools", _tools)
         graph.add_edge(START, "agent")
-        graph.add_conditional_edges("agent", _after_agent)
-        graph.add_conditional_edges("tools", _after_tools)
         self._graph = graph.compile(checkpointer=saver)
 
-    async def __call__(self, turn: Turn, emit: Callable[[Piece], None], stopping: asyncio.Future[StopCause]) -> Outcome:
+    async def __call__(self, turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
         """Raises what the saver raises; a fault of the model is part of the outcome."""
         thread = graph_thread_id(turn.owner, turn.thread_id)
         config: RunnableConfig = {
@@ -189,13 +187,13 @@ class Agent:
         values: Mapping[str, Any] = snapshot.values
         return values
 
-    async def _agent(self, state: State, runtime: Runtime[Progress]) -> dict[str, Any]:
+    async def _agent(self, state: State, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["tools"]]:
         progress = runtime.context
         progress.model_calls += 1
         progress.finish = None
         reply = progress.reply = Reply(Documents(state["documents"]), progress.next_item, progress.emit)
         try:
-            await self._listen([SystemMessage(PROMPT), *mended(state["messages"])], reply, progress)
+            await self._listen([SYSTEM, *mended(state["messages"])], reply, progress)
         except RunFailure as failure:
             progress.error = failure
         reply.close(finished=progress.finish in ("stop", "tool_calls"))
@@ -207,73 +205,62 @@ class Agent:
         message = AIMessage(reply.text, tool_calls=calls)
         if progress.finish is None:
             message.response_metadata["interrupted"] = True
-        return {"messages": [message]}
+        update = {"messages": [message]}
+        return Command(update=update, goto="tools") if reply.calls else update
 
     async def _listen(self, messages: Sequence[BaseMessage], reply: Reply, progress: Progress) -> None:
         """Feed the reply with the model's deltas until the end, a stop, or too long a silence.
 
-        Time is kept here alone, for every model alike; only connecting has a limit of its own, in the model.
+        Time is kept here alone, for every model alike; only connecting has a limit of its own, in the model. That has a
+        task of its own: what arrives wakes its few frames, and not those of the graph around this node.
         """
         if progress.stopping.done():
             return
         now = asyncio.get_running_loop().time
         slack_s = self._idle_timeout_s * PATIENCE_SLACK
         moved_at = -inf
-        tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
-        begun = False
+
+        def hear(deltas: Sequence[ModelDelta]) -> None:
+            nonlocal moved_at
+            reply.feed(deltas)
+            if (heard_at := now()) > moved_at + slack_s and not progress.stopping.done():
+                patience.reschedule(heard_at + self._idle_timeout_s + slack_s)
+                moved_at = heard_at
+
+        def stop(_: asyncio.Future[StopCause]) -> None:
+            if not hearing.done() and not patience.expired():
+                patience.reschedule(now())
+
         try:
             async with asyncio.timeout(self._first_token_timeout_s) as patience:
-                listening = True
-
-                def stop(_: asyncio.Future[StopCause]) -> None:
-                    if listening and not patience.expired():
-                        patience.reschedule(now())
-
+                tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
+                hearing = asyncio.create_task(self._model.reply(messages, tools, hear), name="model")
                 progress.stopping.add_done_callback(stop)
                 try:
-                    async with aclosing(self._model.stream(messages, tools)) as arrivals:
-                        async for deltas in arrivals:
-                            for delta in deltas:
-                                if isinstance(delta, Finished):
-                                    progress.finish = delta.reason
-                                    progress.count(delta.usage)
-                                else:
-                                    reply.feed(delta)
-                                    begun = True
-                            if progress.stopping.done():
-                                return
-                            if (heard_at := now()) > moved_at + slack_s:
-                                patience.reschedule(heard_at + self._idle_timeout_s + slack_s)
-                                moved_at = heard_at
+                    finished = await hearing
                 finally:
-                    listening = False  # the callback may be on its way already
                     progress.stopping.remove_done_callback(stop)
+                progress.finish = finished.reason
+                progress.count(finished.usage)
         except TimeoutError as silence:
             if progress.stopping.done():
                 return
-            if begun:
+            if reply.begun:
                 raise ModelError("model_idle_timeout", "The model fell silent.", retryable=True) from silence
             late = "The model did not begin to answer in time."
             raise ModelError("model_first_token_timeout", late, retryable=True) from silence
 
 
-async def _tools(state: State, runtime: Runtime[Progress]) -> dict[str, Any]:
+async def _tools(state: State, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["agent"]]:
     """Answer the reply's calls. They were carried out as they arrived, since the reader watches the document."""
-    reply = runtime.context.reply
+    progress = runtime.context
+    reply = progress.reply
     if reply is None:
         return {}
     answers = [ToolMessage(call.answer, tool_call_id=call.call_id, name=call.name) for call in reply.calls]
-    return {"messages": answers, "documents": reply.new_documents}
-
-
-def _after_agent(state: State, runtime: Runtime[Progress]) -> Literal["tools", "__end__"]:
-    reply = runtime.context.reply
-    return "tools" if reply is not None and reply.calls else "__end__"
-
-
-def _after_tools(state: State, runtime: Runtime[Progress]) -> Literal["agent", "__end__"]:
-    progress = runtime.context
-    return "__end__" if progress.over or progress.model_calls >= MODEL_CALLS else "agent"
+    update = {"messages": answers, "documents": reply.new_documents}
+    over = progress.over or progress.model_calls >= MODEL_CALLS
+    return update if over else Command(update=update, goto="agent")
 
 
 def _end_reason(progress: Progress) -> EndReason | None:

@@ -21,6 +21,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
 
 BODY_TIMEOUT_S = 10.0
+UNSENT_BYTES = 16384  # below it a transport never asks to wait: asyncio's low-water mark for uvicorn's limit of 64 KiB
 MAX_HEADER_BYTES = 65536  # twice what nginx lets through by default
 BROKEN_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 JSON = "application/json"
@@ -175,6 +176,7 @@ class Response:
 
     def __init__(self, send: Send, headers: Headers = (), *, head: bool = False) -> None:
         self._send = send
+        self._transport = _transport_of(send)
         self._headers = tuple(headers)
         self._head = head
         self.started = False
@@ -187,6 +189,20 @@ class Response:
     async def write(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
+    def write_now(self, body: bytes) -> bool:
+        """Write without waiting; False, and nothing is written, where the server might have us wait.
+
+        uvicorn's `send` waits for nothing but a client that takes too little, of which what is unsent tells.
+        """
+        if self._transport is None or self._transport.get_write_buffer_size() > UNSENT_BYTES:
+            return False
+        sending = self._send({"type": "http.response.body", "body": body, "more_body": True}).__await__()
+        try:
+            next(sending)
+        except StopIteration:
+            return True
+        raise RuntimeError("the server's send waits, for no reason that is known here")
+
     async def end(self, body: bytes = b"") -> None:
         await self._send({"type": "http.response.body", "body": body})
 
@@ -195,8 +211,8 @@ class Response:
 
         A close waits for the client to take the rest, which one that reads nothing never does.
         """
-        if (transport := _transport_of(self._send)) is not None:
-            transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     async def whole(self, status: int, content_type: str | None, body: bytes, headers: Headers = ()) -> None:
         """The answer in one piece; to a HEAD, its headers."""

@@ -5,7 +5,7 @@ Everything else speaks these words. Nothing here does I/O, reads a clock or know
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -236,6 +236,9 @@ class Error:
 Piece = Message | Doc
 Event = Start | Message | Doc | End | Error
 
+Emit = Callable[[Sequence[Piece]], None]
+"""Takes the next pieces of a run, those together that came together."""
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # What a model says, and how it fails
@@ -256,14 +259,18 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last delta of a reply that the provider ended properly."""
+    """How a reply ended that the provider ended properly."""
 
     reason: FinishReason
     usage: Usage | None = None
 
 
-ModelDelta = str | ToolCallDelta | Finished
+ModelDelta = str | ToolCallDelta
 """A string is the next characters of the reply; it is never empty."""
+
+Hear = Callable[[Sequence[ModelDelta]], None]
+"""Takes the next deltas of a reply, those together that came together. None at all is a sign of life: the model is at
+work, and says nothing that concerns us."""
 
 
 class RunFailure(Exception):

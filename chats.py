@@ -129,7 +129,13 @@ async def stream(
     if request.http_version == "1.1":
         headers.append(("connection", "keep-alive"))
     await service.access.bind(caller, run.run_id)
-    cursor = run.follow(after, mode=mode, heartbeat_s=service.settings.heartbeat_s, on_stuck=response.abort)
+    cursor = run.follow(
+        after,
+        mode=mode,
+        heartbeat_s=service.settings.heartbeat_s,
+        on_stuck=response.abort,
+        write_now=response.write_now,
+    )
     leaving = asyncio.create_task(request.disconnected(), name=f"reader of {run.run_id}")
     leaving.add_done_callback(on_leaving)
     try:

@@ -6,14 +6,14 @@ text, the tool calls and their answers, new versions) goes into the graph's stat
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from arguments import REPLACEMENT, ArgumentsDecoder, BrokenArguments
-from chat import Doc, Document, Message, Piece, ToolCallDelta
+from chat import Doc, Document, Emit, Message, ModelDelta, Piece, ToolCallDelta
 
 TITLE_CHARS = 200
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI takes for a function's name
@@ -197,7 +197,7 @@ class Reply:
     What arrives for a later one while an earlier one is still open waits: the reader gets whole items, never mixed.
     """
 
-    def __init__(self, documents: Documents, first_item: int, emit: Callable[[Piece], None]) -> None:
+    def __init__(self, documents: Documents, first_item: int, emit: Emit) -> None:
         self.text = ""
         self.calls: list[ToolCall] = []
         self.new_documents: list[Document] = []
@@ -207,26 +207,49 @@ class Reply:
         self._emit = emit
         self._parts: list[_Text | _Call] = []
         self._texts: list[str] = []
+        self._pieces: list[Piece] = []  # that wait for the end of what arrived with them
         self._by_index: dict[int, _Call] = {}
 
-    def feed(self, delta: str | ToolCallDelta) -> None:
-        if isinstance(delta, str):
-            if not self._parts or not isinstance(self._parts[-1], _Text):
-                self._parts.append(_Text())
-            self._parts[-1].waiting.append(delta)
+    @property
+    def begun(self) -> bool:
+        """The model has said something."""
+        return bool(self._texts or self._by_index)
+
+    def feed(self, deltas: Sequence[ModelDelta]) -> None:
+        """Take what arrived together, and give out at once, together, what can be given out of it."""
+        for delta in deltas:
+            if isinstance(delta, ToolCallDelta):
+                self._feed_call(delta)
+                continue
             self._texts.append(delta)
+            part = self._parts[-1] if self._parts else None
+            if not isinstance(part, _Text):
+                part = _Text()
+                self._parts.append(part)
+            if part.item is None:
+                part.waiting.append(delta)
+                self._advance()
+            else:  # it has begun to be given out, so nothing is before it
+                self._pieces.append(Message(delta, part.item))
+        self._emit_pieces()
+
+    def _feed_call(self, delta: ToolCallDelta) -> None:
+        call = self._by_index.get(delta.index)
+        if call is None:
+            call = _Call(delta.index, delta.call_id, delta.name)
+            self._by_index[delta.index] = call
+            self._parts.append(call)
         else:
-            call = self._by_index.get(delta.index)
-            if call is None:
-                call = _Call(delta.index, delta.call_id, delta.name)
-                self._by_index[delta.index] = call
-                self._parts.append(call)
-            else:
-                call.call_id = call.call_id or delta.call_id
-                call.name = call.name or delta.name
-            if delta.arguments:
-                call.waiting.append(delta.arguments)
+            call.call_id = call.call_id or delta.call_id
+            call.name = call.name or delta.name
+        if delta.arguments:
+            call.waiting.append(delta.arguments)
         self._advance()
+
+    def _emit_pieces(self) -> None:
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._emit(pieces)
 
     def close(self, *, finished: bool) -> None:
         """The reply is over. `finished`: the model came to its end, so nothing is cut off."""
@@ -238,6 +261,7 @@ class Reply:
             elif not finished and part.item is not None and len(self._parts) == 1:
                 self.unfinished.add(part.item)
             self._parts.pop(0)
+        self._emit_pieces()
         self.text = "".join(self._texts)
 
     def _advance(self) -> None:
@@ -258,10 +282,10 @@ class Reply:
         if isinstance(part, _Call):
             self._give_out_arguments(part)
             return
-        for text in part.waiting:
-            if part.item is None:
-                part.item = self._take_item()
-            self._emit(Message(text, part.item))
+        if part.item is None:
+            part.item = self._take_item()
+        item = part.item
+        self._pieces += [Message(text, item) for text in part.waiting]
         part.waiting.clear()
 
     def _take_item(self) -> int:
@@ -296,7 +320,7 @@ class Reply:
             call.doc = (self._take_item(), doc_id, title, version)
         item, doc_id, title, version = call.doc
         for piece in call.content[len(call.content) - call.held :]:
-            self._emit(Doc(piece, item, doc_id, title, version))
+            self._pieces.append(Doc(piece, item, doc_id, title, version))
         call.held = 0
 
     def _carry_out(self, call: _Call, *, finished: bool) -> None:
@@ -334,7 +358,8 @@ class Reply:
         document = self._documents.edit(*parse_edits("".join(call.arguments)))
         self.new_documents.append(document)
         item = self._take_item()
-        self._emit(Doc(document["content"], item, document["doc_id"], document["title"], document["version"]))
+        fields = (document["content"], item, document["doc_id"], document["title"], document["version"])
+        self._pieces.append(Doc(*fields))
         return document
 
 

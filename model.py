@@ -5,7 +5,7 @@ own event objects.) Works with whatever speaks this wire: vLLM, Ollama, llama.cp
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
@@ -18,7 +18,7 @@ from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from chat import Finished, FinishReason, ModelDelta, ModelError, ToolCallDelta, Usage
+from chat import Finished, FinishReason, Hear, ModelDelta, ModelError, ToolCallDelta, Usage
 from tracing import ModelCall
 
 DATA = b"data:"
@@ -72,28 +72,25 @@ class OpenAIModel:
         if asked is not None and asked > RETRY_AFTER_S:
             response.headers["x-should-retry"] = "false"
 
-    async def stream(
-        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
-    ) -> AsyncGenerator[Sequence[ModelDelta], None]:
-        """The reply's deltas, those of each arrival; the last of all is a Finished. Raises ModelError."""
+    async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
+        """Have the deltas of each arrival heard; returns how the reply ended. Raises ModelError."""
         with ModelCall(self.name, self._base_url) as call:
             try:
                 async with aclosing(_Body(await self._post(messages, tools, call.headers))) as body:
                     decoder = _ReplyDecoder()
                     while not decoder.done:
-                        arrived = await body.read()
-                        if (deltas := decoder.feed(arrived)) is not None:
-                            yield deltas
+                        if (deltas := decoder.feed(await body.read())) is not None:
+                            hear(deltas)
                         if decoder.error is not None:
                             raise decoder.error
                     finished = decoder.finished()
                     call.finished(finished)
-                    yield [finished]
                     # To the end of the body, which is as good as there: else the connection could not be used again.
                     with suppress(TimeoutError, httpx2.HTTPError, aiohttp.ClientError):
                         async with asyncio.timeout(BODY_END_S):
                             while await body.read():
                                 pass
+                    return finished
             except openai.APIError as error:
                 raise _model_error(error) from error
             except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
@@ -173,20 +170,24 @@ class _ReplyDecoder:
         *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")
         try:
             for line in lines:
-                if line.startswith(DATA):
-                    event = line[len(DATA) :].strip()
-                    if event == DONE:
-                        self.done = True
-                        break
+                if line.startswith(DATA) and not self.done:
                     deltas = [] if deltas is None else deltas
-                    self._decode(event, deltas)
+                    self._decode(line[len(DATA) :], deltas)
         except ModelError as error:
             self.error = error
         self.done |= not data
         return deltas
 
     def _decode(self, event: bytes, deltas: list[ModelDelta]) -> None:
-        chunk = self._parse(event)
+        try:
+            chunk = orjson.loads(event)
+        except orjson.JSONDecodeError:
+            if event.strip() == DONE:
+                self.done = True
+                return
+            chunk = _salvaged(event)
+        if not isinstance(chunk, dict):
+            raise ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
         if error := chunk.get("error"):
             raise _error_in_stream(error)
         if usage := chunk.get("usage"):
@@ -202,7 +203,9 @@ class _ReplyDecoder:
             self._reason = FINISH_REASONS.get(reason, "stop")
         delta = choice.get("delta") or {}
         text = delta.get("content") or delta.get("refusal")
-        if text and (text := self._mend(text)):
+        if text and not (text.isascii() and not self._high and "\0" not in text):
+            text = self._mend(text)
+        if text:
             if deltas and isinstance(deltas[-1], str) and len(deltas[-1]) < TOGETHER_CHARS:
                 deltas[-1] += text
             else:
@@ -229,27 +232,22 @@ class _ReplyDecoder:
             arguments = orjson.dumps(arguments).decode()
         return ToolCallDelta(index, call_id, function.get("name") or "", self._mend(arguments))
 
-    def _parse(self, data: bytes) -> dict[str, Any]:
-        try:
-            chunk = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            # Bad UTF-8 and unpaired surrogates, which orjson rightly refuses; what can be read of it is kept.
-            try:
-                chunk = json.loads(data.decode("utf-8", "replace"))
-            except ValueError as error:
-                raise ModelError("model_protocol", "The model's reply could not be read.", retryable=True) from error
-        if not isinstance(chunk, dict):
-            raise ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
-        return chunk
-
     def _mend(self, text: str) -> str:
         """Join surrogate pairs that were cut in two; replace what no text can hold."""
-        if text.isascii() and not self._high and "\0" not in text:
-            return text
         text = self._high + text
+        if not text:
+            return text
         self._high = text[-1] if "\ud800" <= text[-1] < "\udc00" else ""
         text = text.removesuffix(self._high) if self._high else text
         return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _salvaged(event: bytes) -> object:
+    """What can be read of an event with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
+    try:
+        return json.loads(event.decode("utf-8", "replace"))
+    except ValueError as error:
+        raise ModelError("model_protocol", "The model's reply could not be read.", retryable=True) from error
 
 
 STATUS_ERRORS: Sequence[tuple[type[openai.APIError], str, str, bool]] = (

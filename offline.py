@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 import tomllib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
-from chat import Finished, ModelDelta, ToolCallDelta
+from chat import Finished, Hear, ToolCallDelta
 
 PAUSE_S = 0.006  # between two pieces: a brisk model's pace
 PIECE_CHARS = 24  # of a tool call's arguments
@@ -241,12 +241,10 @@ class OfflineModel:
     def __init__(self, pause_s: float = PAUSE_S) -> None:
         self._pause_s = pause_s
 
-    async def stream(
-        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
-    ) -> AsyncGenerator[Sequence[ModelDelta], None]:
+    async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
         reply = plan(messages)
         for piece in re.findall(r"\s*\S+|\s+$", reply.text):
-            yield [piece]
+            hear([piece])
             await asyncio.sleep(self._pause_s)
         calls = bool(reply.tool and tools)
         said = len(reply.text)
@@ -254,11 +252,11 @@ class OfflineModel:
             arguments = json.dumps(reply.arguments, ensure_ascii=False)
             said += len(arguments)
             for delta in _call_deltas(f"call_offline_{len(messages)}", reply.tool, arguments):
-                yield [delta]
+                hear([delta])
                 await asyncio.sleep(self._pause_s)
         read = sum(len(_text(message)) for message in messages)
         usage = {"input_tokens": read // CHARS_A_TOKEN, "output_tokens": said // CHARS_A_TOKEN}
-        yield [Finished("tool_calls" if calls else "stop", usage)]  # type: ignore[arg-type]  # a Usage
+        return Finished("tool_calls" if calls else "stop", usage)  # type: ignore[arg-type]  # a Usage
 
 
 def _call_deltas(call_id: str, tool: str, arguments: str) -> Iterator[ToolCallDelta]:

@@ -7,7 +7,7 @@ its own pace. A reader that is slow or gone costs the run nothing; what arrived 
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -20,13 +20,14 @@ FRAMES_A_WRITE = 512  # bounds the copy that a reader with a long backlog makes
 class Cursor:
     """A reader of a run: iterate for what to write next, as bytes; `close` ends the iteration from outside.
 
-    `on_stuck` is called when the reader has not come back for more in one to two heartbeats: it takes nothing.
+    What comes while the iteration waits goes to `write_now`, which spares the task that iterates a turn for each token;
+    where that is False, as it would have to wait itself, the iteration goes on with it. `on_stuck` is called when the
+    reader has not come back for more in one to two heartbeats: it takes nothing.
     """
 
     __slots__ = (
         "_after",
         "_closed",
-        "_heard",
         "_heartbeat_s",
         "_loop",
         "_mode",
@@ -37,21 +38,30 @@ class Cursor:
         "_taken",
         "_timer",
         "_waiter",
+        "_write_now",
     )
 
     def __init__(
-        self, run: "Run", after: int | None, mode: StreamMode, heartbeat_s: float, on_stuck: Callable[[], None]
+        self,
+        run: "Run",
+        after: int | None,
+        *,
+        mode: StreamMode,
+        heartbeat_s: float,
+        on_stuck: Callable[[], None],
+        write_now: Callable[[bytes], bool],
     ) -> None:
         self._run = run
         self._mode = mode
         self._heartbeat_s = heartbeat_s
         self._on_stuck = on_stuck
+        self._write_now = write_now
         self._loop = asyncio.get_running_loop()
         self._after = after or 0
         rest_of_piece, self._next = run.seek(after) if mode == "pieces" else (b"", 0 if after is None else 1)
         self._pending = RETRY + rest_of_piece
         self._waiter: asyncio.Future[bool] | None = None
-        self._heard = self._taken = self._loop.time()
+        self._taken = self._loop.time()  # when the reader last took something, or came for it
         self._timer = self._loop.call_later(heartbeat_s, self._on_silence)
         self._closed = False
         run.readers.add(self)
@@ -61,10 +71,7 @@ class Cursor:
 
     async def __anext__(self) -> bytes:
         while not self._closed:
-            if self._mode == "pieces":
-                frames, self._next = self._run.frames_from(self._next)
-            else:
-                frames, self._next = self._run.items_from(self._next, self._after)
+            frames, self._next = self._more()
             if frames or self._pending:
                 frames, self._pending = self._pending + frames, b""
                 self._taken = self._loop.time()
@@ -73,34 +80,51 @@ class Cursor:
                 self.close()
                 break
             self._waiter = self._loop.create_future()
-            if not await self._waiter:
-                self._taken = self._loop.time()
+            more = await self._waiter
+            self._waiter = None
+            if not more:
                 return HEARTBEAT
         raise StopAsyncIteration
 
+    def _more(self) -> tuple[bytes, int]:
+        if self._mode == "pieces":
+            return self._run.frames_from(self._next)
+        return self._run.items_from(self._next, self._after)
+
     def wake(self) -> None:
         """There is more in the log."""
-        self._heard = self._loop.time()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(True)
+        if self._waiter is None or self._waiter.done():
+            return
+        if not self._run.ended:
+            frames, following = self._more()
+            if not frames:
+                return  # an item that is not whole yet
+            if self._write_now(frames):
+                self._next = following
+                self._taken = self._loop.time()
+                return
+        self._go_on(more=True)
 
     def close(self) -> None:
         self._closed = True
         self._timer.cancel()
         self._run.readers.discard(self)
-        self.wake()
+        self._go_on(more=True)
+
+    def _go_on(self, *, more: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._taken = self._loop.time()
+            self._waiter.set_result(more)
 
     def _on_silence(self) -> None:
         # One timer a reader, moved on when it fires and not with each piece.
         now = self._loop.time()
-        silent_until = self._heard + self._heartbeat_s
-        waiting = self._waiter is not None and not self._waiter.done()
-        if not waiting and self._taken + self._heartbeat_s <= now:
-            self._on_stuck()
+        silent_until = self._taken + self._heartbeat_s
         if silent_until <= now:
             silent_until = now + self._heartbeat_s
-            if waiting and self._waiter is not None:
-                self._waiter.set_result(False)
+            if self._waiter is None:
+                self._on_stuck()
+            self._go_on(more=False)
         self._timer = self._loop.call_at(silent_until, self._on_silence)
 
 
@@ -152,6 +176,7 @@ class Run:
         self.ended = False
         self.begun_at = self.first_piece_at = 0.0  # seconds of the monotonic clock; 0 where it has not come to that
         self._id = run_id.encode()
+        self._item: OpenItem | None = None  # the newest
         self._frames: list[bytes] = []
         self._positions: list[int] = []  # of each frame; the last one has its piece's, too
         self._position = 0
@@ -165,11 +190,7 @@ class Run:
         """A run that has ended, out of what was stored of it."""
         run = cls(owner, stored.thread_id, stored.run_id, stored.fingerprint)
         run.begin(Start(stored.thread_id, stored.run_id, stored.model))
-        for item in stored.items:
-            if item["type"] == "doc":
-                run.emit(Doc(item["content"], item["item"], item["doc_id"], item["title"], item["version"]))
-            else:
-                run.emit(Message(item["content"], item["item"]))
+        run.emit([_piece_of(item) for item in stored.items])
         run.finish(last)
         return run
 
@@ -177,25 +198,32 @@ class Run:
 
     def begin(self, start: Start) -> None:
         self.begun_at = time.monotonic()
-        self._append(start_frame(self._id, start))
+        self._frames.append(start_frame(self._id, start))
+        self._positions.append(self._position)
 
-    def emit(self, piece: Piece) -> None:
-        """Append a piece. Items come one after the other, never mixed."""
+    def emit(self, pieces: Sequence[Piece]) -> None:
+        """Append pieces that came together. Items come one after the other, never mixed."""
+        for piece in pieces:
+            if self._item is None or self._item.first.item != piece.item:
+                self._item = self._open_item(piece)
+            self._position += len(piece.content)
+            self._item.pieces.append(piece.content)
+            self._item.end = self._position
+            self._frames.append(piece_frame(self._id, self._position, piece))
+            self._positions.append(self._position)
+        for reader in self.readers:
+            reader.wake()
+
+    def _open_item(self, first: Piece) -> OpenItem:
         if not self.items:
             self.first_piece_at = time.monotonic()
-        if not self.items or self.items[-1].first.item != piece.item:
-            self.items.append(OpenItem(piece, self._position, self._position))
-        self._position += len(piece.content)
-        self.items[-1].pieces.append(piece.content)
-        self.items[-1].end = self._position
-        self._append(piece_frame(self._id, self._position, piece))
+        item = OpenItem(first, self._position, self._position)
+        self.items.append(item)
+        return item
 
     def finish(self, last: End | Error) -> None:
         self.ended = True
-        self._append(last_frame(self._id, last))
-
-    def _append(self, frame: bytes) -> None:
-        self._frames.append(frame)
+        self._frames.append(last_frame(self._id, last))
         self._positions.append(self._position)
         for reader in self.readers:
             reader.wake()
@@ -219,10 +247,16 @@ class Run:
     # Reading
 
     def follow(
-        self, after: int | None, *, mode: StreamMode = "pieces", heartbeat_s: float, on_stuck: Callable[[], None]
+        self,
+        after: int | None,
+        *,
+        mode: StreamMode = "pieces",
+        heartbeat_s: float,
+        on_stuck: Callable[[], None],
+        write_now: Callable[[bytes], bool],
     ) -> Cursor:
-        """Read from the start (None), or after the first `after` code points of the content."""
-        return Cursor(self, after, mode, heartbeat_s, on_stuck)
+        """Read from the start (None), or after the first `after` code points of the content. See Cursor."""
+        return Cursor(self, after, mode=mode, heartbeat_s=heartbeat_s, on_stuck=on_stuck, write_now=write_now)
 
     def seek(self, after: int | None) -> tuple[bytes, int]:
         """What is left of the piece that `after` cuts, as a frame, and the index of the frame to go on with."""
@@ -257,3 +291,9 @@ class Run:
         if self.ended and index <= whole + 1:
             frames.append(self._frames[-1])
         return b"".join(frames), whole + 1 + self.ended if self._frames else 0
+
+
+def _piece_of(item: Item) -> Piece:
+    if item["type"] == "doc":
+        return Doc(item["content"], item["item"], item["doc_id"], item["title"], item["version"])
+    return Message(item["content"], item["item"])

@@ -16,10 +16,10 @@ import tracing
 from chat import (
     ChatRequest,
     Conflict,
+    Emit,
     End,
     Error,
     Outcome,
-    Piece,
     RunEnded,
     RunFailure,
     RunProgress,
@@ -47,9 +47,8 @@ CROWD_S = 0.1  # how long a run that has sent its `start` lets others come to th
 RENEWAL_S = 2.5  # of a lease of 10 s
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
-Emit = Callable[[Piece], None]
 Agent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
-"""Carries out a turn, calling `emit` with each piece. When the future resolves it stops soon, and keeps what it has."""
+"""Carries out a turn, calling `emit` with its pieces. When the future resolves it stops soon, and keeps what it has."""
 
 
 class RunStore(Protocol):

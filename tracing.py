@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from chat import Finished, Outcome, Piece, RunFailure, StopCause, Turn, Usage
+from chat import Emit, Finished, Outcome, RunFailure, StopCause, Turn, Usage
 
 try:
     from opentelemetry import trace as otel
@@ -170,13 +170,13 @@ class ModelCall(Span):
         self.usage(reply.usage)
 
 
-Agent = Callable[[Turn, Callable[[Piece], None], asyncio.Future[StopCause]], Awaitable[Outcome]]
+Agent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
 
 
 def traced(agent: Agent) -> Agent:
     """The agent, with a span around each turn that its requests to the model belong to."""
 
-    async def carry_out(turn: Turn, emit: Callable[[Piece], None], stopping: asyncio.Future[StopCause]) -> Outcome:
+    async def carry_out(turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
         attributes = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.provider.name": "openai",

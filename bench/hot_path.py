@@ -35,10 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import asyncpg
 import storage
 import uvloop
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from load import Incomplete, Stream, complete, run_streams
 
-from agent import PROMPT, mended
+from agent import SYSTEM, mended
+from chat import ModelDelta
 from checkpointer import PUT_BLOB
 from drafting import TOOLS
 from embedded import embedded_postgres
@@ -305,11 +306,11 @@ async def prompt_cost(bench: Bench, turns: int) -> float:
     try:
         for _ in range(15):
             before = time.monotonic()
-            messages: list[BaseMessage] = [SystemMessage(PROMPT), *mended([*history, asking])]
-            said = [
-                delta async for deltas in model.stream(messages, TOOLS) for delta in deltas if isinstance(delta, str)
-            ]
-            costs.append(int(re.findall(r"\d+", said[0])[0]) / 1e9 - before)
+            messages: list[BaseMessage] = [SYSTEM, *mended([*history, asking])]
+            heard: list[ModelDelta] = []
+            await model.reply(messages, TOOLS, heard.extend)
+            stamp = next(re.findall(r"\d+", delta)[0] for delta in heard if isinstance(delta, str))
+            costs.append(int(stamp) / 1e9 - before)
     finally:
         await model.aclose()
         os.sched_setaffinity(0, {bench.cores.load})

@@ -2,37 +2,39 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 
 from agent import LOST_ANSWER, Agent, append, mended
-from chat import Finished, Message, ModelDelta, Outcome, Piece, StopCause, ToolCallDelta, Turn
+from chat import Finished, Hear, Message, ModelDelta, Outcome, Piece, StopCause, ToolCallDelta, Turn
 from checkpointer import Checkpointer
 
 pytestmark = pytest.mark.anyio
 
 
 class Scripted:
-    """Says its replies one after the other; None is a silence."""
+    """Says its replies one after the other, each up to its Finished; None is a silence."""
 
     name = "scripted"
 
-    def __init__(self, *replies: Sequence[ModelDelta | None]) -> None:
+    def __init__(self, *replies: Sequence[ModelDelta | Finished | None]) -> None:
         self.replies = list(replies)
         self.sent: list[list[BaseMessage]] = []
 
-    async def stream(
-        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
-    ) -> AsyncGenerator[Sequence[ModelDelta], None]:
+    async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
         self.sent.append(list(messages))
         for delta in self.replies.pop(0):
+            await asyncio.sleep(0)
+            if isinstance(delta, Finished):
+                return delta
             if delta is None:
                 await asyncio.Event().wait()
             else:
-                yield [delta]
+                hear([delta])
+        raise AssertionError("the reply has no end")
 
 
 async def turn(model: Scripted, saver: Checkpointer, *, stop_at: str | None = None) -> tuple[Outcome, list[Piece]]:
@@ -40,9 +42,9 @@ async def turn(model: Scripted, saver: Checkpointer, *, stop_at: str | None = No
     stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
     pieces: list[Piece] = []
 
-    def emit(piece: Piece) -> None:
-        pieces.append(piece)
-        if piece.content == stop_at:
+    def emit(together: Sequence[Piece]) -> None:
+        pieces.extend(together)
+        if together[-1].content == stop_at:
             stopping.set_result(StopCause.USER)
 
     # A run_id of its own: LangGraph takes one that it has seen for a resumption.

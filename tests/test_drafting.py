@@ -18,12 +18,11 @@ class Desk:
 
     def __init__(self, versions: Sequence[Document] = ()) -> None:
         self.pieces: list[Piece] = []
-        self.reply = Reply(Documents(versions), 0, self.pieces.append)
+        self.reply = Reply(Documents(versions), 0, self.pieces.extend)
 
     def feed(self, *deltas: ModelDelta) -> "Desk":
         for delta in deltas:
-            if isinstance(delta, str | ToolCallDelta):
-                self.reply.feed(delta)
+            self.reply.feed([delta])
         return self
 
     def close(self, *, finished: bool = True) -> "Desk":

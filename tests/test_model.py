@@ -4,8 +4,8 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import ExitStack, aclosing
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import openai as openai_package
@@ -38,10 +38,8 @@ pytestmark = pytest.mark.anyio
 HOSTILE = '"quotes" \\ \n\r\t 😀 \u2028 \u202e </script> e\u0301'
 
 
-async def one_by_one(arrivals: AsyncGenerator[Sequence[ModelDelta], None]) -> AsyncIterator[ModelDelta]:
-    async for deltas in arrivals:
-        for delta in deltas:
-            yield delta
+def deaf(_: Sequence[ModelDelta]) -> None:
+    """Hears nothing."""
 
 
 async def ask(
@@ -50,23 +48,23 @@ async def ask(
     """The reply's text, its calls by index (id, name, arguments), and how it finished."""
     fields: dict[str, Any] = {"api_key": server.key, "base_url": server.base_url} | settings
     model = OpenAIModel("gpt-test", **fields)
-    said, finished = "", None
+    said = ""
     calls: dict[int, tuple[str, str, str]] = {}
+
+    def hear(deltas: Sequence[ModelDelta]) -> None:
+        nonlocal said
+        for delta in deltas:
+            if isinstance(delta, ToolCallDelta):
+                call_id, name, arguments = calls.get(delta.index, ("", "", ""))
+                calls[delta.index] = (call_id or delta.call_id, name or delta.name, arguments + delta.arguments)
+            else:
+                assert delta
+                said += delta
+
     try:
-        async with aclosing(model.stream(messages, TOOLS)) as arrivals:
-            async for delta in one_by_one(arrivals):
-                assert finished is None, "there is something after the end"
-                if isinstance(delta, str):
-                    assert delta
-                    said += delta
-                elif isinstance(delta, ToolCallDelta):
-                    call_id, name, arguments = calls.get(delta.index, ("", "", ""))
-                    calls[delta.index] = (call_id or delta.call_id, name or delta.name, arguments + delta.arguments)
-                elif isinstance(delta, Finished):
-                    finished = delta
+        finished = await model.reply(messages, TOOLS, hear)
     finally:
         await model.aclose()
-    assert finished is not None
     return said, calls, finished
 
 
@@ -216,16 +214,15 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
 async def test_a_server_that_takes_no_connection_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "CONNECT_TIMEOUT_S", 0.1)
     with ExitStack() as stack:
-        deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        mute = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(3):  # more than its queue takes: what comes then gets no answer at all
             knock = stack.enter_context(socket.socket())
             knock.setblocking(False)
-            knock.connect_ex(deaf.getsockname())
-        deaf_model = OpenAIModel("m", api_key=None, base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}/v1")
+            knock.connect_ex(mute.getsockname())
+        mute_model = OpenAIModel("m", api_key=None, base_url=f"http://127.0.0.1:{mute.getsockname()[1]}/v1")
         with pytest.raises(ModelError) as failed:
-            async for _ in deaf_model.stream([HumanMessage("Hi")], ()):
-                pass
-        await deaf_model.aclose()
+            await mute_model.reply([HumanMessage("Hi")], (), deaf)
+        await mute_model.aclose()
     assert failed.value.code == "model_unreachable"
 
 
@@ -246,18 +243,26 @@ async def test_a_model_that_reasons_gives_a_sign_of_life(openai: OpenAIServer) -
     thought = b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}\n\n'
     openai.reply(raw(b": thinking\n\n"), raw(thought), wait(gate), text("OK"), finish())
     reasoning = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
-    async with aclosing(reasoning.stream([HumanMessage("Hi")], ())) as arrivals:
-        assert await anext(arrivals) == []
+    heard: list[Sequence[ModelDelta]] = []
+
+    def hear(deltas: Sequence[ModelDelta]) -> None:
+        heard.append(deltas)
         gate.set()
-        assert (await anext(arrivals))[0] == "OK"
+
+    await reasoning.reply([HumanMessage("Hi")], (), hear)
     await reasoning.aclose()
+    assert heard[0] == []
+    assert heard[1][0] == "OK"
 
 
 async def test_leaving_the_stream_closes_the_providers_connection(openai: OpenAIServer) -> None:
     openai.reply(text("first"), pause(0.01), text("second"), stall())
     model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
-    async with aclosing(model.stream([HumanMessage("Hi")], ())) as arrivals:
-        await anext(arrivals)
+    heard = asyncio.Event()
+    reply = asyncio.create_task(model.reply([HumanMessage("Hi")], (), lambda _: heard.set()))
+    await heard.wait()
+    reply.cancel()
+    await asyncio.wait({reply})
     assert await asyncio.to_thread(openai.requests[0].closed.wait, 5)
     await model.aclose()
 
@@ -265,8 +270,7 @@ async def test_leaving_the_stream_closes_the_providers_connection(openai: OpenAI
 async def test_replies_one_after_the_other_share_a_connection(openai: OpenAIServer) -> None:
     model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
     for _ in range(5):
-        async with aclosing(model.stream([HumanMessage("Hi")], ())) as arrivals:
-            assert isinstance([delta async for delta in one_by_one(arrivals)][-1], Finished)
+        await model.reply([HumanMessage("Hi")], (), deaf)
     await model.aclose()
     assert len({request.connection for request in openai.requests}) == 1
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from chat import Finished, ModelDelta, ToolCallDelta
+from chat import Finished, ModelDelta
 from drafting import TOOLS, Documents, Reply
 from offline import Deal, OfflineModel, length, plan, render
 
@@ -20,8 +20,10 @@ DEALS = [
 ]
 
 
-async def deltas(messages: list[BaseMessage]) -> list[ModelDelta]:
-    return [delta async for deltas in OfflineModel(pause_s=0).stream(messages, TOOLS) for delta in deltas]
+async def deltas(messages: list[BaseMessage]) -> tuple[list[ModelDelta], Finished]:
+    heard: list[ModelDelta] = []
+    finished = await OfflineModel(pause_s=0).reply(messages, TOOLS, heard.extend)
+    return heard, finished
 
 
 class Thread:
@@ -37,11 +39,8 @@ class Thread:
         said = ""
         while True:
             reply = Reply(self.documents, 0, lambda _: None)
-            *pieces, last = asyncio.run(deltas(self.messages))
-            assert isinstance(last, Finished)
-            for piece in pieces:
-                assert isinstance(piece, str | ToolCallDelta)
-                reply.feed(piece)
+            heard, _ = asyncio.run(deltas(self.messages))
+            reply.feed(heard)
             reply.close(finished=True)
             calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
             self.messages.append(AIMessage(reply.text, tool_calls=calls))
@@ -181,9 +180,9 @@ def test_whatever_is_said_gets_an_answer(texts: list[str]) -> None:
     messages: list[BaseMessage] = []
     for text in texts:
         messages += [HumanMessage(text), AIMessage("x")]
-    *pieces, last = asyncio.run(deltas(messages[:-1]))
-    assert pieces
-    assert isinstance(last, Finished)
+    heard, finished = asyncio.run(deltas(messages[:-1]))
+    assert heard
+    assert finished.reason == "stop"
 
 
 def test_the_same_messages_get_the_same_reply() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chat import (
     ChatRequest,
     Doc,
+    Emit,
     End,
     EndReason,
     Message,
@@ -32,7 +33,7 @@ from chat import (
 )
 from limits import Limits
 from run import Cursor, Run
-from runs import Draining, Emit, Runs, ThreadBusy, TooManyRuns
+from runs import Draining, Runs, ThreadBusy, TooManyRuns
 from telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio
@@ -124,15 +125,20 @@ async def registry(agent: Agent, records: Records | None = None, **settings: flo
 
 async def says(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
     for piece in PIECES:
-        emit(piece)
+        emit([piece])
         await asyncio.sleep(0)
     return outcome()
 
 
 async def waits(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
-    emit(Message("As far as", 0))
+    emit([Message("As far as", 0)])
     await stopping
     return outcome("cancelled", unfinished=[0])
+
+
+def later(_: bytes) -> bool:
+    """A connection that takes nothing at once: all that is read comes out of the iteration."""
+    return False
 
 
 async def read(cursor: Cursor) -> list[tuple[str, dict[str, object]]]:
@@ -155,14 +161,14 @@ def a_run(pieces: list[Piece]) -> Run:
     run = Run("o", "t", "00000000-0000-0000-0000-000000000000")
     run.begin(Start("t", run.run_id, "scripted"))
     for piece in pieces:
-        run.emit(piece)
+        run.emit([piece])
     return run
 
 
 async def test_a_run_says_start_pieces_and_end_with_their_positions() -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
     assert [place for place, _ in events] == ["0", "6", "13", "16", "20", "23", "end"]
     assert events[0][1] == {"type": "start", "thread_id": run.thread_id, "run_id": run.run_id, "model": "scripted"}
     assert events[-1][1]["type"] == "end"
@@ -175,7 +181,9 @@ async def test_the_start_is_in_the_log_before_the_agent_has_done_anything() -> N
         return outcome("cancelled")
 
     async with registry(never) as runs:
-        cursor = (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60, on_stuck=pytest.fail)
+        cursor = (await runs.start("o", ChatRequest("Hi"))).follow(
+            None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later
+        )
         assert b'"type":"start"' in await anext(cursor)
         cursor.close()
 
@@ -184,14 +192,14 @@ async def test_any_cut_of_the_stream_can_be_gone_on_from() -> None:
     run = a_run(PIECES)
     whole = "".join(piece.content for piece in PIECES)
     for after in range(TOTAL + 1):
-        cursor = run.follow(after, heartbeat_s=60, on_stuck=pytest.fail)
+        cursor = run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
         frames = (await anext(cursor)).decode().removeprefix("retry: 2000\n").split("\n\n")[:-1]
         pieces = [json.loads(frame.partition("data: ")[2])["content"] for frame in frames]
         assert "".join(pieces) == whole[after:], "of a run that goes on"
         cursor.close()
     run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
     for after in range(TOTAL + 1):
-        events = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
         assert text(events) == whole[after:], "of a run that has ended"
         assert events[-1][1]["type"] == "end"
         assert all(place == "end" or int(place) > after for place, _ in events)
@@ -201,10 +209,10 @@ async def test_any_cut_of_the_stream_can_be_gone_on_from() -> None:
 async def test_a_reader_that_comes_early_sees_what_one_sees_that_comes_late(after: int | None) -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        early = asyncio.create_task(read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail)))
+        early = asyncio.create_task(read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)))
         while not run.ended:
             await asyncio.sleep(0)
-        late = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail))
+        late = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
         expected = "".join(piece.content for piece in PIECES)[after or 0 :]
         assert text(late) == expected
         if after in (None, 0):
@@ -218,15 +226,15 @@ async def test_items_mode_sends_each_item_once_it_is_whole() -> None:
 
     async def in_two_parts(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
         for piece in PIECES[:3]:
-            emit(piece)
+            emit([piece])
         await go_on.wait()
         for piece in PIECES[3:]:
-            emit(piece)
+            emit([piece])
         return outcome()
 
     async with registry(in_two_parts) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        cursor = run.follow(None, mode="items", heartbeat_s=60, on_stuck=pytest.fail)
+        cursor = run.follow(None, mode="items", heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
         await asyncio.sleep(0.01)
         first = await anext(cursor)
         assert b'"content":"Hello \xf0\x9f\x98\x80 world"' in first
@@ -241,23 +249,66 @@ async def test_items_mode_sends_each_item_once_it_is_whole() -> None:
 async def test_what_arrives_together_leaves_in_one_write() -> None:
     async def at_once(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
         for _ in range(100):
-            emit(Message("x", 0))
+            emit([Message("x", 0)])
         await stopping
         return outcome("cancelled")
 
     async with registry(at_once) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail)
+        cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
         await asyncio.sleep(0.01)
         assert (await anext(cursor)).count(b"data: ") == 101
         cursor.close()
+
+
+async def test_what_comes_while_a_reader_waits_is_written_without_waking_it() -> None:
+    written: list[bytes] = []
+    takes = True
+
+    def write_now(frames: bytes) -> bool:
+        if takes:
+            written.append(frames)
+        return takes
+
+    run = a_run([])
+    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=write_now)
+    first = await anext(cursor)
+    iteration = asyncio.ensure_future(anext(cursor))
+    await asyncio.sleep(0)
+    run.emit(PIECES[:2])
+    run.emit(PIECES[2:3])
+    assert [frames.count(b"data: ") for frames in written] == [2, 1]
+    await asyncio.sleep(0)
+    assert not iteration.done()
+    takes = False
+    run.emit(PIECES[3:4])
+    waited_for = await iteration
+    run.emit(PIECES[4:])  # nobody waits: it is there when the iteration comes back
+    takes = True
+    run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
+    rest = [frames async for frames in cursor]
+    whole = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+    assert b"".join([first, *written, waited_for, *rest]).count(b"data: ") == len(whole)
+    assert b'"type":"end"' in rest[-1]
+
+
+async def test_a_document_that_is_written_for_long_keeps_the_silence_of_items_mode_short() -> None:
+    run = a_run(PIECES[:2])
+    cursor = run.follow(None, mode="items", heartbeat_s=0.05, on_stuck=pytest.fail, write_now=later)
+    await anext(cursor)
+    beat = asyncio.ensure_future(anext(cursor))
+    while not beat.done():
+        run.emit([PIECES[1]])  # of the same item, which is not whole yet
+        await asyncio.sleep(0.01)
+    assert await beat == b":\n\n"
+    cursor.close()
 
 
 async def test_a_silent_run_sends_a_comment() -> None:
     async with registry(waits) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
         await asyncio.sleep(0.01)
-        cursor = run.follow(None, heartbeat_s=0.05, on_stuck=pytest.fail)
+        cursor = run.follow(None, heartbeat_s=0.05, on_stuck=pytest.fail, write_now=later)
         await anext(cursor)
         assert await anext(cursor) == b":\n\n"
         assert await anext(cursor) == b":\n\n"
@@ -272,7 +323,7 @@ async def test_items_mode_goes_on_from_any_place() -> None:
             run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
         there = whole if ended else whole[: run.items[-1].begin]
         for after in range(TOTAL + 1):
-            cursor = run.follow(after, mode="items", heartbeat_s=60, on_stuck=pytest.fail)
+            cursor = run.follow(after, mode="items", heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
             frames = (await anext(cursor)).decode().removeprefix("retry: 2000\n").split("\n\n")[:-1]
             events = [json.loads(frame.partition("data: ")[2]) for frame in frames]
             assert "".join(event["content"] for event in events if "item" in event) == there[after:]
@@ -283,7 +334,7 @@ async def test_items_mode_goes_on_from_any_place() -> None:
 async def test_a_reader_that_takes_nothing_is_told_of_within_two_heartbeats() -> None:
     stuck = asyncio.Event()
     run = a_run(PIECES)
-    cursor = run.follow(None, heartbeat_s=0.05, on_stuck=stuck.set)
+    cursor = run.follow(None, heartbeat_s=0.05, on_stuck=stuck.set, write_now=later)
     await anext(cursor)
     async with asyncio.timeout(5):
         await stuck.wait()
@@ -292,7 +343,7 @@ async def test_a_reader_that_takes_nothing_is_told_of_within_two_heartbeats() ->
 
 async def test_a_cursor_that_is_closed_from_outside_ends() -> None:
     run = a_run([])
-    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail)
+    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
     await anext(cursor)
     asyncio.get_running_loop().call_later(0.01, cursor.close)
     assert [frames async for frames in cursor] == []
@@ -303,7 +354,7 @@ async def test_a_thousand_readers_of_one_run_read_the_same() -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
         streams = await asyncio.gather(
-            *(read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail)) for _ in range(1000))
+            *(read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)) for _ in range(1000))
         )
     assert all(stream == streams[0] for stream in streams)
 
@@ -316,7 +367,7 @@ async def test_a_thread_has_one_run_at_a_time() -> None:
         assert busy.value.run_id == first.run_id
         await runs.start("someone else", ChatRequest("Hi", "t"))
         first.stop(StopCause.USER)
-        await read(first.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        await read(first.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
         await asyncio.sleep(0)
         await runs.start("o", ChatRequest("Hi again", "t"))
 
@@ -357,7 +408,7 @@ async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
         run = await runs.start("o", ChatRequest("Hi"))
         await asyncio.sleep(0.01)
         run.stop(StopCause.USER)
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
     assert events[-1][1] == {"type": "end", "reason": "cancelled", "saved": True, "checkpoint_id": None, "usage": None}
     [ended] = records.ended
     assert ended.status is RunStatus.CANCELLED
@@ -367,7 +418,7 @@ async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
 async def test_a_run_that_takes_too_long_ends_with_an_error() -> None:
     async with registry(waits, run_timeout_s=0.05) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
     assert events[-1][1]["code"] == "run_timeout"
     assert events[-1][0] == "end"
 
@@ -376,7 +427,7 @@ async def test_the_end_waits_for_the_commit_and_says_when_it_did_not_come() -> N
     records = Records(saves=False)
     async with registry(says, records) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
     assert events[-1][1]["saved"] is False
 
 
@@ -384,13 +435,13 @@ async def test_an_error_ends_the_stream_and_what_was_said_is_kept() -> None:
     records = Records()
 
     async def fails(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
-        emit(Message("So far", 0))
+        emit([Message("So far", 0)])
         error = ModelError("model_unavailable", "The provider has a fault.", retryable=True)
         return outcome(None, error=error, unfinished=[0])
 
     async with registry(fails, records) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
     assert events[-1][1] == {
         "type": "error",
         "content": "The provider has a fault.",
@@ -407,7 +458,7 @@ async def test_a_fault_of_ours_shows_nothing_of_itself(caplog: pytest.LogCapture
 
     async with registry(breaks) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
     assert events[-1][1]["code"] == "internal"
     assert "secret" not in str(events)
     assert run.run_id in caplog.text
@@ -420,13 +471,13 @@ async def test_what_a_run_says_is_saved_on_the_way_without_a_hole(monkeypatch: p
     async def slowly(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
         for number, piece in enumerate(PIECES):
             records.takes_progress = number not in (1, 2)
-            emit(piece)
+            emit([piece])
             await asyncio.sleep(0.05)
         return outcome()
 
     async with registry(slowly, records, save_timeout_s=0.1) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
         saved = len(records.progress)
         await asyncio.sleep(0.05)
         assert len(records.progress) == saved, "nothing comes after the end"
@@ -446,7 +497,7 @@ async def test_leaving_ends_every_run_and_starts_no_more() -> None:
         await asyncio.sleep(0)
         with pytest.raises(Draining):
             await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
         await drain
     assert events[-1][1]["code"] == "shutting_down"
     assert repr(runs) == "<Runs 0 in progress, 0 ended, draining>"
@@ -467,7 +518,7 @@ def test_resuming_anywhere_gives_the_rest_exactly(texts: list[str], data: st.Dat
         run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
         whole = "".join(texts)
         after = data.draw(st.integers(0, len(whole)))
-        events = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail))
+        events = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
         assert text(events) == whole[after:]
         assert sum(event["type"] == "end" for _, event in events) == 1
 

@@ -3,14 +3,13 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
-from openai_server import OpenAIServer, finish, status, text
+from openai_server import OpenAIServer, finish, stall, status, text
 from opentelemetry import trace as otel
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -18,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 
 import tracing
-from chat import ModelError, Outcome, Piece, StopCause, Turn, Usage
+from chat import Emit, ModelError, Outcome, StopCause, Turn, Usage
 from model import OpenAIModel
 from tracing import TraceContext, arrive, traced
 
@@ -71,8 +70,7 @@ def model(openai: OpenAIServer) -> OpenAIModel:
 
 async def ask(model: OpenAIModel) -> None:
     try:
-        async for _ in model.stream([HumanMessage("canary")], []):
-            pass
+        await model.reply([HumanMessage("canary")], [], lambda _: None)
     finally:
         await model.aclose()
 
@@ -124,7 +122,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 
 
 def scripted(model: OpenAIModel, outcome: Outcome) -> tracing.Agent:
-    async def agent(turn: Turn, emit: Callable[[Piece], None], stopping: asyncio.Future[StopCause]) -> Outcome:
+    async def agent(turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
         await ask(model)
         return outcome
 
@@ -203,17 +201,16 @@ async def test_a_turn_that_failed_says_so(
 async def test_a_call_that_is_left_in_the_middle_has_not_failed(
     openai: OpenAIServer, model: OpenAIModel, spans: InMemorySpanExporter
 ) -> None:
-    openai.reply(text("a", "b"), finish())
-    deltas = model.stream([HumanMessage("Hi")], [])
-    await anext(deltas)
-    await asyncio.create_task(_close(deltas))  # as from another context
+    openai.reply(text("a"), stall())
+    heard = asyncio.Event()
+    reply = asyncio.create_task(model.reply([HumanMessage("Hi")], [], lambda _: heard.set()))
+    await heard.wait()
+    reply.cancel()
+    await asyncio.wait({reply})
+    assert reply.cancelled()
     await model.aclose()
     [span] = spans.get_finished_spans()
     assert span.status.status_code is otel.StatusCode.UNSET
-
-
-async def _close(deltas: object) -> None:
-    await deltas.aclose()  # type: ignore[attr-defined]  # a generator
 
 
 @pytest.mark.anyio
