@@ -17,8 +17,16 @@ Mark = Literal["kept", "inserted", "deleted"]
 Kind = Literal["title", "heading", "paragraph", "clause", "item", "table", "code", "rule"]
 
 # What stands before a clause: 1.  1.2  1.2.3  (a)  (iv)  (1)
-NUMBER = re.compile(r"(\d{1,3}(?:\.\d{1,3})*\.?|\((?:[a-z]{1,2}|[ivxl]{1,5}|[A-Z]|\d{1,2})\))(?:\s+|$)")
+_DECIMAL = r"\d{1,3}(?:\.\d{1,3})*\.?"
+_BRACKETED = r"\((?:[a-z]{1,2}|[ivxl]{1,5}|[A-Z]|\d{1,2})\)"
+NUMBER = re.compile(rf"({_DECIMAL}|{_BRACKETED})(?:\s+|$)")
 ROMAN = re.compile(r"\([ivx]+\)")
+# Where a clause begins on the line below another one, without an empty line between them: that one has come to its end,
+# so that the number is not one of the words of a sentence that goes on ("as in Clause\n1.2").
+NEXT_CLAUSE = re.compile(
+    rf"(?<=[.:;*])[^\S\n]*\\?\n\s*(?=\**{_DECIMAL}\**\s)"
+    rf"|(?:(?<=[.:;,*])|(?<=\band)|(?<=\bor))[^\S\n]*\\?\n\s*(?=\**{_BRACKETED}\**\s)"
+)
 BLANK_TO_FILL = "__"  # in a line that is to be signed or filled in, which keeps its own line
 
 
@@ -62,7 +70,10 @@ def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt  # noqa: PLC0415  # see above
 
     # Nothing of a document is HTML, a link's definition or a setext heading: a line above "---" is a line to sign on.
-    return MarkdownIt("commonmark").enable("table").disable(["html_block", "html_inline", "reference", "lheading"])
+    # What is set in by four spaces is no program, but a clause of a clause.
+    return (
+        MarkdownIt("commonmark").enable("table").disable(["html_block", "html_inline", "reference", "lheading", "code"])
+    )
 
 
 def _blocks(tokens: Sequence["Token"]) -> Iterator[Block]:
@@ -83,17 +94,17 @@ def _blocks(tokens: Sequence["Token"]) -> Iterator[Block]:
                 fresh = True
             case "heading_open":
                 if spans := _spans(tokens[place + 1]):
-                    yield _heading(int(token.tag[1:]), spans)
+                    yield clauses.heading(int(token.tag[1:]), spans)
                 place += 2
             case "paragraph_open":
-                spans = _spans(tokens[place + 1])
-                if fresh and lists:
-                    yield Block("item", spans, len(lists) - 1, _next_number(lists))
-                    fresh = False
-                elif spans:
-                    yield clauses.paragraph(spans)
+                for spans in _paragraphs(tokens[place + 1]):
+                    if fresh and lists:
+                        yield Block("item", spans, len(lists) - 1, _next_number(lists))
+                        fresh = False
+                    elif spans:
+                        yield clauses.paragraph(spans)
                 place += 2
-            case "fence" | "code_block":
+            case "fence":
                 if text := token.content.rstrip("\n"):
                     yield Block("code", (Span(text, code=True),))
             case "hr" if token.markup.startswith("_"):
@@ -115,18 +126,20 @@ def _next_number(lists: list[int | None]) -> str:
     return f"{number}."
 
 
-def _heading(level: int, spans: tuple[Span, ...]) -> Block:
-    if level == 1:
-        return Block("title", spans)
-    number, rest = _number(spans)
-    return Block("heading", rest, level - 1, number)
-
-
 class _Clauses:
-    """Paragraphs that begin with a number. "(i)" is a letter behind "(h)", and the first roman number elsewhere."""
+    """Paragraphs that begin with a number. "(i)" is a letter behind "(h)", and the first roman number elsewhere.
+
+    Letters stand one level below the decimal number before them, roman numbers two.
+    """
 
     def __init__(self) -> None:
         self._last = ""
+        self._decimal = 0  # the level of the decimal number before
+
+    def heading(self, level: int, spans: tuple[Span, ...]) -> Block:
+        number, rest = _number(spans) if level > 1 else ("", spans)
+        self._decimal = _depth(number)
+        return Block("heading", rest, level - 1, number) if level > 1 else Block("title", spans)
 
     def paragraph(self, spans: tuple[Span, ...]) -> Block:
         number, rest = _number(spans)
@@ -134,9 +147,15 @@ class _Clauses:
             return Block("paragraph", spans)
         last, self._last = self._last, number
         if number[0] != "(":
-            return Block("clause", rest, max(number.rstrip(".").count(".") - 1, 0), number)
-        letter = number == "(i)" and last == "(h)"
-        return Block("clause", rest, 2 if ROMAN.fullmatch(number) and not letter else 1, number)
+            self._decimal = _depth(number)
+            return Block("clause", rest, self._decimal, number)
+        letter = len(number) == len(last) == len("(i)") and ord(number[1]) == ord(last[1]) + 1
+        return Block("clause", rest, self._decimal + (2 if ROMAN.fullmatch(number) and not letter else 1), number)
+
+
+def _depth(number: str) -> int:
+    """The level of a decimal number: 0 for 1. and 1.1, 1 for 1.1.1"""
+    return max(number.rstrip(".").count(".") - 1, 0)
 
 
 def _number(spans: tuple[Span, ...]) -> tuple[str, tuple[Span, ...]]:
@@ -170,6 +189,16 @@ def _rows(tokens: Sequence["Token"]) -> Iterator[tuple[tuple[Span, ...], ...]]:
             row.append(_spans(token))
         elif token.type == "tr_close":
             yield tuple(row)
+
+
+def _paragraphs(inline: "Token") -> Iterator[tuple[Span, ...]]:
+    """A paragraph's spans, or those of the clauses that stand in it line by line."""
+    lines = NEXT_CLAUSE.split(inline.content)
+    if len(lines) == 1:
+        yield _spans(inline)
+        return
+    for line in lines:
+        yield _spans(_parser().parseInline(line)[0])
 
 
 def _spans(inline: "Token") -> tuple[Span, ...]:

@@ -74,6 +74,41 @@ def test_a_number_in_bold_is_a_number() -> None:
     ]
 
 
+def outline(markdown: str) -> list[tuple[str, int, str]]:
+    return [(block.kind, block.level, block.number) for block in blocks(markdown)]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "numbers"),
+    [
+        ("It means:\n(a) one;\n(b) two; and\n(c) three.", ["", "(a)", "(b)", "(c)"]),
+        ("1.1 One.\n1.2 Two:\n    (a) set in,\n    (b) set in.\n2. Three.", ["1.1", "1.2", "(a)", "(b)", "2."]),
+        ("**1. Fees**\n**1.1** The Client pays.  \n**1.2** Soon.\\\n1.3 Then.", ["1.", "1.1", "1.2", "1.3"]),
+        ("1. First:\n   1.1 in it;\n   (a) in that.", ["1.", "1.1", "(a)"]),
+        ("1.1 Two:\n\n    (a) set in by four spaces;\n\n\t(b) or a tab.", ["1.1", "(a)", "(b)"]),
+        ("1.1 As Clause\n1.2 and Clauses 1.3,\n1.4 and the year\n2030 say, in paragraph\n(a) above", ["1.1"]),
+        ("```\nIt means;\n(a) one\n```", [""]),
+    ],
+)
+def test_a_clause_needs_no_empty_line_above_it(markdown: str, numbers: list[str]) -> None:
+    assert [block.number for block in blocks(markdown)] == numbers
+    assert words(said(blocks(markdown))) == words(markdown)
+
+
+def test_letters_stand_below_the_number_before_them() -> None:
+    assert outline("1.1.1 Deep:\n\n(a) a\n\n(i) i\n\n## 2. Next\n\n(a) a\n\n(u) u\n\n(v) v\n\n(iv) iv\n\n(v) v") == [
+        ("clause", 1, "1.1.1"),
+        ("clause", 2, "(a)"),
+        ("clause", 3, "(i)"),
+        ("heading", 1, "2."),
+        ("clause", 1, "(a)"),
+        ("clause", 1, "(u)"),
+        ("clause", 1, "(v)"),
+        ("clause", 2, "(iv)"),
+        ("clause", 2, "(v)"),
+    ]
+
+
 def words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
