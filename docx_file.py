@@ -1,14 +1,15 @@
 """Blocks to a Word file, with `python-docx`: real headings, numbering, tables and page numbers, and marks as tracked
 changes that can be accepted or rejected.
 
-Clauses are numbered by Word where it would count as they are written (1. / 1.1 / (a) / (i)); elsewhere, and in a file
-with marks, where Word would count the deleted ones too, the number is text.
+Clauses are numbered by Word where it would count as they are written: 1. / 1.1 / (a) / (i), or with 1.1.1, and from 1.
+again in a schedule. Elsewhere, and in a file with marks (where Word would count the deleted ones, too), the number is
+text.
 """
 
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -18,7 +19,7 @@ from docx.document import Document as DocumentObject
 from docx.enum.text import WD_ALIGN_PARAGRAPH
 from docx.oxml import OxmlElement
 from docx.oxml.ns import qn
-from docx.shared import Cm, Pt, RGBColor
+from docx.shared import Cm, Length, Pt, RGBColor
 from docx.styles.style import ParagraphStyle
 from docx.text.paragraph import Paragraph
 from docx.text.run import Run
@@ -29,12 +30,21 @@ FONT = "Times New Roman"
 CODE_FONT = "Courier New"
 BLACK = RGBColor(0, 0, 0)
 STEP_CM = 1.0  # a level's indent, and the room for its number
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii", "xiii", "xiv", "xv")
-# Word's own names of the four kinds of number, outermost first: 1.  1.1  (a)  (i)
-LEVELS = (("decimal", "%1."), ("decimal", "%1.%2"), ("lowerLetter", "(%3)"), ("lowerRoman", "(%4)"))
+# What Word counts with, as far as it goes here.
+SIGNS = {
+    "decimal": [str(number) for number in range(1, 1000)],
+    "lowerLetter": list("abcdefghijklmnopqrstuvwxyz"),
+    "lowerRoman": ["i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii", "xiii", "xiv", "xv"],
+}
+PASSED_OVER = 1000  # of a level with a deeper one in its place: whether Word counts it, programs don't agree upon
+Levels = tuple[tuple[str, str], ...]
+# Word's own names of the kinds of number, outermost first: 1.  1.1  (a)  (i), or 1.  1.1  1.1.1  (a)  (i)
+LETTERED: Levels = (("decimal", "%1."), ("decimal", "%1.%2"), ("lowerLetter", "(%3)"), ("lowerRoman", "(%4)"))
+DECIMAL: Levels = (*LETTERED[:2], ("decimal", "%1.%2.%3"), ("lowerLetter", "(%4)"), ("lowerRoman", "(%5)"))
+LISTED: Levels = tuple(("decimal", f"%{level}.") for level in range(1, 5))
 CLAUSES, ITEMS = 90, 91  # ids of the two abstract numberings, which the template does not use
 NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+ALIGNMENTS = {"center": WD_ALIGN_PARAGRAPH.CENTER, "right": WD_ALIGN_PARAGRAPH.RIGHT}
 TRACKED = {"inserted": "w:ins", "deleted": "w:del"}
 
 
@@ -54,25 +64,31 @@ class _Writer:
         self._document: DocumentObject = Document()
         _set_styles(self._document)
         _set_page(self._document)
+        _set_mode(self._document)
         properties = self._document.core_properties
         properties.title, properties.author, properties.last_modified_by = _storable(title)[:255], author, author
         properties.created = properties.modified = self._at.replace(tzinfo=None)
         properties.comments = ""
-        self._numbering = _Numbering(self._document)
+        self._levels = _levels_of(blocks)
+        self._numbering = _Numbering(self._document, self._levels)
         self._style_ids = {style.name: style.style_id for style in self._document.styles}
 
     def write(self) -> bytes:
         marked = any(_is_marked(block) for block in self._blocks)
-        for block, numbered in zip(self._blocks, _numbered_by_word(self._blocks, marked=marked), strict=True):
-            self._add(block, numbered)
+        numbers = _numbered_by_word(self._blocks, self._levels, marked=marked)
+        above: Paragraph | None = None
+        for block, numbered in zip(self._blocks, numbers, strict=True):
+            if above is not None and _is_form(block):
+                above.paragraph_format.keep_with_next = True  # whose signature it is
+            above = self._add(block, numbered)
         file = io.BytesIO()
         self._document.save(file)
         return file.getvalue()
 
-    def _add(self, block: Block, numbered: "_Counted | None") -> None:
+    def _add(self, block: Block, numbered: "_Counted | None") -> Paragraph | None:
         if block.kind == "table":
             self._add_table(block)
-            return
+            return None
         paragraph = self._document.add_paragraph()
         # By its id: python-docx looks a name up among all styles, which would be three quarters of the work.
         paragraph._p.style = self._style_ids[_style_of(block)]  # noqa: SLF001  # see above
@@ -80,27 +96,28 @@ class _Writer:
             self._numbering.number(paragraph, numbered)
         elif block.number or block.old_number:
             self._add_number(paragraph, block)
+        elif block.kind == "item":
+            _hang(paragraph, block.level)  # the bullet is the style's
+        elif block.level and block.kind == "paragraph":
+            paragraph.paragraph_format.left_indent = Cm(STEP_CM * block.level)
         if block.kind == "rule":
             _draw_rule(paragraph)
         self._add_spans(paragraph, block.spans)
-        if block.kind == "paragraph" and any("\n" in span.text for span in block.spans):
-            paragraph.paragraph_format.keep_together = True  # a block of signatures stays on one page
+        if _is_form(block):
+            paragraph.paragraph_format.keep_together = True
         self._mark_paragraph(paragraph, block.mark)
+        return paragraph
 
     def _add_number(self, paragraph: Paragraph, block: Block) -> None:
         """The number as text, in front of a tab; a changed one as a change."""
-        if block.kind in ("clause", "item"):
-            indent = Cm(STEP_CM * (block.level + 1))
-            paragraph.paragraph_format.left_indent = indent
-            paragraph.paragraph_format.first_line_indent = -Cm(STEP_CM)
-            paragraph.paragraph_format.tab_stops.add_tab_stop(indent)
-        tab = "\t" if block.kind in ("clause", "item") else " "
+        indent = _hang(paragraph, 0 if block.kind == "heading" else block.level)
+        paragraph.paragraph_format.tab_stops.add_tab_stop(indent)
         if block.old_number is not None and block.mark == "kept":
             changes = [Span(block.old_number, mark="deleted"), Span(block.number, mark="inserted")]
             only = changes[0].mark if not block.number else changes[1].mark if not block.old_number else "kept"
-            self._add_spans(paragraph, [*(span for span in changes if span.text), Span(tab, mark=only)])
+            self._add_spans(paragraph, [*(span for span in changes if span.text), Span("\t", mark=only)])
         else:
-            self._add_spans(paragraph, [Span(block.number + tab, mark=block.mark)])
+            self._add_spans(paragraph, [Span(block.number + "\t", mark=block.mark)])
 
     def _add_spans(self, paragraph: Paragraph, spans: Iterable[Span]) -> None:
         for span in spans:
@@ -148,11 +165,14 @@ class _Writer:
         table = self._document.add_table(rows=0, cols=columns, style="Table Grid")
         for number, row in enumerate(block.rows):
             cells = table.add_row().cells
-            for cell, spans in zip(cells, row, strict=False):
+            for cell, spans, align in zip(cells, row, block.aligned or ("left",) * columns, strict=False):
                 bold = [Span(span.text, bold=True, mark=span.mark) for span in spans] if number == 0 else spans
-                self._add_spans(cell.paragraphs[0], bold)
-                cell.paragraphs[0].paragraph_format.space_after = Pt(3)
+                paragraph = cell.paragraphs[0]
+                self._add_spans(paragraph, bold)
+                paragraph.alignment = ALIGNMENTS.get(align)
+                paragraph.paragraph_format.space_before = paragraph.paragraph_format.space_after = Pt(3)
             properties = table.rows[-1]._tr.get_or_add_trPr()  # noqa: SLF001  # for what python-docx does not have
+            properties.append(OxmlElement("w:cantSplit"))
             if number == 0:
                 properties.append(OxmlElement("w:tblHeader"))
             marks = {span.mark for cell in row for span in cell}
@@ -169,101 +189,114 @@ class _Writer:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """How Word numbers a paragraph: a level of the clauses, or of a list that begins at `start`."""
+    """How Word numbers a paragraph: as a level of a list, which goes on or begins here, at `start`."""
 
+    kind: int  # the abstract numbering
+    list_id: int
     level: int
-    start: int | None = None
-    list_id: int = 0
+    start: int | None
 
 
-@dataclass(slots=True)
+def _levels_of(blocks: Iterable[Block]) -> Levels:
+    """How the clauses are numbered below 1.1: with letters, unless there is a 1.1.1"""
+    deepest = max((_decimals(block.number) for block in blocks), default=0)
+    return DECIMAL if deepest > 2 else LETTERED
+
+
+def _decimals(number: str) -> int:
+    """How many numbers it is made of: 0 for (a), 2 for 1.1"""
+    return 0 if not number or number.startswith("(") else number.rstrip(".").count(".") + 1
+
+
 class _Counter:
     """What Word would show as the next number of each level."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * len(LEVELS))
+    def __init__(self, levels: Levels) -> None:
+        self._levels = levels
+        self._counts = [0] * len(levels)
 
     def takes(self, level: int, number: str) -> bool:
         """Whether it would show this number here; then it is counted."""
-        shown = self._shown(level)
-        if shown != number:
+        if self._shown(level) != number:
             return False
-        self.counts[level] += 1
-        self.counts[level + 1 :] = [0] * (len(LEVELS) - level - 1)
+        above = (count or PASSED_OVER for count in self._counts[:level])
+        self._counts = [*above, self._counts[level] + 1, *[0] * (len(self._levels) - level - 1)]
         return True
 
     def _shown(self, level: int) -> str | None:
-        counts = [*self.counts[:level], self.counts[level] + 1]
-        if 0 in counts[:2]:  # a clause outside of a numbered heading
-            return None
-        match level:
-            case 0:
-                return f"{counts[0]}."
-            case 1:
-                return f"{counts[0]}.{counts[1]}"
-            case 2:
-                return f"({LETTERS[counts[2] - 1]})" if counts[2] <= len(LETTERS) else None
-        return f"({ROMAN[counts[3] - 1]})" if counts[3] <= len(ROMAN) else None
+        counts = [*self._counts[:level], self._counts[level] + 1]
+        kinds = [kind for kind, _ in self._levels[: level + 1]]
+        if any(kind == "decimal" and not number for kind, number in zip(kinds, counts, strict=True)):
+            return None  # a clause outside of a numbered one
+        shown = self._levels[level][1]
+        for place, (kind, number) in enumerate(zip(kinds, counts, strict=True), 1):
+            sign = SIGNS[kind][number - 1 : number]
+            if f"%{place}" in shown and not sign:
+                return None
+            shown = shown.replace(f"%{place}", "".join(sign))
+        return shown
 
 
-def _numbered_by_word(blocks: Sequence[Block], *, marked: bool) -> Iterator[_Counted | None]:
-    counter = _Counter()
+def _numbered_by_word(blocks: Sequence[Block], levels: Levels, *, marked: bool) -> Iterator[_Counted | None]:
     list_ids = count(1)
+    counter, clauses = _Counter(levels), next(list_ids)
     open_lists: dict[int, tuple[int, int]] = {}  # by level: the list's id, and its last number
     for block in blocks:
         if block.kind != "item":
             open_lists.clear()
-        level = _level_of(block)
+        level = _level_of(block, levels)
         if marked or not block.number:
             yield None
-        elif block.kind == "item" and block.level < len(LEVELS):
+        elif block.kind == "item" and block.level < len(LISTED):
             number = int(block.number.rstrip("."))
             list_id, last = open_lists.get(block.level, (0, 0))
             begins = not list_id or number != last + 1
             list_id = next(list_ids) if begins else list_id
             open_lists = {depth: each for depth, each in open_lists.items() if depth < block.level}
             open_lists[block.level] = list_id, number
-            yield _Counted(block.level, number if begins else None, list_id)
+            yield _Counted(ITEMS, list_id, block.level, number if begins else None)
+        elif level is None:
+            yield None
         else:
-            yield _Counted(level) if level is not None and counter.takes(level, block.number) else None
+            begins = level == 0 and block.number == "1."
+            if begins:
+                counter, clauses = _Counter(levels), next(list_ids)
+            taken = counter.takes(level, block.number)
+            yield _Counted(CLAUSES, clauses, level, 1 if begins else None) if taken else None
 
 
-def _level_of(block: Block) -> int | None:
+def _level_of(block: Block, levels: Levels) -> int | None:
     if block.kind == "heading":
-        return 0
-    return block.level + 1 if block.kind == "clause" and block.level < len(LEVELS) - 1 else None
+        level = max(_decimals(block.number) - 1, 0)
+    elif block.kind == "clause":
+        level = block.level + 1
+    else:
+        return None
+    return level if level < len(levels) else None
 
 
 class _Numbering:
     """The file's own numbering: clauses in one, and each list in one that begins where it begins."""
 
-    def __init__(self, document: DocumentObject) -> None:
+    def __init__(self, document: DocumentObject, levels: Levels) -> None:
         self._root = document.part.numbering_part.element
-        items = tuple((kind, f"%{level}.") for level, (kind, _) in enumerate(LEVELS, 1))
-        for abstract_id, levels in ((CLAUSES, LEVELS), (ITEMS, items)):
+        for abstract_id, each in ((CLAUSES, levels), (ITEMS, LISTED)):
             first = self._root.find(qn("w:num"))
-            abstract = _abstract_numbering(abstract_id, levels)
+            abstract = _abstract_numbering(abstract_id, each)
             self._root.append(abstract) if first is None else first.addprevious(abstract)
-        self._clauses = self._new(CLAUSES)
         self._lists: dict[int, int] = {}
 
     def number(self, paragraph: Paragraph, counted: _Counted) -> None:
-        num_id = self._clauses
-        if counted.list_id:
-            if counted.start is not None:
-                self._lists[counted.list_id] = self._new(ITEMS, counted)
-            num_id = self._lists[counted.list_id]
+        if counted.start is not None:
+            number = self._root.add_num(counted.kind)
+            number.add_lvlOverride(ilvl=counted.level).add_startOverride(counted.start)
+            self._lists[counted.list_id] = number.numId
         properties = paragraph._p.get_or_add_pPr().get_or_add_numPr()  # noqa: SLF001  # not in python-docx's own words
         properties.get_or_add_ilvl().val = counted.level
-        properties.get_or_add_numId().val = num_id
-
-    def _new(self, abstract_id: int, counted: _Counted | None = None) -> int:
-        number = self._root.add_num(abstract_id)
-        if counted is not None:
-            number.add_lvlOverride(ilvl=counted.level).add_startOverride(counted.start)
-        return int(number.numId)
+        properties.get_or_add_numId().val = self._lists[counted.list_id]
 
 
-def _abstract_numbering(abstract_id: int, levels: Iterable[tuple[str, str]]) -> Any:  # noqa: ANN401  # of lxml
+def _abstract_numbering(abstract_id: int, levels: Levels) -> Any:  # noqa: ANN401  # of lxml
     abstract = OxmlElement("w:abstractNum")
     abstract.set(qn("w:abstractNumId"), str(abstract_id))
     _child(abstract, "w:multiLevelType", "multilevel")
@@ -293,6 +326,14 @@ def _child(parent: Any, name: str, value: str) -> None:  # noqa: ANN401  # of lx
 
 # ---------------------------------------------------------------------------------------------------------------
 # How it looks
+
+
+def _hang(paragraph: Paragraph, level: int) -> Length:
+    """Set the paragraph in, with room for its number; gives where the text begins."""
+    indent = Cm(STEP_CM * (level + 1))
+    paragraph.paragraph_format.left_indent = indent
+    paragraph.paragraph_format.first_line_indent = -Cm(STEP_CM)
+    return indent
 
 
 def _style_of(block: Block) -> str:
@@ -347,6 +388,14 @@ def _set_page(document: DocumentObject) -> None:
         _add_field(footer, code)
 
 
+def _set_mode(document: DocumentObject) -> None:
+    """Of Word 2013 and later: the template's, of 2010, shows as "Compatibility Mode"."""
+    settings = document.settings.element
+    [mode] = settings.xpath("w:compat/w:compatSetting[@w:name='compatibilityMode']")
+    mode.set(qn("w:val"), "15")
+    settings.find(qn("w:zoom")).set(qn("w:percent"), "100")  # without which it is not valid
+
+
 def _add_field(paragraph: Paragraph, code: str) -> None:
     """A number that Word works out."""
     run = paragraph.add_run()
@@ -371,6 +420,11 @@ def _draw_rule(paragraph: Paragraph) -> None:
 
 def _storable(text: str) -> str:
     return NOT_IN_XML.sub("", text)
+
+
+def _is_form(block: Block) -> bool:
+    """Lines that are to be filled in, as in a block of signatures: they stay on one page."""
+    return block.kind == "paragraph" and any("\n" in span.text for span in block.spans)
 
 
 def _is_marked(block: Block) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 Mark = Literal["kept", "inserted", "deleted"]
+Align = Literal["left", "center", "right"]
 Kind = Literal["title", "heading", "paragraph", "clause", "item", "table", "code", "rule"]
 
 # What stands before a clause: 1.  1.2  1.2.3  (a)  (iv)  (1)
@@ -45,9 +46,10 @@ class Span:
 class Block:
     """A paragraph of a document, or a table.
 
-    `level`: of a heading, 1 to 6 below the title; of a clause or an item, its depth from 0. `number` is as written,
-    "" without one. `rows` are those of a table, the first one its head; each is its cells, each cell its spans. `mark`
-    is that of the whole paragraph, and `old_number` the number that a changed one had before.
+    `level`: of a heading, 1 to 6 below the title; of a clause or an item, its depth from 0; of a paragraph, in how many
+    items of lists it stands. `number` is as written, "" without one. `rows` are those of a table, the first one its
+    head; each is its cells, each cell its spans; `aligned` says how each column is. `mark` is that of the whole
+    paragraph, and `old_number` the number that a changed one had before.
     """
 
     kind: Kind
@@ -57,6 +59,7 @@ class Block:
     rows: tuple[tuple[tuple[Span, ...], ...], ...] = ()
     mark: Mark = "kept"
     old_number: str | None = None
+    aligned: tuple[Align, ...] = ()
 
 
 def blocks(markdown: str) -> list[Block]:
@@ -102,7 +105,7 @@ def _blocks(tokens: Sequence["Token"]) -> Iterator[Block]:
                         yield Block("item", spans, len(lists) - 1, _next_number(lists))
                         fresh = False
                     elif spans:
-                        yield clauses.paragraph(spans)
+                        yield clauses.paragraph(spans, len(lists))
                 place += 2
             case "fence":
                 if text := token.content.rstrip("\n"):
@@ -113,7 +116,7 @@ def _blocks(tokens: Sequence["Token"]) -> Iterator[Block]:
                 yield Block("rule")
             case "table_open":
                 end = next(at for at in range(place, len(tokens)) if tokens[at].type == "table_close")
-                yield Block("table", rows=tuple(_rows(tokens[place:end])))
+                yield Block("table", rows=tuple(_rows(tokens[place:end])), aligned=tuple(_aligned(tokens[place:end])))
                 place = end
         place += 1
 
@@ -141,10 +144,10 @@ class _Clauses:
         self._decimal = _depth(number)
         return Block("heading", rest, level - 1, number) if level > 1 else Block("title", spans)
 
-    def paragraph(self, spans: tuple[Span, ...]) -> Block:
+    def paragraph(self, spans: tuple[Span, ...], lists: int) -> Block:
         number, rest = _number(spans)
         if not number or not rest:
-            return Block("paragraph", spans)
+            return Block("paragraph", spans, lists)
         last, self._last = self._last, number
         if number[0] != "(":
             self._decimal = _depth(number)
@@ -189,6 +192,18 @@ def _rows(tokens: Sequence["Token"]) -> Iterator[tuple[tuple[Span, ...], ...]]:
             row.append(_spans(token))
         elif token.type == "tr_close":
             yield tuple(row)
+
+
+def _aligned(tokens: Sequence["Token"]) -> Iterator[Align]:
+    for token in tokens:
+        if token.type == "th_open":
+            match token.attrGet("style"):
+                case "text-align:center":
+                    yield "center"
+                case "text-align:right":
+                    yield "right"
+                case _:
+                    yield "left"
 
 
 def _paragraphs(inline: "Token") -> Iterator[tuple[Span, ...]]:

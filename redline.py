@@ -130,8 +130,8 @@ def _parts(whole: Iterable[Block]) -> list[Part[Block]]:
     return [
         Part(
             block,
-            (block.kind, block.level, block.spans, block.rows),
-            (block.kind, block.level, len(block.rows[0]) if block.rows else 0),
+            (block.kind, block.level, block.spans, block.rows, block.aligned),
+            (block.kind, block.level, block.aligned),
             WORD.findall(_text(block.spans)) + [word for row in block.rows for word in _words(row)],
         )
         for block in whole

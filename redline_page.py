@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
 
-from manuscript import Block, Mark, Span
+from manuscript import Align, Block, Mark, Span
 from redline import Row, Spans, count_words, mark_of
 
 STYLE = """
@@ -34,6 +34,7 @@ pre { font: 0.875rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: 
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; }
 table { border-collapse: collapse; width: 100%; }
 th, td { border: 1px solid var(--line); padding: 0.35em 0.6em; text-align: left; vertical-align: top; }
+.center { text-align: center; } .right { text-align: right; }
 hr { border: 0; border-top: 1px solid var(--line); }
 hr.inserted { border-top: 3px double var(--ins-ink); } hr.deleted { border-top: 3px dashed var(--del-ink); }
 @media print { body { background: none; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -82,7 +83,7 @@ def _changed(block: Block) -> bool:
 
 def _block(block: Block) -> str:
     classes = ["changed"] if _changed(block) else []
-    if block.kind in ("clause", "item") and block.level:
+    if block.kind in ("clause", "item", "paragraph") and block.level:
         classes.append(f"in{min(block.level, DEEPEST)}")
     if block.kind == "rule":
         classes.append(block.mark)
@@ -91,7 +92,7 @@ def _block(block: Block) -> str:
         case "rule":
             return f"<hr{start}>"
         case "table":
-            return f"<table{start}>{_rows(block.rows)}</table>"
+            return f"<table{start}>{_rows(block)}</table>"
         case "title":
             tag = "h1"
         case "heading":
@@ -110,14 +111,18 @@ def _number(block: Block) -> str:
     return _marked(block.mark, escape(number) + " ") if number else ""
 
 
-def _rows(rows: Sequence[Row]) -> str:
-    marks = [mark_of(row) for row in rows]
-    heads = next((number for number, mark in enumerate(marks, 1) if mark != "deleted"), len(rows))
+def _rows(block: Block) -> str:
+    marks = [mark_of(row) for row in block.rows]
+    heads = next((number for number, mark in enumerate(marks, 1) if mark != "deleted"), len(marks))
     return "".join(
-        f"<tr>{''.join(f'<{tag}>{_spans(cell)}</{tag}>' for cell in row)}</tr>"
-        for number, row in enumerate(rows)
-        for tag in ("th" if number < heads else "td",)
+        f"<tr>{_cells('th' if number < heads else 'td', row, block.aligned)}</tr>"
+        for number, row in enumerate(block.rows)
     )
+
+
+def _cells(tag: str, row: Row, aligned: Sequence[Align]) -> str:
+    starts = (f"{tag} class={align}" if align != "left" else tag for align in aligned or ("left",) * len(row))
+    return "".join(f"<{start}>{_spans(cell)}</{tag}>" for start, cell in zip(starts, row, strict=True))
 
 
 def _spans(spans: Spans) -> str:

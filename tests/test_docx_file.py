@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import required
 from docx import Document
+from docx.enum.text import WD_ALIGN_PARAGRAPH
 from docx.oxml.ns import qn
 from lxml import etree  # type: ignore[import-untyped]  # its stubs are another package's
 
@@ -101,7 +103,7 @@ def test_word_counts_what_it_counts_as_written_and_the_rest_is_text() -> None:
     counted = {paragraph.text for paragraph in document.paragraphs if paragraph._p.pPr.numPr is not None}
     assert {"Term", "One year.", "if asked; and", "in writing.", "Rent", "Each month.", "one", "two"} <= counted
     written = [paragraph.text for paragraph in document.paragraphs if paragraph.text.startswith("4")]
-    assert written == ["4. Out of order", "4.1\tText."]
+    assert written == ["4.\tOut of order", "4.1\tText."]
 
 
 def test_libreoffice_shows_the_numbers_as_they_were_written(tmp_path: Path) -> None:
@@ -114,6 +116,78 @@ def test_libreoffice_shows_the_numbers_as_they_were_written(tmp_path: Path) -> N
         "Page 1 of 1",
     ):
         assert part in text
+
+
+NESTED = """# Services
+
+## 1. Services
+
+### 1.1 Scope
+
+1.1.1 As follows:
+
+(a) one; and
+
+(b) two.
+
+1.1.2 And:
+
+(i) roman.
+
+(a) After it.
+
+### 1.2 Changes
+
+1.2.1 In writing.
+
+(a) directly
+
+1. one
+   1. inner
+      1. innermost
+      2. next
+   - bullet
+
+# Schedule
+
+## 1. Fees
+
+### 1.1 Rates
+
+1.1.1 By the hour.
+"""
+
+
+def test_clauses_of_three_numbers_and_a_schedule_that_begins_anew_are_counted_by_word(tmp_path: Path) -> None:
+    found = blocks(NESTED)
+    counted = [paragraph.text for paragraph in opened(found).paragraphs if paragraph._p.pPr.numPr is not None]
+    assert {"Services", "Scope", "As follows:", "one; and", "two.", "roman.", "In writing."} < set(counted)
+    assert {"Fees", "Rates", "By the hour."} < set(counted)
+    assert "After it." not in counted, "whether a level that was passed over counts is not the same in all programs"
+    text = " ".join(pdf_text(write_docx("Services", found, at=AT), tmp_path).split())
+    for part in (
+        "1. Services 1.1 Scope 1.1.1 As follows: (a) one; and (b) two. 1.1.2 And: (i) roman. (a) After it.",
+        "1.2 Changes 1.2.1 In writing. (a) directly 1. one 1. inner 1. innermost 2. next",
+        "Schedule 1. Fees 1.1 Rates 1.1.1 By the hour.",
+    ):
+        assert part in text
+
+
+def test_a_file_is_of_todays_word_and_what_belongs_together_stays_on_a_page() -> None:
+    document = opened(blocks("**Acme**\n\nBy: ______\nName: [name]\n\n| A | B |\n|:-:|--:|\n| x | 1 |\n\n- a\n  - b"))
+    [mode] = document.settings.element.xpath("w:compat/w:compatSetting[@w:name='compatibilityMode']")
+    assert mode.get(qn("w:val")) == "15", "an older one shows as Compatibility Mode"
+    party, form = document.paragraphs[:2]
+    assert party.paragraph_format.keep_with_next
+    assert form.paragraph_format.keep_together
+    rows = document.tables[0].rows
+    assert all(row._tr.trPr.find(qn("w:cantSplit")) is not None for row in rows)
+    assert [cell.paragraphs[0].alignment for cell in rows[1].cells] == [
+        WD_ALIGN_PARAGRAPH.CENTER,
+        WD_ALIGN_PARAGRAPH.RIGHT,
+    ]
+    indents = [paragraph.paragraph_format.left_indent.cm for paragraph in document.paragraphs[-2:]]
+    assert indents == pytest.approx([1, 2], abs=0.01)
 
 
 def test_a_real_document_of_some_pages_opens_in_libreoffice(tmp_path: Path) -> None:
@@ -143,8 +217,8 @@ def test_marks_are_tracked_changes() -> None:
     assert len(ids) == len(set(ids)) > 8
     assert {change.get(qn("w:author")) for change in changes} == {"Ann"}
     assert {change.get(qn("w:date")) for change in changes} == {"2026-11-24T09:30:00Z"}
-    assert texts(body, accept=True) == ["1. Term", "1.1\tOne two years", "1.2\tNew.", "1.3\tKept.", "A", "B", "x", "y"]
-    assert texts(body, accept=False) == ["1. Term", "1.1\tOne year", "1.2\tGone.", "1.4\tKept.", "A", "B"]
+    assert texts(body, accept=True) == ["1.\tTerm", "1.1\tOne two years", "1.2\tNew.", "1.3\tKept.", "A", "B", "x", "y"]
+    assert texts(body, accept=False) == ["1.\tTerm", "1.1\tOne year", "1.2\tGone.", "1.4\tKept.", "A", "B"]
     assert Document(io.BytesIO(content)).core_properties.author == "Ann"
 
 

@@ -33,11 +33,14 @@ def test_a_legal_document() -> None:
 
 
 def test_lists_tables_code_and_rules() -> None:
-    assert blocks("3. c\n4. d\n   - e\n\n| A | B |\n|---|---|\n| **x** | |\n\n```\ncode\n```\n\n---\n\nEnd") == [
+    assert blocks(
+        "3. c\n4. d\n   - e\n\n   f\n\n| A | B |\n|---|--:|\n| **x** | |\n\n```\ncode\n```\n\n---\n\nEnd"
+    ) == [
         Block("item", plain("c"), 0, "3."),
         Block("item", plain("d"), 0, "4."),
         Block("item", plain("e"), 1),
-        Block("table", rows=((plain("A"), plain("B")), ((Span("x", bold=True),), ()))),
+        Block("paragraph", plain("f"), 1),
+        Block("table", rows=((plain("A"), plain("B")), ((Span("x", bold=True),), ())), aligned=("left", "right")),
         Block("code", (Span("code", code=True),)),
         Block("rule"),
         Block("paragraph", plain("End")),

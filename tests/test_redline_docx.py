@@ -89,8 +89,7 @@ def text_of(found: Iterable[Block]) -> list[str]:
 
     def lines() -> Iterator[str]:
         for block in found:
-            mark = "\t" if block.kind in ("clause", "item") else " "
-            yield (block.number + mark if block.number else "") + said(block.spans)
+            yield (f"{block.number}\t" if block.number else "") + said(block.spans)
             yield from (said(cell) for row in block.rows for cell in row)
 
     def said(spans: Iterable[Span]) -> str:
