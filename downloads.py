@@ -20,7 +20,7 @@ MEDIA_TYPES = {
     "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
     "html": "text/html; charset=utf-8",
 }
-FILE_NAME_CHARS = 100
+TITLE_BYTES = 150  # in a file's name, of which most file systems take 255 bytes
 CHUNK_BYTES = 65536
 DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # What some file system does not take, and what turns the direction of the text, to pass one extension off as another.
@@ -49,7 +49,8 @@ async def get_export(service: Service, request: Request, response: Response, cal
         items = histories.transcript(store, branch)
         newest = export.newest_versions(await histories.versions(store, branch))
         if kind == "docx":
-            await send_docx(response, title, await export.thread_as_docx(title, items, newest))
+            content = await export.thread_as_docx(title, items, newest)
+            await response.whole(200, MEDIA_TYPES[kind], content, [disposition(title, kind)])
         else:
             await send_chunks(response, kind, title, export.thread_as_markdown(title, items, newest))
 
@@ -59,7 +60,7 @@ async def document_of(service: Service, branch: histories.Branch, doc_id: str, v
     if DOC_ID.fullmatch(doc_id):
         document = await histories.document(service.store, branch, doc_id, version)
     if document is None:
-        raise not_found("document")
+        raise not_found("document" if version is None else "version of a document")
     return document
 
 
@@ -75,7 +76,7 @@ async def get_diff(
     new = await document_of(service, branch, doc_id, new_version)
     old = await document_of(service, branch, doc_id, old_version or new["version"] - 1)
     content = await export.redline_as(kind, old, new)
-    headers = [disposition(f"{new['title']} v{old['version']}-v{new['version']}", kind)]
+    headers = [disposition(new["title"], kind, f"v{old['version']}-v{new['version']}")]
     if kind == "html":  # to be looked at
         headers = [("content-security-policy", HEADER_POLICY), ("referrer-policy", "no-referrer")]
     await response.whole(200, MEDIA_TYPES[kind], content, headers)
@@ -108,17 +109,13 @@ def number(query: dict[str, str], name: str) -> int | None:
 
 
 async def send_document(response: Response, kind: str, document: export.Row) -> None:
-    title = f"{document['title']} v{document['version']}"
+    named = disposition(document["title"], kind, f"v{document['version']}")
     if kind == "docx":
-        await send_docx(response, title, await export.document_as_docx(document))
+        await response.whole(200, MEDIA_TYPES[kind], await export.document_as_docx(document), [named])
     elif kind == "json":
-        await response.json(200, document, [disposition(title, kind)])
+        await response.json(200, document, [named])
     else:
-        await response.whole(200, MEDIA_TYPES[kind], document["content"].encode(), [disposition(title, kind)])
-
-
-async def send_docx(response: Response, title: str, content: bytes) -> None:
-    await response.whole(200, MEDIA_TYPES["docx"], content, [disposition(title, "docx")])
+        await response.whole(200, MEDIA_TYPES[kind], document["content"].encode(), [named])
 
 
 async def send_chunks(response: Response, kind: str, title: str, chunks: AsyncIterator[bytes]) -> None:
@@ -134,10 +131,14 @@ async def send_chunks(response: Response, kind: str, title: str, chunks: AsyncIt
     await response.end(bytes(waiting))
 
 
-def disposition(title: str, extension: str) -> tuple[str, str]:
+def disposition(title: str, extension: str, version: str = "") -> tuple[str, str]:
     """The header that names the file (RFC 6266): in Unicode, and in ASCII for those that don't read that."""
-    name = " ".join(NOT_IN_FILE_NAMES.sub(" ", title).split())[:FILE_NAME_CHARS].strip(" .") or "thread"
+    words = " ".join(NOT_IN_FILE_NAMES.sub(" ", title).split())
+    name = words.encode()[:TITLE_BYTES].decode(errors="ignore").strip(" .") or "thread"
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = " ".join(plain.replace("%", " ").split()).strip(" .") or "thread"
-    value = f"attachment; filename=\"{plain}.{extension}\"; filename*=UTF-8''{quote(f'{name}.{extension}', safe='')}"
-    return "content-disposition", value
+    end = f" {version}.{extension}" if version else f".{extension}"
+    return (
+        "content-disposition",
+        f"attachment; filename=\"{plain}{end}\"; filename*=UTF-8''{quote(name + end, safe='')}",
+    )

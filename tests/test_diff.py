@@ -121,14 +121,15 @@ def test_what_is_not_there_is_not_found(drafted: Service, openai: OpenAIServer) 
     write(openai, VERSIONS[0], "Another")
     chat(drafted.url, "Another", thread_id="t", stream="items")
     chat(drafted.url, "Hello", thread_id="empty", stream="items")
-    for arguments in (
-        {"thread_id": "unknown"},
-        {"thread_id": "empty"},
-        {"doc_id": "d3"},
-        {"to": "4"},
-        {"from": "4"},
-        {"to": "1"},  # there is none before it
-        {"doc_id": "d2"},  # that has one version
+    for arguments, what in (
+        ({"thread_id": "unknown"}, "thread"),
+        ({"thread_id": "empty"}, "document"),
+        ({"doc_id": "d3"}, "document"),
+        ({"to": "4"}, "version of a document"),
+        ({"from": "4"}, "version of a document"),
+        ({"to": "1"}, "version of a document"),  # there is none before it
+        ({"doc_id": "d2"}, "version of a document"),  # that has one version
     ):
         answer = diff(drafted, **arguments)
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), arguments
+        told = (answer.status_code, answer.json()["code"], answer.json()["detail"])
+        assert told == (404, "not_found", f"There is no such {what}."), arguments

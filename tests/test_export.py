@@ -169,7 +169,7 @@ def test_a_long_thread_is_sent_as_it_is_read(service: Start, openai: OpenAIServe
         ('a "quoted" title\r\nX-Evil: 1', "a quoted title X-Evil 1.md"),
         ("Geheimhaltung für Müller & Söhne", "Geheimhaltung für Müller & Söhne.md"),
         ("保密协议", "保密协议.md"),
-        ("😀" * 300, "😀" * 100 + ".md"),
+        ("😀" * 300, "😀" * 37 + ".md"),
         ("100% mine; filename=x", "100% mine; filename=x.md"),
         ("...", "thread.md"),
         ("\u202egnp.exe", "gnp.exe.md"),
@@ -184,6 +184,12 @@ def test_a_title_is_the_files_name_and_nothing_else(title: str, name: str) -> No
     plain = value.partition('filename="')[2].partition('"')[0]
     assert plain.endswith(".md")
     assert "/" not in plain
+
+
+def test_however_long_its_title_a_file_can_be_stored_and_tells_its_version() -> None:
+    names = [name_in(disposition("保密协议" * 50, "docx", version)[1]) for version in ("v1", "v1-v3")]
+    assert [name.rpartition(" ")[2] for name in names] == ["v1.docx", "v1-v3.docx"]
+    assert max(len(name.encode()) for name in names) < 200
 
 
 def test_a_docx_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
