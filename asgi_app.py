@@ -17,7 +17,7 @@ import uvicorn
 import logs
 import tracing
 from access import Caller, Forbidden, Scope, Unauthorized
-from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, retry_after
+from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, not_found, retry_after
 from asgi import Scope as AsgiScope
 from branches import get_checkpoints, post_fork
 from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
@@ -25,6 +25,7 @@ from chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_t
 from downloads import get_diff, get_export
 from embedded import EmbeddedPostgresError
 from export import TooLargeForDocx
+from histories import ThreadGone
 from identity import ProviderUnavailable
 from journal import JournalError
 from limits import LimitExceeded
@@ -40,7 +41,8 @@ from writer import QueueFull
 
 log = logging.getLogger("draftstream")
 
-EXPOSED = "Location, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"  # to pages of other origins
+# To pages of other origins.
+EXPOSED = "Location, Content-Disposition, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"
 REALM = 'Bearer realm="draftstream"'
 EXIT_UNSAVED = 4  # the exit code when turns were lost; 3 is uvicorn's, for a start that failed
 
@@ -149,6 +151,8 @@ def problem_of(error: Exception) -> Problem:
         case TooLargeForDocx():
             detail = "This is too large for a DOCX; take md or json, or one document."
             return Problem(413, "too_large_for_docx", detail)
+        case ThreadGone():
+            return not_found("thread")
         case UnknownCheckpoint():
             return problem_of(InvalidRequest.of("checkpoint_id", "is not a checkpoint of this thread"))
         case ThreadBusy():

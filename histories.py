@@ -176,15 +176,19 @@ class Version(TypedDict):
     complete: bool
 
 
+class ThreadGone(Exception):
+    """The thread was deleted while it was read."""
+
+
 async def transcript(store: Store, branch: Branch) -> AsyncIterator[dict[str, object]]:
-    """Every item of a branch in order, read a page at a time."""
+    """Every item of a branch in order, read a page at a time. Raises ThreadGone."""
     line = await store.fetch(READ_LINE, branch.run_id)
     async for item in _pages(store, branch.owner, branch.thread_id, [row["seq"] for row in line]):
         yield item
 
 
 async def everything(store: Store, owner: str, thread_id: str) -> AsyncIterator[dict[str, object]]:
-    """Every item of all branches in order, read a page at a time."""
+    """Every item of all branches in order, read a page at a time. Raises ThreadGone."""
     runs = await store.fetch(READ_RUNS, owner, thread_id)
     async for item in _pages(store, owner, thread_id, [row["seq"] for row in runs]):
         yield item
@@ -192,7 +196,10 @@ async def everything(store: Store, owner: str, thread_id: str) -> AsyncIterator[
 
 async def _pages(store: Store, owner: str, thread_id: str, seqs: Sequence[int]) -> AsyncIterator[dict[str, object]]:
     for first in range(0, len(seqs), RUNS_A_PAGE):
-        for row in await store.fetch(READ_ITEMS_OF, owner, thread_id, seqs[first : first + RUNS_A_PAGE]):
+        rows = await store.fetch(READ_ITEMS_OF, owner, thread_id, seqs[first : first + RUNS_A_PAGE])
+        if not rows:  # each run has a message at least
+            raise ThreadGone
+        for row in rows:
             yield item_of(row)
 
 

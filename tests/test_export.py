@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,8 +17,10 @@ from openai_server import OpenAIServer, finish, text, tool
 from sse_client import chat
 
 import export
+import histories
 from downloads import disposition
 from histories import RUNS_A_PAGE
+from store import Store
 
 Start = Callable[..., Service]
 WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
@@ -131,10 +134,8 @@ def test_what_is_not_there_and_what_makes_no_sense(service: Start, openai: OpenA
     assert head.headers["content-disposition"] == download(running).headers["content-disposition"]
 
 
-def test_a_long_thread_is_sent_as_it_is_read(service: Start, openai: OpenAIServer, database_url: str) -> None:
-    running = service(openai=openai)
-    chat(running.url, "Hi", thread_id="t")
-    runs = 3 * RUNS_A_PAGE
+def lengthen(database_url: str, runs: int, words: int) -> None:
+    """The thread `t`, which has one run, gets so many, each with a message of so many words and its number."""
     rows(
         database_url,
         f"""WITH made AS (
@@ -144,9 +145,17 @@ def test_a_long_thread_is_sent_as_it_is_read(service: Start, openai: OpenAIServe
             FROM generate_series(2, {runs}) AS n RETURNING run_id, seq
         ), said AS (
             INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete, created_at)
-            SELECT 'anonymous', 't', seq, -1, run_id, 'user', 'message', repeat('word ', 1000) || seq, true, now() FROM made
+            SELECT 'anonymous', 't', seq, -1, run_id, 'user', 'message', repeat('word ', {words}) || seq, true, now()
+            FROM made
         ) UPDATE threads SET head_run_id = md5('r{runs}')::uuid::text, last_seq = {runs}""",
     )
+
+
+def test_a_long_thread_is_sent_as_it_is_read(service: Start, openai: OpenAIServer, database_url: str) -> None:
+    running = service(openai=openai)
+    chat(running.url, "Hi", thread_id="t")
+    runs = 3 * RUNS_A_PAGE
+    lengthen(database_url, runs, 1000)
     for kind in ("md", "json"):
         with requests.get(
             f"{running.url}/api/threads/t/export", params={"format": kind}, stream=True, timeout=60
@@ -159,6 +168,45 @@ def test_a_long_thread_is_sent_as_it_is_read(service: Start, openai: OpenAIServe
         assert [number for number in range(2, runs + 1) if f"word {number}" not in whole] == []
         if kind == "json":
             assert len(json.loads(whole)["messages"]) == runs + 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak")
+def test_a_very_long_thread_costs_little_memory(service: Start, openai: OpenAIServer, database_url: str) -> None:
+    running = service(openai=openai)
+    chat(running.url, "Hi", thread_id="t")
+    lengthen(database_url, 2000, 4000)
+    download(running, document="none", status=404)  # what is imported once, is
+    before = peak_mb(running, anew=True)
+    for kind in ("md", "json"):
+        with requests.get(
+            f"{running.url}/api/threads/t/export", params={"format": kind}, stream=True, timeout=60
+        ) as answer:
+            size_mb = sum(map(len, answer.iter_content(2**16))) / 2**20
+        assert size_mb > 38, "2,000 messages of 20 KB"
+    assert peak_mb(running) - before < 12
+
+
+def peak_mb(service: Service, *, anew: bool = False) -> float:
+    """The most memory that the service's process had, or from now on."""
+    process = Path(f"/proc/{service.process.pid}")
+    if anew:
+        (process / "clear_refs").write_text("5")
+    [line] = [line for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+@pytest.mark.anyio
+async def test_what_is_deleted_while_it_is_sent_is_not_sent_as_a_whole(
+    service: Start, openai: OpenAIServer, database_url: str, store: Store
+) -> None:
+    running = service(openai=openai)
+    await asyncio.to_thread(chat, running.url, "Hi", thread_id="t")
+    await asyncio.to_thread(lengthen, database_url, RUNS_A_PAGE + 1, 1)
+    items = histories.everything(store, "anonymous", "t")
+    assert (await anext(items))["content"] == "Hi"
+    await asyncio.to_thread(rows, database_url, "DELETE FROM messages")
+    with pytest.raises(histories.ThreadGone):
+        [item async for item in items]
 
 
 @pytest.mark.parametrize(

@@ -468,6 +468,7 @@ def test_cross_origin_requests_of_the_origins_configured(service: Start) -> None
         answer = chat(running.url, "Hello", headers={"Origin": origin})
         assert answer.headers["access-control-allow-origin"] == origin
         assert answer.headers["vary"] == "Origin"
+        assert {"Location", "Content-Disposition"} < set(answer.headers["access-control-expose-headers"].split(", "))
     preflight = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     allowed = requests.options(f"{running.url}/api/chat", headers=preflight, timeout=10)
     assert "POST" in allowed.headers["Access-Control-Allow-Methods"]
