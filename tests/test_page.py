@@ -218,15 +218,18 @@ def test_thousands_of_pieces_arrive_whole_and_the_log_shows_the_last_of_them(
 
 
 def test_a_document_is_set_as_one(page: Page, service: Callable[..., Service], openai: OpenAIServer) -> None:
-    draft = "# Lease\n## 1. Term\n1.1 The **Term** is *one* year.\n- first\n- second\n\nSigned: ________\n\n---\nEnd"
+    draft = "# Lease\n## 1. Term\n1.1 The **Term** is *one* year.\n- first\n- second\n\nSigned: ________\n\n"
+    draft += "Fees:\n| Item | Fee |\n|---|--:|\n| *Rent* | 10 |\n| <b>x</b> | |\n\n---\nEnd"
     openai.reply(tool("write_document", {"title": "Lease", "content": draft}), finish("tool_calls"))
     page.goto(f"{service(openai=openai).url}/debug")
     send(page, "Lease")
     names = page.evaluate("[...document.querySelectorAll('#sheet > *')].map((node) => node.localName)")
-    assert names == ["h1", "h3", "p", "p", "p", "p", "hr", "p"]
+    assert names == ["h1", "h3", "p", "p", "p", "p", "p", "table", "hr", "p"]
+    expect(page.locator("#sheet tr")).to_have_text(["ItemFee", "Rent10", "<b>x</b>"])
+    expect(page.locator("#sheet .right")).to_have_text(["Fee", "10", ""])
     expect(page.locator("#sheet .number")).to_have_text(["1.1", "•", "•"])
     expect(page.locator("#sheet strong")).to_have_text("Term")
-    expect(page.locator("#sheet em")).to_have_text("one")
+    expect(page.locator("#sheet em")).to_have_text(["one", "Rent"])
     page.focus(".switch >> text=Raw")
     page.keyboard.press("Enter")
     assert page.locator("#sheet pre").text_content() == draft
@@ -350,6 +353,21 @@ def test_the_first_message_is_edited_and_the_way_back_leads_through_the_branches
     page.click("#threads a")
     expect(users).to_have_text(["a third one"])
     assert "&run=" not in page.url
+
+
+def test_a_branch_becomes_a_thread_of_its_own(page: Page, service: Callable[..., Service]) -> None:
+    page.goto(f"{service().url}/debug")
+    send(page, "Draft an NDA")
+    send(page, "Make it mutual")
+    users = page.locator(".bubble.user")
+    page.locator(".turn", has_text="Draft an NDA").get_by_text("Fork").click()
+    expect(users).to_have_text(["Draft an NDA"])
+    expect(page.locator("#threads a")).to_have_count(2)
+    send(page, "Add 2-year term")
+    expect(page.locator("#sheet")).to_contain_text("two (2) years")
+    expect(page.locator("#sheet")).not_to_contain_text("Mutual")
+    page.go_back()
+    expect(users).to_have_text(["Draft an NDA", "Make it mutual"])
 
 
 def test_an_edited_message_that_is_refused_is_there_to_be_sent_again(
@@ -544,6 +562,11 @@ def test_a_conversation_a_document_and_a_redline_are_downloaded(page: Page, serv
     assert b"5-year" not in content
     page.locator("summary[aria-label='Download the document']").press("Enter")
     page.keyboard.press("Tab")
+    expect(page.get_by_role("group", name="Download the document").get_by_text("Word").first).to_be_focused()
     page.keyboard.press("Escape")
     expect(page.locator("summary[aria-label='Download the document']")).to_be_focused()
+    expect(page.get_by_text("Redline from")).to_be_hidden()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Redline from")).to_be_visible()
+    page.click("#message")
     expect(page.get_by_text("Redline from")).to_be_hidden()
