@@ -105,6 +105,8 @@ class _Writer:
         self._add_spans(paragraph, block.spans)
         if _is_form(block):
             paragraph.paragraph_format.keep_together = True
+        if block.kind == "paragraph" and block.spans and all(span.bold for span in block.spans):
+            paragraph.paragraph_format.keep_with_next = True  # it leads what follows, as a heading does
         self._mark_paragraph(paragraph, block.mark)
         return paragraph
 

@@ -134,6 +134,10 @@ def _conversation_docx(title: str, items: Sequence[Row], newest: Mapping[str, in
                 blocks += [Block("rule"), *_blocks(item["content"]), Block("rule")]
             continue
         blocks.append(Block("paragraph", (Span(spoken(item), bold=True),)))
+        if item["role"] == "user":  # set in and as it was written, so that it can't be taken for a document
+            lines = (line for line in item["content"].splitlines() if line.strip())
+            blocks += [Block("paragraph", (Span(line),), 1) for line in lines]
+            continue
         blocks += _blocks(item["content"])
         if not item["complete"]:
             blocks.append(Block("paragraph", (Span("(broke off here)", italic=True),)))

@@ -29,6 +29,8 @@ ins { background: var(--ins); color: var(--ins-ink); text-decoration: underline;
 del { background: var(--del); color: var(--del-ink); text-decoration: line-through; }
 .changed::before { content: ""; position: absolute; left: calc(-1 * clamp(0.6rem, 3vw, 2rem)); top: 0; bottom: 0;
   border-left: 3px solid var(--soft); }
+.numbered { padding-left: 2.75rem; text-indent: -2.75rem; }
+.numbered > span { display: inline-block; min-width: 2.75rem; text-indent: 0; }
 .in1 { margin-left: 1.75rem; } .in2 { margin-left: 3.5rem; } .in3 { margin-left: 5.25rem; } .in4 { margin-left: 7rem; }
 pre { font: 0.875rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; }
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; }
@@ -83,6 +85,8 @@ def _changed(block: Block) -> bool:
 
 def _block(block: Block) -> str:
     classes = ["changed"] if _changed(block) else []
+    if block.kind in ("clause", "item"):
+        classes.append("numbered")
     if block.kind in ("clause", "item", "paragraph") and block.level:
         classes.append(f"in{min(block.level, DEEPEST)}")
     if block.kind == "rule":
@@ -101,7 +105,10 @@ def _block(block: Block) -> str:
             tag = "pre"
         case "paragraph" | "clause" | "item":
             tag = "p"
-    return f"<{tag}{start}>{_number(block)}{_spans(block.spans)}</{tag}>"
+    number = _number(block)
+    if "numbered" in classes:
+        number = f"<span>{number}</span>"
+    return f"<{tag}{start}>{number}{_spans(block.spans)}</{tag}>"
 
 
 def _number(block: Block) -> str:

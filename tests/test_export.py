@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import pytest
 import requests
 from conftest import Service, rows
+from docx import Document
 from openai_server import OpenAIServer, finish, text, tool
 from sse_client import chat
 
@@ -110,6 +111,16 @@ def test_a_docx_of_a_conversation_and_of_a_document(service: Start, openai: Open
             body = file.read("word/document.xml").decode()
         assert [part for part in parts if part not in body] == []
     assert file_name(answer) == "Ünïque & Söhne v1.docx"
+
+
+def test_what_a_person_wrote_is_no_document(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    chat(running.url, "# Title\n\n1. one\n**x**", thread_id="t")
+    document = Document(io.BytesIO(download(running, format="docx").content))
+    said = [(paragraph._p.style, paragraph.text) for paragraph in document.paragraphs]
+    assert said[2:5] == [("Normal", "# Title"), ("Normal", "1. one"), ("Normal", "**x**")]
+    speaker = document.paragraphs[1]
+    assert speaker.paragraph_format.keep_with_next, "it is not left alone at the end of a page"
 
 
 def test_what_is_not_there_and_what_makes_no_sense(service: Start, openai: OpenAIServer) -> None:

@@ -257,7 +257,7 @@ def test_the_page_has_each_change_and_escapes_all_text() -> None:
     assert text.count("<script") == 0
     assert text.count("</style>") == 1
     assert "<b>" not in text
-    assert "<del>1.1</del><ins>1.2</ins> The <del>Seller</del><ins>Buyer</ins> pays." in text
+    assert "<del>1.1</del><ins>1.2</ins> </span>The <del>Seller</del><ins>Buyer</ins> pays." in text
     assert "<ins>&quot;quoted&quot; &amp; <code>&lt;i&gt;</code></ins>" in text
 
 
