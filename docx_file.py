@@ -12,19 +12,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from docx import Document
 from docx.document import Document as DocumentObject
 from docx.enum.text import WD_ALIGN_PARAGRAPH
 from docx.oxml import OxmlElement
 from docx.oxml.ns import qn
-from docx.shared import Cm, Length, Pt, RGBColor
+from docx.oxml.numbering import CT_Num
+from docx.oxml.table import CT_Tbl
+from docx.shared import Cm, Emu, Length, Pt, RGBColor
 from docx.styles.style import ParagraphStyle
+from docx.table import Table
 from docx.text.paragraph import Paragraph
 from docx.text.run import Run
 
 from manuscript import Block, Mark, Span
+
+if TYPE_CHECKING:
+    from docx.oxml.text.paragraph import CT_P
 
 FONT = "Times New Roman"
 CODE_FONT = "Courier New"
@@ -69,6 +75,9 @@ class _Writer:
         properties.title, properties.author, properties.last_modified_by = _storable(title)[:255], author, author
         properties.created = properties.modified = self._at.replace(tzinfo=None)
         properties.comments = ""
+        [section] = self._document.sections
+        self._end = section._sectPr  # noqa: SLF001  # the body's last element
+        self._width = Emu((section.page_width or 0) - (section.left_margin or 0) - (section.right_margin or 0))
         self._levels = _levels_of(blocks)
         self._numbering = _Numbering(self._document, self._levels)
         self._style_ids = {style.name: style.style_id for style in self._document.styles}
@@ -89,7 +98,7 @@ class _Writer:
         if block.kind == "table":
             self._add_table(block)
             return None
-        paragraph = self._document.add_paragraph()
+        paragraph = self._add_paragraph()
         # By its id: python-docx looks a name up among all styles, which would be three quarters of the work.
         paragraph._p.style = self._style_ids[_style_of(block)]  # noqa: SLF001  # see above
         if numbered is not None:
@@ -109,6 +118,12 @@ class _Writer:
             paragraph.paragraph_format.keep_with_next = True  # it leads what follows, as a heading does
         self._mark_paragraph(paragraph, block.mark)
         return paragraph
+
+    def _add_paragraph(self) -> Paragraph:
+        """At the end. Not by python-docx's own way, which looks through all that is there already, as for a table."""
+        element = cast("CT_P", OxmlElement("w:p"))
+        self._end.addprevious(element)
+        return Paragraph(element, self._document._body)  # noqa: SLF001  # see above
 
     def _add_number(self, paragraph: Paragraph, block: Block) -> None:
         """The number as text, in front of a tab; a changed one as a change."""
@@ -164,23 +179,26 @@ class _Writer:
         columns = max((len(row) for row in block.rows), default=0)
         if not columns:
             return
-        table = self._document.add_table(rows=0, cols=columns, style="Table Grid")
+        element = CT_Tbl.new_tbl(0, columns, self._width)
+        element.tblStyle_val = self._style_ids["Table Grid"]
+        self._end.addprevious(element)
+        table = Table(element, self._document._body)  # noqa: SLF001  # see _add_paragraph
         for number, row in enumerate(block.rows):
-            cells = table.add_row().cells
-            for cell, spans, align in zip(cells, row, block.aligned or ("left",) * columns, strict=False):
+            added = table.add_row()  # type: ignore[no-untyped-call]  # of python-docx
+            for cell, spans, align in zip(added.cells, row, block.aligned or ("left",) * columns, strict=False):
                 bold = [Span(span.text, bold=True, mark=span.mark) for span in spans] if number == 0 else spans
                 paragraph = cell.paragraphs[0]
                 self._add_spans(paragraph, bold)
                 paragraph.alignment = ALIGNMENTS.get(align)
                 paragraph.paragraph_format.space_before = paragraph.paragraph_format.space_after = Pt(3)
-            properties = table.rows[-1]._tr.get_or_add_trPr()  # noqa: SLF001  # for what python-docx does not have
+            properties = added._tr.get_or_add_trPr()  # noqa: SLF001  # for what python-docx does not have
             properties.append(OxmlElement("w:cantSplit"))
             if number == 0:
                 properties.append(OxmlElement("w:tblHeader"))
             marks = {span.mark for cell in row for span in cell}
             if len(marks) == 1 and marks != {"kept"}:
                 properties.append(self._change(marks.pop()))
-        below = self._document.add_paragraph()  # as two tables would else be one
+        below = self._add_paragraph()  # as two tables would else be one
         below.paragraph_format.space_after = Pt(0)
         self._mark_paragraph(below, block.mark)
 
@@ -286,12 +304,15 @@ class _Numbering:
             first = self._root.find(qn("w:num"))
             abstract = _abstract_numbering(abstract_id, each)
             self._root.append(abstract) if first is None else first.addprevious(abstract)
+        self._ids = count(max((num.numId for num in self._root.num_lst), default=0) + 1)
         self._lists: dict[int, int] = {}
 
     def number(self, paragraph: Paragraph, counted: _Counted) -> None:
         if counted.start is not None:
-            number = self._root.add_num(counted.kind)
+            # Not by the root's own way, which looks for a free id among all.
+            number = CT_Num.new(next(self._ids), counted.kind)  # type: ignore[no-untyped-call]  # of python-docx
             number.add_lvlOverride(ilvl=counted.level).add_startOverride(counted.start)
+            self._root.append(number)
             self._lists[counted.list_id] = number.numId
         properties = paragraph._p.get_or_add_pPr().get_or_add_numPr()  # noqa: SLF001  # not in python-docx's own words
         properties.get_or_add_ilvl().val = counted.level
