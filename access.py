@@ -384,11 +384,12 @@ def _scopes(text: str) -> list[str]:
 def _end_date(text: str) -> datetime:
     try:
         end = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("must be like 2027-12-31 or 2027-12-31T12:00:00Z") from None
-    if len(text) == len("2027-12-31"):
-        end += timedelta(days=1)
-    end = end if end.tzinfo else end.replace(tzinfo=UTC)
+        if len(text) <= len("2027-12-31"):  # a day, also as 20271231
+            end += timedelta(days=1)
+        end = end.astimezone(UTC) if end.tzinfo else end.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the latter behind the calendar's last day
+        what = "must be like 2027-12-31 or 2027-12-31T12:00:00Z, and before 9999-12-31"
+        raise argparse.ArgumentTypeError(what) from None
     if end <= datetime.now(UTC):
         raise argparse.ArgumentTypeError("must not be in the past")
     return end

@@ -430,6 +430,8 @@ def test_a_key_is_made_shown_once_used_and_revoked(service: Start, database_url:
         (["add", "--owner", "a", "--scopes", "chat,write"], "chat,read,admin"),
         (["add", "--owner", "a", "--expires", "2020-01-01"], "past"),
         (["add", "--owner", "a", "--expires", "soon"], "2027-12-31"),
+        (["add", "--owner", "a", "--expires", "9999-12-31"], "before 9999-12-31"),
+        (["add", "--owner", "a", "--expires", "9999-12-31T23:59:59-01:00"], "before 9999-12-31"),
         (["revoke", "0123456789ab"], "no key 0123456789ab"),
         ([], "required"),
     ],
@@ -440,6 +442,19 @@ def test_the_command_says_what_it_can_not_do(arguments: list[str], says: str, da
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert execute(database_url, "SELECT * FROM access_keys") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("2999-12-31", datetime(3000, 1, 1, tzinfo=UTC)),
+        ("29991231", datetime(3000, 1, 1, tzinfo=UTC)),
+        ("2999-12-31T12:00", datetime(2999, 12, 31, 12, tzinfo=UTC)),
+        ("2999-12-31T12:00+02:00", datetime(2999, 12, 31, 10, tzinfo=UTC)),
+    ],
+)
+def test_a_key_is_good_to_the_end_of_its_last_day_or_until_a_time(text: str, end: datetime) -> None:
+    assert room._end_date(text) == end
 
 
 def test_the_command_says_when_the_database_is_away() -> None:
