@@ -30,7 +30,7 @@ from itertools import islice
 
 from chat import RunFailure, Usage
 from store import Store, StoreUnavailable
-from writer import Write
+from writer import QueueFull, Write
 
 log = logging.getLogger("draftstream.limits")
 
@@ -383,10 +383,15 @@ class _Exchange:
             await asyncio.wait({self._publishing})
 
     async def _write(self, writes: Sequence[Write]) -> None:
-        try:
-            await self._store.write("", writes)
-        except RunFailure as refused:
-            log.error("the counts of the limits were not stored (%s)", refused.code)
+        while True:
+            try:
+                await self._store.write("", writes)
+            except QueueFull:  # turns come first; the counts can wait, and the others must hear of them all the same
+                await asyncio.sleep(EXCHANGE_S)
+                continue
+            except RunFailure as refused:
+                log.error("the counts of the limits were not stored (%s)", refused.code)
+            return
 
     async def hear(self) -> None:
         """Read what the others have counted; without the database, go by what is known and true still."""

@@ -370,6 +370,26 @@ async def test_a_frozen_database_does_not_pile_up_writes_or_hold_up_the_end(data
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("often")
+async def test_counts_that_a_full_queue_has_no_place_for_are_told_later(database_url: str) -> None:
+    async with (
+        FaultProxy(database_url) as proxy,
+        open_store(proxy.dsn, queue_size=2, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5) as store,
+    ):
+        one, two = new(requests=4), new(requests=4)
+        async with exchanging(one, store), exchanging(two, store):
+            proxy.frozen = True
+            for number in range(3):  # one in the writer's hand, and two behind it
+                store._writer.put_nowait(f"t{number}", [("SELECT 1", ())])
+                await asyncio.sleep(0)
+            one.check("o")
+            await until(lambda: one._unpublished == set())
+            proxy.frozen = False
+            await proxy.reset()
+            await until(lambda: '"requests";r=3;' in told(two))
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("often")
 async def test_expired_counts_are_deleted(store: Store) -> None:
     old = new(Clock(time.time() - 2 * MINUTE_S), requests=5)
     async with exchanging(old, store):
