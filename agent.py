@@ -13,6 +13,7 @@ from math import inf
 from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -111,6 +112,7 @@ class Progress:
     next_item: int = 0
     model_calls: int = 0
     usage: Usage | None = None
+    untold: int = 0  # about how many tokens the calls took that ended without a word of their usage
     finish: FinishReason | None = None
     error: RunFailure | None = None
     unfinished: set[int] = field(default_factory=set)
@@ -178,6 +180,7 @@ class Agent:
             error=progress.error,
             unfinished=frozenset(progress.unfinished),
             usage=progress.usage,
+            untold=progress.untold,
             checkpoint_id=self._remember(thread, state, _size(state)),
         )
 
@@ -192,17 +195,21 @@ class Agent:
         progress.model_calls += 1
         progress.finish = None
         reply = progress.reply = Reply(Documents(state["documents"]), progress.next_item, progress.emit)
+        asked, told = [SYSTEM, *mended(state["messages"])], progress.usage
         try:
-            await self._listen([SYSTEM, *mended(state["messages"])], reply, progress)
+            await self._listen(asked, reply, progress)
         except RunFailure as failure:
             progress.error = failure
         reply.close(finished=progress.finish in ("stop", "tool_calls"))
         progress.next_item = reply.next_item
         progress.unfinished |= reply.unfinished
-        if not reply.text and not reply.calls:
-            return {}
         calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
         message = AIMessage(reply.text, tool_calls=calls)
+        said = bool(reply.text or calls)
+        if progress.usage is told and (said or progress.error is None):  # else the provider did not take the call
+            progress.untold += count_tokens_approximately([*asked, message])
+        if not said:
+            return {}
         if progress.finish is None:
             message.response_metadata["interrupted"] = True
         update = {"messages": [message]}

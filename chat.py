@@ -398,13 +398,23 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an agent's turn went. `unfinished`: the items that were cut off."""
+    """How an agent's turn went. `unfinished`: the items that were cut off.
+
+    `usage` is what the model's provider told; `untold`, about how many tokens the calls took of which it told nothing.
+    """
 
     reason: EndReason | None
     error: RunFailure | None
     unfinished: frozenset[int]
     usage: Usage | None
     checkpoint_id: str | None
+    untold: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of the model, read and written."""
+        told = self.usage["input_tokens"] + self.usage["output_tokens"] if self.usage is not None else 0
+        return told + self.untold
 
 
 USER_ITEM = -1  # the user's message stands before the run's item 0

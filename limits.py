@@ -11,6 +11,7 @@ comes in behind, by an exchange about once a second. How far a limit can be over
   times the limit, once; from then on all know of it. Slots are numbered by the clock of each machine, so clocks must
   agree to a second or so, as NTP has them.
 - Tokens are known when a run ends: the runs then in progress, at most RUNS_PER_OWNER, go on and may exceed the limit.
+  Of a call of the model that was cut off, or whose provider tells no usage, they are estimated.
 - While the database is away each process goes by its own counts, and the last ones that it heard of requests and
   tokens, which are true still. So its absence never refuses a call, and grants P times the limit at most.
 
@@ -28,7 +29,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
-from chat import RunFailure, Usage
+from chat import RunFailure
 from store import Store, StoreUnavailable
 from writer import QueueFull, Write
 
@@ -213,14 +214,13 @@ class Limits:
         if self.runs_at_once is not None:
             self._our_runs[run_id] = math.inf
 
-    def run_ended(self, owner: str, run_id: str, usage: Usage | None) -> None:
-        """The run is over, or could not be started after all; `usage` is what it used of the model."""
+    def run_ended(self, owner: str, run_id: str, tokens: int) -> None:
+        """The run is over, or could not be started after all; `tokens` is what it used of the model."""
         now = self._clock()
         self._caller(owner).running -= 1
         if self.runs_at_once is not None:
             self._our_runs[run_id] = now
-        if usage is not None:
-            self._count(owner, "tokens", usage["input_tokens"] + usage["output_tokens"], now)
+        self._count(owner, "tokens", tokens, now)
 
     def headers(self, owner: str) -> list[tuple[str, str]]:
         """RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10), for an answer of any status."""

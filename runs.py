@@ -81,7 +81,7 @@ class RunLimits(Protocol):
 
     def run_started(self, owner: str, run_id: str) -> None: ...
 
-    def run_ended(self, owner: str, run_id: str, usage: Usage | None) -> None: ...
+    def run_ended(self, owner: str, run_id: str, tokens: int) -> None: ...
 
 
 class ThreadBusy(Exception):
@@ -286,7 +286,7 @@ class Runs:
 
     def _unclaim(self, run: Run, key: str | None) -> None:
         del self._busy[run.owner, run.thread_id]
-        self._limits.run_ended(run.owner, run.run_id, None)
+        self._limits.run_ended(run.owner, run.run_id, 0)
         if key is not None:
             del self._keyed[run.owner, key]
 
@@ -316,7 +316,7 @@ class Runs:
             run.finish(await self._save(run, started, outcome))
         finally:
             del self._busy[run.owner, run.thread_id]
-            self._limits.run_ended(run.owner, run.run_id, outcome.usage)
+            self._limits.run_ended(run.owner, run.run_id, outcome.tokens)
             self._linger(run)
 
     async def _agent_outcome(self, run: Run, turn: Turn) -> Outcome:

@@ -14,8 +14,8 @@ from conftest import Service
 from fault_proxy import FaultProxy
 from hypothesis import given
 from hypothesis import strategies as st
-from openai_server import OpenAIServer, finish, text, wait
-from sse_client import chat
+from openai_server import OpenAIServer, finish, status, text, wait
+from sse_client import Stream, chat
 
 from chat import RunStarted
 from limits import (
@@ -71,7 +71,7 @@ def refusal(limits: Limits, owner: str = "o") -> LimitExceeded:
 
 def use(limits: Limits, tokens: int, owner: str = "o") -> None:
     limits.run_started(owner, "r")
-    limits.run_ended(owner, "r", {"input_tokens": tokens - 1, "output_tokens": 1})
+    limits.run_ended(owner, "r", tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_runs_at_once_have_places_that_come_back() -> None:
     assert error.limit == "runs"
     assert 1 <= error.retry_after_s <= 1 + JITTER_S
     assert granted(limits, "another owner")
-    limits.run_ended("o", "a", None)
+    limits.run_ended("o", "a", 0)
     assert granted(limits)
 
 
@@ -197,7 +197,7 @@ def test_a_limit_that_refuses_leaves_the_others_as_they_were() -> None:
     limits.run_started("o", "a")
     for _ in range(10):
         assert refusal(limits).limit == "runs"
-    limits.run_ended("o", "a", None)
+    limits.run_ended("o", "a", 0)
     assert [granted(limits) for _ in range(5)] == [True, True, True, True, False]
 
 
@@ -214,7 +214,7 @@ def test_the_headers_are_the_drafts() -> None:
     ]
     limits.check("o")
     limits.run_started("o", "a")
-    limits.run_ended("o", "a", {"input_tokens": 1100, "output_tokens": 0})
+    limits.run_ended("o", "a", 1100)
     limits.run_started("o", "b")
     (_, policy), (_, limit) = limits.headers("o")
     assert all(POLICY.fullmatch(item) for item in policy.split(", "))
@@ -236,7 +236,7 @@ def test_idle_owners_are_forgotten() -> None:
     for _ in range(1500):
         granted(limits)
     assert "2 owners" in repr(limits)
-    limits.run_ended("busy", "a", None)
+    limits.run_ended("busy", "a", 0)
     granted(limits)
     assert "1 owners" in repr(limits)
 
@@ -319,7 +319,7 @@ async def test_runs_of_other_processes_take_places_while_they_hold_their_lease(s
         await store.start_run(RunStarted("o", "b", "run b", 1, "Hi", "m", time.time()))
         await until(lambda: told(mine) == '"runs";r=0')
         assert refusal(mine).limit == refusal(other).limit == "runs"
-        mine.run_ended("o", "run a", None)
+        mine.run_ended("o", "run a", 0)
         assert told(mine) == '"runs";r=1', "though its row still says that it runs"
         # The other process dies: nobody renews the lease.
         await store.write("", [("UPDATE runs SET leased_until = now() - interval '1 s' WHERE run_id = 'run b'", ())])
@@ -446,3 +446,36 @@ def test_a_caller_who_calls_too_often_is_told_when_to_come_back(
     assert '"requests";r=0;t=' in refused.headers["ratelimit"]
     assert requests.get(f"{running.url}/api/threads", timeout=10).status_code == 200, "reading is not counted"
     assert len(openai.requests) == 3
+
+
+def told_tokens(stream: Stream) -> int:
+    """What was left of the day's tokens when the stream began."""
+    return int(stream.headers["ratelimit"].partition('"tokens";r=')[2].partition(";")[0].partition(",")[0])
+
+
+def test_tokens_of_which_the_provider_tells_nothing_are_counted_by_what_was_said(
+    service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    running = service(openai=openai, TOKENS_PER_DAY="100000")
+    openai.reply(status(401))
+    assert chat(running.url, "Hi").last["code"] == "model_auth"
+    openai.reply(text("Hello"), finish())
+    stream = chat(running.url, "Hi")
+    assert told_tokens(stream) == 100_000, "nothing was used where the provider took nothing"
+    known = told_tokens(chat(running.url, "Hi"))
+    assert known == 100_000 - 18, "as the provider says"
+
+    openai.reply(text("word " * 4000), finish(usage=False))
+    chat(running.url, "Hi")
+    silent = told_tokens(chat(running.url, "Hi"))
+    assert 5000 < known - silent < 8000
+
+    gate = threading.Event()
+    openai.reply(text("word " * 4000), wait(gate), finish())
+    with requests.post(f"{running.url}/api/chat", json={"message": "Hi"}, stream=True, timeout=20) as answer:
+        lines = answer.iter_lines(chunk_size=1)
+        assert any(b"word" in line for line in lines)
+        assert requests.post(f"{running.url}{answer.headers['location'][:-7]}/cancel", timeout=20).status_code == 202
+        assert any(b'"reason":"cancelled"' in line for line in lines)
+    gate.set()
+    assert 5000 < silent - told_tokens(chat(running.url, "Hi")) < 8000, "who cancels at the end gets nothing for free"
