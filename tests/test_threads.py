@@ -94,6 +94,26 @@ def test_a_walk_through_the_list_neither_skips_nor_repeats_while_threads_are_wri
         assert [name for name in walk if name in before] == before[::-1]
 
 
+@pytest.mark.anyio
+async def test_threads_of_one_moment_are_listed_and_found_once_each(store: Store) -> None:
+    names = [f"t{number}" for number in range(7)]
+    for name in (names[number] for number in (3, 0, 6, 2, 5, 1, 4)):
+        await store.start_run(replace(started(name), message="Hello", started_at=1_800_000_000.0))
+    while await store.find_words(10):
+        pass
+    for words in (None, "hello"):
+        walk: list[str] = []
+        place = None
+        while place is not None or not walk:
+            if words is None:
+                page, place = await histories.threads(store, "o", 2, place)
+                walk += [thread["thread_id"] for thread in page]
+            else:
+                found, place = await histories.search(store, "o", words, 2, place)
+                walk += [thread["thread_id"] for thread in found]
+        assert walk == names[::-1]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Names
 
