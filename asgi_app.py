@@ -16,10 +16,10 @@ import uvicorn
 
 import logs
 import tracing
-from access import Caller, Forbidden, Scope, Unauthorized
 from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, not_found, retry_after
 from asgi import Scope as AsgiScope
 from branches import get_checkpoints, post_fork
+from callers import Caller, Forbidden, Scope, Unauthorized
 from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
 from chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
 from downloads import get_diff, get_export

@@ -3,8 +3,8 @@
 import uuid
 
 import histories
-from access import Caller
 from asgi import Problem, Request, Response, not_found
+from callers import Caller
 from chat import ForkRequest
 from runs import ThreadBusy
 from service import Service

@@ -3,8 +3,8 @@
 import asyncio
 import re
 
-from access import Caller
 from asgi import Problem, Request, Response, not_found
+from callers import Caller
 from chat import ChatRequest, InvalidRequest, StopCause, StreamMode
 from run import Run
 from service import Service

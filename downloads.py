@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import export
 import histories
-from access import Caller
 from asgi import Request, Response, not_found
+from callers import Caller
 from chat import CHECKPOINT_ID, InvalidRequest, UnknownCheckpoint
 from redline_page import HEADER_POLICY
 from service import Service

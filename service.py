@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tracing
-from access import ANONYMOUS, Access, open_access
 from agent import Agent, ChatModel
 from asgi import Request
+from callers import ANONYMOUS, Access, open_access
 from checkpointer import Checkpointer
 from embedded import embedded_postgres
-from limits import Limits, exchanging
+from exchange import exchanging
+from limits import Limits
 from offline import OfflineModel
 from runs import Runs
 from server import draining_on_sigterm, listens_on_loopback_only

@@ -6,8 +6,8 @@ import re
 from datetime import UTC, datetime
 
 import histories
-from access import Caller
 from asgi import Request, Response, not_found
+from callers import Caller
 from chat import CONTROL_CHARACTER, SURROGATE, InvalidRequest
 from search import QUERY_CHARS
 from service import Service

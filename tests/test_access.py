@@ -24,9 +24,10 @@ from conftest import ROOT, Service, free_port, path_of, run
 from openai_server import OpenAIServer, echo, finish, text, tool, wait
 from sse_client import chat, request
 
-import access as room
-from access import ANONYMOUS, Access, Caller, Forbidden, Unauthorized
+import callers as room
+from access import ADD_KEY, REVOKE_KEY, _end_date
 from asgi_app import ROUTES, Who
+from callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized
 from store import Store, StoreUnavailable
 
 Start = Callable[..., Service]
@@ -81,12 +82,12 @@ def new_key(
     """What `python -m access add` does, without its process; that has tests of its own."""
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
     secret_hash = hashlib.sha256(secret.encode()).digest()
-    execute(database_url, room.ADD_KEY, key_id, secret_hash, owner, "", list(scopes), expires_at)
+    execute(database_url, ADD_KEY, key_id, secret_hash, owner, "", list(scopes), expires_at)
     return Key(key_id, f"ds_{key_id}_{secret}")
 
 
 def revoke(database_url: str, key: Key) -> None:
-    execute(database_url, room.REVOKE_KEY, key.key_id)
+    execute(database_url, REVOKE_KEY, key.key_id)
 
 
 def send(service: Service, method: str, path: str, headers: dict[str, str], body: Any = None) -> requests.Response:
@@ -454,7 +455,7 @@ def test_the_command_says_what_it_can_not_do(arguments: list[str], says: str, da
     ],
 )
 def test_a_key_is_good_to_the_end_of_its_last_day_or_until_a_time(text: str, end: datetime) -> None:
-    assert room._end_date(text) == end
+    assert _end_date(text) == end
 
 
 def test_the_command_says_when_the_database_is_away() -> None:
@@ -491,7 +492,7 @@ def closed_access(link: Link) -> Access:
 async def stored_key(store: Store, owner: str = "a", *, expires_at: datetime | None = None) -> Key:
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
     row = (key_id, hashlib.sha256(secret.encode()).digest(), owner, "", ["chat"], expires_at)
-    await store.write("access_keys", [(room.ADD_KEY, row)])
+    await store.write("access_keys", [(ADD_KEY, row)])
     return Key(key_id, f"ds_{key_id}_{secret}")
 
 
@@ -528,7 +529,7 @@ async def test_a_revoked_key_dies_when_it_is_looked_up_again(store: Store, monke
     access = closed_access(Link(store))
     key = await stored_key(store)
     await access.caller(f"Bearer {key.key}")
-    await store.write("access_keys", [(room.REVOKE_KEY, (key.key_id,))])
+    await store.write("access_keys", [(REVOKE_KEY, (key.key_id,))])
     await access.caller(f"Bearer {key.key}")
     later(access, room.CACHE_S)
     for _ in range(2):

@@ -18,16 +18,14 @@ from openai_server import OpenAIServer, finish, status, text, wait
 from sse_client import Stream, chat
 
 from chat import RunStarted
+from exchange import READ_OTHERS, READ_RUNNING, exchanging
 from limits import (
     DAY_S,
     JITTER_S,
     MINUTE_S,
-    READ_OTHERS,
-    READ_RUNNING,
     SLOTS,
     LimitExceeded,
     Limits,
-    exchanging,
 )
 from store import Store, open_store
 
@@ -258,7 +256,7 @@ def test_an_owner_takes_the_same_memory_however_much_it_calls() -> None:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limits.EXCHANGE_S", 0.02)
+    monkeypatch.setattr("exchange.EXCHANGE_S", 0.02)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -25,8 +25,8 @@ from openai_server import status as http_error
 from sse_client import Stream, chat, request
 from test_access import NOWHERE, new_key, until
 
-from access import Scope
 from asgi_app import ROUTES, STREAMS
+from callers import Scope
 from chat import FIELDS as CHAT_FIELDS
 from chat import FORK_FIELDS, ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
 from manuscript import Kind, Mark
