@@ -14,8 +14,8 @@ from service import Service
 
 THREADS_A_PAGE = 20
 TITLE_CHARS = 200
-# RFC 3339, with the colon of its zone.
-TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)")
+# RFC 3339; the + of its zone may be a space, as a URL has it in which it was not escaped.
+TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
 
 def parameters(request: Request, *names: str) -> dict[str, str]:
@@ -60,13 +60,19 @@ async def delete_old_threads(service: Service, request: Request, response: Respo
     if "before" not in query:
         raise InvalidRequest.of("before", "is required")
     try:
-        if not TIME.fullmatch(query["before"]):
-            raise ValueError
-        before = datetime.fromisoformat(query["before"].upper()).astimezone(UTC)
+        before = read_time(query["before"])
     except (ValueError, OverflowError):
         detail = "must be a time as RFC 3339 has it: 2026-11-24T09:30:00Z"
         raise InvalidRequest.of("before", detail) from None
     await response.json(200, {"deleted": await service.upkeep.delete_old(caller.owner, before)})
+
+
+def read_time(text: str) -> datetime:
+    """Raises ValueError, and OverflowError for the last of a time that UTC's calendar does not have."""
+    if (match := TIME.fullmatch(text)) is None:
+        raise ValueError(text)
+    local, zone = match.groups()
+    return datetime.fromisoformat(local.upper() + zone.upper().replace(" ", "+")).astimezone(UTC)
 
 
 def write_cursor(created_at: datetime, thread_id: str) -> str:

@@ -26,6 +26,7 @@ from chat import Conflict, Doc, Message, Piece, RunProgress
 from search import marked, pattern
 from statements import SEARCH_THREADS
 from store import FOREVER, Store, apply_schema
+from threads import read_time
 
 Start = Callable[..., Service]
 TABLES = ("threads", "runs", "messages", "pieces", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -326,6 +327,20 @@ def age(database_url: str, thread_id: str, days: int) -> None:
     past = f"now() - interval '{days} days'"
     sql = f"UPDATE threads SET updated_at = {past}, created_at = {past} WHERE thread_id = '{thread_id}' RETURNING 1"
     assert len(rows(database_url, sql)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-11-24T09:30:00Z", datetime(2026, 11, 24, 9, 30, tzinfo=UTC)),
+        ("2026-11-24t09:30:00.5z", datetime(2026, 11, 24, 9, 30, 0, 500_000, tzinfo=UTC)),
+        ("2026-11-24 09:30:00-01:30", datetime(2026, 11, 24, 11, 0, tzinfo=UTC)),
+        ("2026-11-24T09:30:00.123456789+01:00", datetime(2026, 11, 24, 8, 30, 0, 123_456, tzinfo=UTC)),
+        ("2026-11-24T09:30:00.123456 00:00", datetime(2026, 11, 24, 9, 30, 0, 123_456, tzinfo=UTC)),
+    ],
+)
+def test_a_time_is_read_as_the_list_tells_it_also_out_of_a_url_that_was_not_escaped(text: str, time: datetime) -> None:
+    assert read_time(text) == time
 
 
 def test_the_callers_old_threads_are_deleted_and_nobody_elses(quick: Start, database_url: str) -> None:
