@@ -273,6 +273,10 @@ def test_one_thread_id_of_two_owners_is_two_threads(
     assert [message["content"] for message in said if message["role"] == "user"] == ["Hi", "Hi"]
     assert "First" not in json.dumps(said), "the model of theirs has heard nothing of mine"
     assert "Hi" not in [m["content"] for m in send(running, "GET", "/api/threads/t", mine.headers).json()["messages"]]
+    assert send(running, "PATCH", "/api/threads/t", theirs.headers, {"title": "Theirs"}).json()["title"] == "Theirs"
+    assert send(running, "DELETE", "/api/threads/t", theirs.headers).status_code == 204
+    assert send(running, "GET", "/api/threads/t", theirs.headers).status_code == 404
+    assert send(running, "GET", "/api/threads/t", mine.headers).json()["title"] == "First"
 
 
 def test_another_owners_idempotency_key_checkpoint_and_event_id_are_unknown(service: Start, database_url: str) -> None:
@@ -561,16 +565,18 @@ async def test_a_key_goes_on_for_a_while_when_the_database_is_away(store: Store)
 async def test_a_key_that_is_remembered_ends_with_its_end_date(store: Store) -> None:
     link = Link(store)
     access = closed_access(link)
-    key = await stored_key(store, expires_at=datetime.now(UTC) + timedelta(seconds=1))
-    caller = await access.caller(f"Bearer {key.key}")
+    key, other = [await stored_key(store, expires_at=datetime.now(UTC) + timedelta(seconds=1)) for _ in range(2)]
+    for each in (key, other):
+        caller = await access.caller(f"Bearer {each.key}")
     assert caller.expires_at is not None
     while time.time() < caller.expires_at:
         await asyncio.sleep(0.02)
     with pytest.raises(Unauthorized):
         await access.caller(f"Bearer {key.key}")
     link.cut = True
-    with pytest.raises(StoreUnavailable):
-        await access.caller(f"Bearer {key.key}")
+    for each in (key, other):
+        with pytest.raises(StoreUnavailable):
+            await access.caller(f"Bearer {each.key}")
 
 
 def later(access: Access, seconds: float) -> None:

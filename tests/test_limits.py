@@ -282,6 +282,8 @@ async def test_two_processes_share_requests_and_tokens(store: Store) -> None:
         use(one, 40)
         await until(lambda: '"requests";r=1;' in told(one) and '"requests";r=1;' in told(two))
         await until(lambda: '"tokens";r=30;' in told(one) and '"tokens";r=30;' in told(two))
+        use(one, 10)
+        await until(lambda: '"tokens";r=20;' in told(two))
         two.check("o")
         await until(lambda: not granted(one))
         assert refusal(one).limit == refusal(two).limit == "requests"

@@ -376,6 +376,22 @@ def test_threads_expire_whoever_they_belong_to(quick: Start, database_url: str) 
     assert rows(database_url, "SELECT 1 FROM threads WHERE thread_id LIKE '%-old'") == []
 
 
+def test_old_threads_are_found_however_many_there_are(quick: Start, database_url: str) -> None:
+    """Of pages of 500 and of 5000."""
+    fill = """INSERT INTO threads (owner, thread_id, title, last_seq, created_at, updated_at)
+        SELECT '{owner}', 't' || n, 'x', 1, {time}, {time} FROM generate_series(1, {count}) n RETURNING 1"""
+    past = "now() - interval '300 days'"
+    rows(database_url, fill.format(owner="anonymous", time=past, count=501))
+    running = quick()
+    before = (datetime.now(UTC) - timedelta(days=2)).isoformat()
+    assert call(running, "DELETE", "/api/threads", before=before).json() == {"deleted": 501}
+    rows(database_url, fill.format(owner="many", time="now()", count=5001))
+    rows(database_url, fill.format(owner="old", time=past, count=1))
+    quick(THREAD_TTL_DAYS="7")
+    wait_for(lambda: rows(database_url, "SELECT 1 FROM threads WHERE owner = 'old'") == [])
+    assert len(rows(database_url, "SELECT 1 FROM threads")) == 5001
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Search
 
