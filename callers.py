@@ -25,6 +25,7 @@ from typing import Literal
 
 import asyncpg
 
+from gathering import Gathered
 from identity import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
 from settings import Settings, SettingsError
 from store import StoreUnavailable
@@ -90,9 +91,11 @@ ANONYMOUS = Caller("anonymous", frozenset(SCOPES))
 
 IS_CLOSED = "SELECT EXISTS (SELECT FROM access_keys) AS closed"
 
-READ_KEY = """SELECT secret_hash, owner, scopes, extract(epoch FROM expires_at)::float8 AS expires_at,
+# One row for each of the keys, empty for one that is not there.
+READ_KEYS = """SELECT secret_hash, owner, scopes, extract(epoch FROM expires_at)::float8 AS expires_at,
     revoked_at IS NULL AND coalesce(expires_at > now(), true) AS is_good
-FROM access_keys WHERE key_id = $1"""
+FROM unnest($1::text[]) WITH ORDINALITY AS asked (key_id, place) LEFT JOIN access_keys USING (key_id)
+ORDER BY place"""
 
 # With it go some old ones: those that another process is just deleting are left to it.
 ADD_TOKEN = """WITH old AS (DELETE FROM stream_tokens WHERE hash IN (
@@ -133,6 +136,7 @@ class Access:
 
     def __init__(self, fetch: Fetch, *, provider: Provider | None, closed: bool, resume_s: float) -> None:
         self._fetch = fetch
+        self._keys = Gathered(fetch, READ_KEYS)  # a crowd comes with one key, and is let in by one look
         self._provider = provider
         self._closed = closed
         self._resume_s = resume_s
@@ -175,23 +179,27 @@ class Access:
         if known is not None and now < known.fresh_until and not _is_over(known.caller):
             return known.caller
         try:
-            rows = await self._fetch(READ_KEY, key_id)
+            row = await self._keys.read(key_id)
         except StoreUnavailable:
             if known is None or now > known.checked_at + OUTAGE_S or _is_over(known.caller):
                 raise
             known.fresh_until = self._loop.time() + CACHE_S
             return known.caller
-        self._closed = self._closed or bool(rows)
-        row = rows[0] if rows else None
-        matches = hmac.compare_digest(row["secret_hash"] if row else NO_HASH, hash_of(secret))
+        is_there = row["secret_hash"] is not None
+        self._closed = self._closed or is_there
+        matches = hmac.compare_digest(row["secret_hash"] if is_there else NO_HASH, hash_of(secret))
         self._known.pop(whole, None)
-        if row is None or not matches or not row["is_good"]:
+        if not is_there or not matches or not row["is_good"]:
             raise Unauthorized
         caller = Caller(row["owner"], frozenset(row["scopes"]), row["expires_at"], key_id)
         while len(self._known) >= CACHED_KEYS:
             del self._known[next(iter(self._known))]
         self._known[whole] = KnownKey(caller, now, now + CACHE_S)
         return caller
+
+    async def looked(self) -> None:
+        """Return when no look at keys is under way any more."""
+        await self._keys.close()
 
     async def _by_jwt(self, token: str) -> Caller:
         if self._provider is None:
@@ -279,6 +287,7 @@ async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool) 
         closed = await _is_closed(fetch)
         resume_s = settings.run_timeout_s + RESUME_S
         access = Access(fetch, provider=provider, closed=closed, resume_s=resume_s)
+        stack.push_async_callback(access.looked)
         if not access.is_open:
             if provider is None:
                 log.info("access: API keys")

@@ -520,6 +520,23 @@ async def test_a_key_is_remembered_and_a_wrong_one_is_not(store: Store) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_crowd_is_let_in_by_a_look_or_two_each_by_its_own_key(store: Store) -> None:
+    link = Link(store)
+    access = closed_access(link)
+    keys = [await stored_key(store, owner) for owner in "abc"]
+    sent = [keys[number % 3].key for number in range(300)]
+    sent[100] = f"ds_{keys[0].key_id}_{'0' * 64}"
+    sent[200] = f"ds_{'0' * 12}_{'0' * 64}"
+    answers = await asyncio.gather(*(access.caller(f"Bearer {key}") for key in sent), return_exceptions=True)
+    assert link.sent <= 2
+    assert isinstance(answers[100], Unauthorized)
+    assert isinstance(answers[200], Unauthorized)
+    owners = [answer.owner if isinstance(answer, Caller) else None for answer in answers]
+    expected = [None if number in (100, 200) else "abc"[number % 3] for number in range(300)]
+    assert owners == expected
+
+
+@pytest.mark.anyio
 async def test_what_is_remembered_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "CACHED_KEYS", 2)
     access = closed_access(Link(store))
@@ -749,7 +766,7 @@ async def test_an_open_service_has_one_caller(store: Store) -> None:
 @pytest.mark.anyio
 async def test_the_statements_use_an_index(store: Store) -> None:
     for sql, values in (
-        (room.READ_KEY, ["'k'"]),
+        (room.READ_KEYS, ["'{k}'::text[]"]),
         (room.REDEEM_TOKEN, ["'\\x00'::bytea", "1"]),
         (room.RESUME_TOKEN, ["'\\x00'::bytea", "'r'"]),
         (room.ADD_TOKEN, ["'\\x00'::bytea", "'o'", "'{}'::text[]", "NULL", "60"]),

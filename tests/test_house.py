@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "service": MODULES - {"access", "asgi_app", "branches", "chats", "downloads", "service", "status", "threads"},
     "server": {"runs", "settings"},
     "access": {"callers", "embedded", "settings", "store"},
-    "callers": {"identity", "settings", "store"},
+    "callers": {"gathering", "identity", "settings", "store"},
     "identity": set[str](),
     "agent": {"chat", "drafting"},
     "drafting": {"chat", "arguments"},
