@@ -164,6 +164,48 @@ MUTANTS = (
         "            pass\n",
         "test_runs.py:takes_nothing",
     ),
+    Mutant(
+        "a run in memory is its owner's alone",
+        "runs.py",
+        "return run if run is not None and run.owner == owner else None",
+        "return run",
+        "test_access.py:another",
+    ),
+    Mutant(
+        "a stored run is its owner's alone",
+        "statements.py",
+        'FROM runs WHERE owner = $1 AND """',
+        'FROM runs WHERE $1 <> \'\' AND """',
+        "test_access.py:another",
+    ),
+    Mutant(
+        "of two threads of one name, the caller's is renamed",
+        "statements.py",
+        'WHERE owner = $1 AND thread_id = $2"\n)',
+        "WHERE $1 <> '' AND thread_id = $2\"\n)",
+        "test_access.py:two_owners",
+    ),
+    Mutant(
+        "one use of a stream token",
+        "callers.py",
+        "WHERE hash = $1 AND redeemed_at IS NULL AND",
+        "WHERE hash = $1 AND",
+        "test_access.py:redemptions or starts_one_stream",
+    ),
+    Mutant(
+        "the tokens of a run that was cancelled",
+        "agent.py",
+        "progress.untold += count_tokens_approximately([*asked, message])",
+        "pass",
+        "test_limits.py:tells_nothing",
+    ),
+    Mutant(
+        "the counts that a full queue has no place for",
+        "exchange.py",
+        "                continue\n",
+        "                return\n",
+        "test_limits.py:full_queue",
+    ),
 )
 
 
