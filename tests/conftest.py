@@ -90,14 +90,17 @@ def required(program: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("postgres")
-    open_to_others(folder)
-    stack = AsyncExitStack()
-    dsn = run(stack.enter_async_context(embedded_postgres(folder)))
-    run(_make_template(dsn))
-    yield dsn
-    run(stack.aclose())
+def postgres() -> Iterator[str]:
+    # Not among pytest's folders: each session that starts closes these to other users, and the server of one that is
+    # under way as root could not go on.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        stack = AsyncExitStack()
+        dsn = run(stack.enter_async_context(embedded_postgres(folder)))
+        run(_make_template(dsn))
+        yield dsn
+        run(stack.aclose())
     THREAD.submit(RUNNER.close).result()
     THREAD.shutdown()
 

@@ -270,6 +270,13 @@ def test_deleting_and_chatting_at_once_leaves_whole_threads(quick: Start, databa
 
 
 @pytest.mark.anyio
+async def test_a_thread_is_there_as_soon_as_its_first_run_has_begun(store: Store) -> None:
+    for number in range(20):
+        store.start_run(started(f"t{number}"))
+        assert await histories.thread(store, "o", f"t{number}") is not None
+
+
+@pytest.mark.anyio
 async def test_nothing_of_a_deleted_thread_comes_back_with_a_process_that_slept(store: Store) -> None:
     runs = [started(seq=seq) for seq in (1, 2)]
     await store.start_run(runs[0])
