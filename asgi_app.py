@@ -44,6 +44,7 @@ log = logging.getLogger("draftstream")
 # To pages of other origins.
 EXPOSED = "Location, Content-Disposition, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"
 REALM = 'Bearer realm="draftstream"'
+READERS_S = 5  # after the last run has ended: for who reads slowly
 EXIT_UNSAVED = 4  # the exit code when turns were lost; 3 is uvicorn's, for a start that failed
 
 
@@ -230,8 +231,7 @@ async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
     stack = AsyncExitStack()
     try:
         settings = Settings.from_env(os.environ)
-        secrets = [settings.openai_api_key or "", settings.database_url or ""]
-        logs.set_up(settings.log_level, settings.log_format, content=settings.log_content, secrets=secrets)
+        set_up_logs(settings)
         scope["state"]["service"] = await stack.enter_async_context(open_service(settings))
     except (SettingsError, StoreUnavailable, JournalError, EmbeddedPostgresError) as error:
         await send({"type": "lifespan.startup.failed", "message": f"Draftstream can't start: {error}"})
@@ -248,11 +248,17 @@ async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
+def set_up_logs(settings: Settings) -> None:
+    secrets = [settings.openai_api_key or "", settings.database_url or ""]
+    logs.set_up(settings.log_level, settings.log_format, content=settings.log_content, secrets=secrets)
+
+
 def main() -> None:
     try:
         settings = Settings.from_env(os.environ)
     except SettingsError as error:
         sys.exit(f"Draftstream can't start: {error}")
+    set_up_logs(settings)  # uvicorn's first lines, too
     server = Server(
         uvicorn.Config(
             app,
@@ -260,7 +266,8 @@ def main() -> None:
             port=settings.port,
             ws="none",
             access_log=False,
-            timeout_graceful_shutdown=int(settings.drain_timeout_s) + 5,
+            timeout_graceful_shutdown=READERS_S,
+            log_config=None,
             log_level=settings.log_level.lower(),
         )
     )

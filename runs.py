@@ -234,6 +234,8 @@ class Runs:
             head = await self._head(run.owner, request.thread_id, request.checkpoint_id)
             if head.running is not None:
                 raise ThreadBusy(head.running)
+        if self.draining:  # meanwhile: whoever drains waits for no run that begins later
+            raise Draining
         run.started = RunStarted(
             owner=run.owner,
             thread_id=run.thread_id,
@@ -399,10 +401,14 @@ class Runs:
         self.draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_timeout_s)
-        for run in list(self._busy.values()):
-            run.stop(StopCause.SHUTDOWN)
+        self.stop_all()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def stop_all(self) -> None:
+        """End what runs; what it has is kept."""
+        for run in list(self._busy.values()):
+            run.stop(StopCause.SHUTDOWN)
 
     async def __aenter__(self) -> Self:
         self._keeper = asyncio.create_task(self._keep_progress(), name="progress")

@@ -1,4 +1,4 @@
-"""uvicorn, as the service wants it: says where to go, and ends the runs at SIGTERM already."""
+"""uvicorn, as the service wants it: says where to go, and at SIGTERM lets the runs end before it does."""
 
 import asyncio
 import gc
@@ -28,10 +28,11 @@ def listens_on_loopback_only() -> bool:
 
 
 class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
-    """Ends the runs at SIGTERM or SIGINT already.
+    """Ends the runs at SIGTERM or SIGINT first, and only then the server. A second SIGINT doesn't wait for them.
 
-    uvicorn leaves the lifespan only after every open response has ended, and tells the responses nothing: without this
-    a stream would hold up the shutdown until its run ends by itself.
+    uvicorn by itself refuses connections from the signal on, and leaves the lifespan only after every open response has
+    ended, of which it tells them nothing. So here, while runs finish, the service still listens: it says that it is not
+    ready, refuses chats with a reason, and a stream whose connection breaks is gone on with.
     """
 
     def __init__(self, runs: Runs) -> None:
@@ -50,19 +51,28 @@ class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself returned
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._loop.call_soon_threadsafe(self._start_drain)
         before = self._before[signal.Signals(number)]
         server = getattr(before, "__self__", None)
         if isinstance(server, uvicorn.Server):
-            # Its own handler would raise the signal again after the shutdown, and the exit code would not be 0.
-            server.force_exit = server.should_exit and number == signal.SIGINT
-            server.should_exit = True
-        elif callable(before):
-            before(number, frame)
+            # Not its own handler, which would raise the signal again after the shutdown: the exit code would not be 0.
+            self._loop.call_soon_threadsafe(self._end, server, number)
+        else:
+            self._loop.call_soon_threadsafe(self._start_drain)
+            if callable(before):
+                before(number, frame)
 
-    def _start_drain(self) -> None:
+    def _end(self, server: uvicorn.Server, number: int) -> None:
+        if self._drain is not None and number == signal.SIGINT:
+            self._runs.stop_all()
+            server.force_exit = server.should_exit  # what uvicorn offers while it waits for readers
+            return
+        self._start_drain().add_done_callback(lambda _: setattr(server, "should_exit", True))
+
+    def _start_drain(self) -> asyncio.Task[None]:
         if self._drain is None:  # Runs awaits the same end when its block is left
+            log.info("shutting down; runs in progress: %d", self._runs.in_progress)
             self._drain = asyncio.create_task(self._runs.drain(), name="drain")
+        return self._drain
 
 
 def keep_collections_short() -> None:

@@ -19,6 +19,7 @@ import requests
 from conftest import ROOT, Service, free_port, open_to_others, required, rows, run
 from openai_server import OpenAIServer, echo, finish, pause, reset, stall, text, tool, wait
 from sse_client import Stream, chat, request
+from test_access import until
 
 from agent import Agent
 from checkpointer import Checkpointer
@@ -581,6 +582,49 @@ def test_sigterm_lets_a_run_finish_and_saves_it(service: Start, openai: OpenAISe
     assert running.process.wait(20) == 0
     running.restart()
     assert history(running, "t")["messages"][-1]["content"] == "one two"
+
+
+def test_after_sigterm_it_still_listens_until_its_runs_have_ended(service: Start, openai: OpenAIServer) -> None:
+    gate = threading.Event()
+    openai.reply(text("one "), wait(gate), text("two"), finish())
+    running = service(openai=openai)
+    url = f"{running.url}/api/chat"
+    with requests.post(url, json={"message": "Hi", "thread_id": "t"}, stream=True, timeout=20) as first:
+        assert any(b"one" in line for line in first.iter_lines(chunk_size=1))
+        running.process.send_signal(signal.SIGTERM)
+        until(lambda: requests.get(f"{running.url}/readyz", timeout=10).json()["reasons"] == ["shutting_down"])
+        refused = requests.post(url, json={"message": "Hi"}, timeout=10)
+        assert (refused.status_code, refused.json()["code"]) == (503, "shutting_down")
+        assert refused.headers["connection"] == "close"
+        assert requests.get(f"{running.url}/healthz", timeout=10).status_code == 200
+        run_id = first.headers["location"].split("/")[-2]
+    back = {"Last-Event-ID": f"{run_id}:4"}  # whose connection broke
+    with requests.get(f"{running.url}/chat?message=Hi", headers=back, stream=True, timeout=20) as again:
+        gate.set()
+        rest = again.text
+    assert '"content":"two"' in rest
+    assert '"saved":true' in rest
+    assert running.process.wait(20) == 0
+    assert "shutting down; runs in progress: 1" in running.log
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_runs_and_keeps_what_they_have(
+    service: Start, openai: OpenAIServer
+) -> None:
+    openai.reply(text("half"), stall())
+    running = service(openai=openai, DRAIN_TIMEOUT_S="600")
+    with requests.post(
+        f"{running.url}/api/chat", json={"message": "Hi", "thread_id": "t"}, stream=True, timeout=20
+    ) as stream:
+        lines = stream.iter_lines(chunk_size=1)
+        assert any(b"half" in line for line in lines)
+        running.process.send_signal(signal.SIGINT)
+        until(lambda: requests.get(f"{running.url}/readyz", timeout=10).status_code == 503)
+        running.process.send_signal(signal.SIGINT)
+        assert any(b'"code":"shutting_down"' in line for line in lines)
+    assert running.process.wait(20) == 0
+    running.restart()
+    assert [item["content"] for item in history(running, "t")["messages"]] == ["Hi", "half"]
 
 
 def test_sigterm_stops_a_run_that_does_not_end_and_keeps_what_it_has(service: Start, openai: OpenAIServer) -> None:
