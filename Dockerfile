@@ -10,11 +10,11 @@ COPY *.py clauses.toml debug.html openapi.json schema.sql ./
 RUN python -m compileall -q .
 
 USER 10001
-ENV PYTHONDONTWRITEBYTECODE=1
+ENV PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 PORT=8005
 EXPOSE 8005
 STOPSIGNAL SIGTERM
 
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8005, timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 
 # DATABASE_URL must be set: the image does not carry the embedded PostgreSQL.
-CMD ["uvicorn", "asgi_app:app", "--host", "0.0.0.0", "--port", "8005", "--ws", "none", "--no-access-log", "--timeout-graceful-shutdown", "35"]
+CMD ["python", "asgi_app.py"]

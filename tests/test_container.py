@@ -35,7 +35,6 @@ def test_the_dockerfile_is_plain() -> None:
     assert instructions("USER") == [str(ORDINARY_USER)]
     for command in (*instructions("CMD"), instructions("HEALTHCHECK")[0].partition("CMD ")[2]):
         assert isinstance(json.loads(command), list), "exec form"
-    assert "--timeout-graceful-shutdown" in json.loads(instructions("CMD")[0])
     order = [line.split()[0] for line in LINES if line and not line.startswith("#")]
     assert order.index("USER") > max(index for index, name in enumerate(order) if name in ("RUN", "COPY"))
 
@@ -75,24 +74,28 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("reachable_python")
 def test_its_steps_run_as_an_ordinary_user_on_a_read_only_tree(image: Path, database_url: str, tmp_path: Path) -> None:
-    port = free_port()
-    command = [str(port) if word == "8005" else word for word in json.loads(instructions("CMD")[0])]
-    command = [word.replace("0.0.0.0", "127.0.0.1") for word in command]
-    command[0] = str(image / "venv/bin" / command[0])
-    env = {"PATH": "/usr/bin:/bin", "DATABASE_URL": database_url, "PYTHONDONTWRITEBYTECODE": "1", "PORT": str(port)}
-    service = Container(env, tmp_path / "log", command, cwd=image / "app")
+    env = {"PATH": f"{image / 'venv/bin'}:/usr/bin:/bin", "DATABASE_URL": database_url, "LOG_FORMAT": "json"}
+    env |= dict(pair.split("=") for line in instructions("ENV") for pair in line.split())
+    env |= {"HOST": "127.0.0.1", "PORT": str(free_port())}
+    service = Container(env, tmp_path / "log", as_run(image, instructions("CMD")[0]), cwd=image / "app")
     try:
         service.wait_until_ready()
         with urllib.request.urlopen(f"{service.url}/chat?message=Draft+an+NDA") as answer:
             frames = answer.read().decode()
         assert '"type":"end","reason":"stop","saved":true' in frames
-        health = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
-        check = [str(image / "venv/bin/python"), health[1], health[2].replace("8005", str(port))]
-        assert subprocess.run(check, check=False).returncode == 0
+        check = as_run(image, instructions("HEALTHCHECK")[0].partition("CMD ")[2])
+        assert subprocess.run(check, env=env, check=False).returncode == 0
     finally:
         code = service.stop()
     assert code == 0, service.log
-    assert subprocess.run(check, check=False, stderr=subprocess.DEVNULL).returncode != 0
+    assert all(line.startswith("{") for line in service.log.splitlines()), service.log
+    assert subprocess.run(check, env=env, check=False, stderr=subprocess.DEVNULL).returncode != 0
+
+
+def as_run(image: Path, instruction: str) -> list[str]:
+    """The words of an exec form, in that environment."""
+    program, *words = json.loads(instruction)
+    return [str(image / "venv/bin" / program), *words]
 
 
 @pytest.fixture
