@@ -274,6 +274,8 @@ class Writer:
             units = units[len(part) :]
             size = len(units)
             failures = 0
+            if self.failing:
+                log.warning("the database can be written to again")
             self.failing = False
 
     async def _attempt(self, units: Sequence[Unit]) -> None:
@@ -296,7 +298,9 @@ class Writer:
 
     async def _wait_out(self, error: Exception, failures: int) -> None:
         if not self.failing:
-            log.warning("the database can't be written to (%s); %d units wait", type(error).__name__, self.waiting)
+            log.warning(
+                "the database can't be written to (%s); units that wait: %d", type(error).__name__, self.unsaved
+            )
         self.failing = True
         self._drop_connection()
         await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])

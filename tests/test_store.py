@@ -231,7 +231,7 @@ async def test_what_waits_is_bounded_in_bytes_too(database_url: str) -> None:
     ids=["read-only", "too many connections"],
 )
 async def test_a_database_that_takes_no_writes_for_a_while_loses_nothing(
-    postgres: str, fault: str, healing: str
+    postgres: str, fault: str, healing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a role that is not the superuser, for whom limits don't hold."""
     admin = await asyncpg.connect(postgres)
@@ -250,6 +250,10 @@ async def test_a_database_that_takes_no_writes_for_a_while_loses_nothing(
             await asyncio.wait_for(asyncio.gather(*futures), 20)
             assert len(await store.fetch("SELECT 1 FROM runs")) == 101
             assert await store.fetch("SELECT 1 FROM dead_letters") == []
+        went, came = [record.getMessage() for record in caplog.records if record.name == "draftstream.writer"]
+        assert went.startswith("the database can't be written to (")
+        assert went.endswith("; units that wait: 100")
+        assert came == "the database can be written to again"
     finally:
         await admin.execute("DROP DATABASE ordinary WITH (FORCE)")
         await admin.execute("DROP ROLE ordinary")
