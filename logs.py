@@ -62,7 +62,7 @@ class Lines(logging.Formatter):
             if trace:
                 line["exception"] = trace
             return self._hide(orjson.dumps(line, default=str).decode())
-        words = [message, *(f"{name}={value}" for name, value in fields.items() if value is not None)]
+        words = [message, *(f"{name}={_quoted(value)}" for name, value in fields.items() if value is not None)]
         return self._hide(f"{record.levelname + ':':<9} {' '.join(words)}" + (f"\n{trace}" if trace else ""))
 
     def _hide(self, line: str) -> str:
@@ -99,6 +99,12 @@ def _shown(argument: object) -> object:
     if not WORD.fullmatch(argument):
         return f"[{len(argument)} characters]"
     return USER_INFO.sub("//", QUERY.sub("?…", argument))
+
+
+def _quoted(value: object) -> str:
+    """In quotes, as JSON has it, unless it is one word: a line can be taken apart again."""
+    text = str(value)
+    return text if WORD.fullmatch(text) else orjson.dumps(text).decode()
 
 
 def kind(error: BaseException) -> str:

@@ -340,8 +340,6 @@ class Runs:
         elif outcome.reason == "cancelled":
             status = RunStatus.CANCELLED
             error = STOPPED.get(run.stopping.result())
-        if error is not None:
-            log.warning("run %s: %s (%s)", run.run_id, error.code, error.__cause__)
         items = [item.record(complete=item.first.item not in outcome.unfinished) for item in run.items]
         last = Error(error.content, error.code, error.retryable) if error else None
         run.closing = True
@@ -362,7 +360,10 @@ class Runs:
         await asyncio.wait({saved}, timeout=patience_s)
         journaled = not saved.done() and await self._store.journal(run.run_id)
         refused = saved.exception() if saved.done() else None
-        self._telemetry.run_ended(_report(run, ended, saved=saved.done() and refused is None))
+        failure = error or (refused if isinstance(refused, RunFailure) else None)
+        self._telemetry.run_ended(
+            _report(run, ended, failure, saved=saved.done() and refused is None, journaled=journaled)
+        )
         if last is not None or outcome.reason is None:
             return last or Error("The run ended without a reason.", "internal", retryable=True)
         if isinstance(refused, RunFailure):
@@ -429,21 +430,24 @@ def _is_lost(claim: asyncio.Future[None]) -> bool:
     return not claim.cancelled() and claim.exception() is not None
 
 
-def _report(run: Run, ended: RunEnded, *, saved: bool) -> RunReport:
+def _report(run: Run, ended: RunEnded, failure: RunFailure | None, *, saved: bool, journaled: bool) -> RunReport:
+    """`failure`: what the client is told; also where only the database refused the turn."""
     usage: Usage | dict[str, None] = ended.usage or {"input_tokens": None, "output_tokens": None}
     trace = tracing.here()
     return RunReport(
         run_id=run.run_id,
         thread_id=run.thread_id,
         owner=run.owner,
-        status=ended.status,
-        reason=ended.error.code if ended.error is not None else str(ended.reason),
+        status=ended.status if failure is None or ended.error is not None else RunStatus.FAILED,
+        reason=failure.code if failure is not None else str(ended.reason),
+        cause=failure.__cause__ if failure is not None else None,
         model=ended.started.model,
         seconds=time.monotonic() - run.begun_at,
         first_token_s=run.first_piece_at - run.begun_at if run.items else None,
         input_tokens=usage["input_tokens"],
         output_tokens=usage["output_tokens"],
         saved=saved,
+        journaled=None if saved else journaled,
         trace_id=trace.trace_id if trace is not None else None,
     )
 

@@ -7,12 +7,13 @@ or a thread.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
-from chat import RunStatus
+from chat import EndReason, RunStatus
 
 log = logging.getLogger("draftstream.run")
 
@@ -29,20 +30,31 @@ COMMIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """A run that has ended, in ids and figures. `reason`: as its `end` said it, or the code of its `error`."""
+    """A run that has ended, in ids and figures.
+
+    `reason`: as its `end` said it, or the code of its `error`, and `cause` what led to that.
+    `journaled`: whether a turn that is not saved is durable all the same.
+    """
 
     run_id: str
     thread_id: str
     owner: str
     status: RunStatus
     reason: str
+    cause: BaseException | None
     model: str
     seconds: float
     first_token_s: float | None
     input_tokens: int | None
     output_tokens: int | None
     saved: bool
+    journaled: bool | None
     trace_id: str | None
+
+
+def _figure(report: RunReport, name: str) -> object:
+    value: object = getattr(report, name)
+    return round(value, 3) if isinstance(value, float) else value
 
 
 class Telemetry:
@@ -129,9 +141,10 @@ class Telemetry:
             self._unsaved.inc()
         self._tokens.labels("input").inc(report.input_tokens or 0)
         self._tokens.labels("output").inc(report.output_tokens or 0)
-        values = ((name, getattr(report, name)) for name in report.__slots__)
-        figures = {name: round(value, 3) if isinstance(value, float) else value for name, value in values}
-        log.info("run ended", extra={"fields": figures})
+        level = logging.INFO if report.reason in get_args(EndReason) else logging.WARNING
+        log.log(
+            level, "run ended", extra={"fields": {field.name: _figure(report, field.name) for field in fields(report)}}
+        )
 
     def refused(self, code: str) -> None:
         """A request was answered with a problem of this code."""

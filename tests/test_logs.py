@@ -67,6 +67,14 @@ def test_json_is_an_object_a_line() -> None:
     assert line("run ended", fields={"run_id": "r", "trace_id": None}) == "INFO:     run ended run_id=r"
 
 
+def test_a_line_of_fields_can_be_taken_apart_again() -> None:
+    fields: dict[str, object] = {"a": "one", "b": ConnectionRefusedError(111, CANARY), "c": "two\nlines", "d": 1.5}
+    assert line("x", fields=fields) == 'INFO:     x a=one b="ConnectionRefusedError 111" c="[9 characters]" d=1.5'
+    assert line("x", fields=fields, content=True).splitlines() == [
+        'INFO:     x a=one b="[Errno 111] canary of a message" c="two\\nlines" d=1.5'
+    ]
+
+
 HIDDEN: list[tuple[str, tuple[Any, ...], str]] = [
     ("got %s", (CANARY,), "got [19 characters]"),
     ("got %r", (CANARY,), "got '[19 characters]'"),

@@ -30,6 +30,7 @@ from chat import (
     ThreadHead,
     Turn,
     UnknownCheckpoint,
+    Unstorable,
 )
 from limits import Limits
 from run import Cursor, Run
@@ -464,6 +465,27 @@ async def test_a_fault_of_ours_shows_nothing_of_itself(caplog: pytest.LogCapture
     assert run.run_id in caplog.text
 
 
+async def test_a_turn_that_the_database_refuses_is_reported_as_the_client_hears_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Refusing(Records):
+        async def end_run(self, run: RunEnded) -> asyncio.Future[None]:
+            saved = asyncio.get_running_loop().create_future()
+            saved.set_exception(Unstorable())
+            return saved
+
+    caplog.set_level("INFO", "draftstream.run")
+    async with registry(says, Refusing()) as runs:
+        events = await read(
+            (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60, on_stuck=pytest.fail)
+        )
+    assert (events[-1][1]["type"], events[-1][1]["code"]) == ("error", "unstorable")
+    [record] = caplog.records
+    fields = record.__dict__["fields"]
+    assert (fields["status"], fields["reason"], fields["saved"]) == (RunStatus.FAILED, "unstorable", False)
+    assert record.levelname == "WARNING"
+
+
 async def test_what_a_run_says_is_saved_on_the_way_without_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runs.PROGRESS_S", 0.01)
     records = Records(saves=False)
@@ -523,3 +545,22 @@ def test_resuming_anywhere_gives_the_rest_exactly(texts: list[str], data: st.Dat
         assert sum(event["type"] == "end" for _, event in events) == 1
 
     asyncio.run(check())
+
+
+async def test_a_run_whose_thread_is_looked_up_when_the_service_goes_down_does_not_begin() -> None:
+    looked_up = asyncio.Event()
+
+    class Slow(Records):
+        async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
+            await looked_up.wait()
+            return ThreadHead()
+
+    records = Slow()
+    async with registry(says, records) as runs:
+        start = asyncio.create_task(runs.start("o", ChatRequest("Hi", thread_id="t")))
+        await asyncio.sleep(0)
+        await runs.drain()
+        looked_up.set()
+        with pytest.raises(Draining):
+            await start
+    assert records.started == []

@@ -27,12 +27,14 @@ def report(**changes: Any) -> RunReport:
         "owner": "o",
         "status": RunStatus.COMPLETED,
         "reason": "stop",
+        "cause": None,
         "model": "m",
         "seconds": 2.34567,
         "first_token_s": 0.5,
         "input_tokens": 11,
         "output_tokens": 7,
         "saved": True,
+        "journaled": None,
         "trace_id": None,
     }
     return RunReport(**(fields | changes))
@@ -121,12 +123,14 @@ def test_a_run_is_one_line_of_ids_and_figures(caplog: pytest.LogCaptureFixture) 
         "owner": "o",
         "status": RunStatus.COMPLETED,
         "reason": "stop",
+        "cause": None,
         "model": "m",
         "seconds": 2.346,
         "first_token_s": 0.5,
         "input_tokens": 11,
         "output_tokens": 7,
         "saved": True,
+        "journaled": None,
         "trace_id": TRACE,
     }
 
@@ -174,6 +178,16 @@ def test_a_service_can_be_watched(watched: Callable[..., Service], openai: OpenA
     assert first["run_id"] == stream.run_id
     assert (first["trace_id"], second["trace_id"]) == (TRACE, None)
     assert (first["input_tokens"], first["output_tokens"], first["saved"]) == (11, 7, True)
+
+
+def test_a_run_that_fails_is_one_line_too_and_says_why(watched: Callable[..., Service], openai: OpenAIServer) -> None:
+    service = watched()
+    openai.reply(status(401, "invalid_api_key"))
+    stream = chat(service.url, "Hi")
+    assert metrics(service)["draftstream_runs_total{reason=model_auth,status=failed}"] == 1
+    [line] = [line for line in service.log.splitlines() if stream.run_id in line and "HTTP/1.1" not in line]
+    assert line.startswith("WARNING:  run ended ")
+    assert ' reason=model_auth cause="AuthenticationError 401" ' in line
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
