@@ -76,7 +76,9 @@ class OpenAIModel:
         """Have the deltas of each arrival heard; returns how the reply ended. Raises ModelError."""
         with ModelCall(self.name, self._base_url) as call:
             try:
-                async with aclosing(_Body(await self._post(messages, tools, call.headers))) as body:
+                with call.current():
+                    body = _Body(await self._post(messages, tools, call.headers))
+                async with aclosing(body):
                     decoder = _ReplyDecoder()
                     while not decoder.done:
                         if (deltas := decoder.feed(await body.read())) is not None:

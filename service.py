@@ -99,7 +99,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         )
         runs = await stack.enter_async_context(
             Runs(
-                agent=tracing.traced(agent),
+                agent=tracing.traced(agent, model.name, "draftstream" if settings.offline else tracing.PROVIDER),
                 model=model.name,
                 store=store,
                 limits=limits,

@@ -11,6 +11,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -28,6 +29,7 @@ except ImportError:  # not installed: then there are no spans
 TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 SAMPLED = 0x01
 NAME = "draftstream"
+PROVIDER = "openai"  # whose wire it is; the address tells who answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class TraceContext:
 
 
 _here: ContextVar[TraceContext | None] = ContextVar("trace context", default=None)
+_conversation: ContextVar[str | None] = ContextVar("thread of the turn", default=None)
 
 
 def arrive(traceparent: str | None) -> TraceContext | None:
@@ -91,7 +94,8 @@ def _context_of(span: "otel.Span") -> TraceContext | None:
 class Span:
     """A span of ours: recorded if OpenTelemetry is configured, and a place in the trace in any case, if there is one.
 
-    It is not made OpenTelemetry's current one: an async generator may be closed in another context than it began in.
+    It is not OpenTelemetry's current one all the time: an async generator may be closed in another context than it
+    began in.
     """
 
     def __init__(self, name: str, attributes: Mapping[str, str | int | bool], *, client: bool) -> None:
@@ -101,6 +105,15 @@ class Span:
             self.context = _context_of(self._span)
         else:
             self.context = parent.child() if parent is not None else None
+
+    def current(self) -> AbstractContextManager[object]:
+        """What others record in this block (of an HTTP client, a database) is a part of it. Not to be left in a yield.
+
+        An HTTP client that is instrumented sends a `traceparent` of its own span: without this, of a trace of its own.
+        """
+        if self._span is None:
+            return nullcontext()
+        return otel.use_span(self._span, record_exception=False, set_status_on_exception=False)
 
     def set(self, name: str, value: str | int | list[str]) -> None:
         if self._span is not None:
@@ -153,12 +166,14 @@ class ModelCall(Span):
         server = urlsplit(base_url)
         attributes: dict[str, str | int | bool] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": "openai",  # whose wire it is; the address tells who answers
+            "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": model,
             "gen_ai.request.stream": True,
             "server.address": server.hostname or "",
             "server.port": server.port or (80 if server.scheme == "http" else 443),
         }
+        if (thread_id := _conversation.get()) is not None:
+            attributes["gen_ai.conversation.id"] = thread_id
         super().__init__(f"chat {model}", attributes, client=True)
 
     @property
@@ -173,19 +188,21 @@ class ModelCall(Span):
 Agent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
 
 
-def traced(agent: Agent) -> Agent:
+def traced(agent: Agent, model: str, provider: str = PROVIDER) -> Agent:
     """The agent, with a span around each turn that its requests to the model belong to."""
 
     async def carry_out(turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
         attributes = {
             "gen_ai.operation.name": "invoke_agent",
-            "gen_ai.provider.name": "openai",
+            "gen_ai.provider.name": provider,
             "gen_ai.agent.name": NAME,
+            "gen_ai.request.model": model,
             "gen_ai.conversation.id": turn.thread_id,
             "draftstream.run_id": turn.run_id,
         }
-        with Span(f"invoke_agent {NAME}", attributes, client=False) as span:
+        with Span(f"invoke_agent {NAME}", attributes, client=False) as span, span.current():
             _here.set(span.context)  # the run's task is its own context
+            _conversation.set(turn.thread_id)
             outcome = await agent(turn, emit, stopping)
             span.usage(outcome.usage)
             if outcome.error is not None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from openai_server import OpenAIServer, finish, stall, status, text
 from opentelemetry import trace as otel
+from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -126,7 +127,7 @@ def scripted(model: OpenAIModel, outcome: Outcome) -> tracing.Agent:
         await ask(model)
         return outcome
 
-    return traced(agent)
+    return traced(agent, model.name)
 
 
 async def run(agent: tracing.Agent) -> Outcome:
@@ -153,6 +154,7 @@ async def test_a_turn_and_its_call_of_the_model_are_spans_of_the_callers_trace(
         gen_ai.GEN_AI_PROVIDER_NAME: "openai",
         gen_ai.GEN_AI_REQUEST_MODEL: "gpt-test",
         gen_ai.GEN_AI_REQUEST_STREAM: True,
+        gen_ai.GEN_AI_CONVERSATION_ID: "thread",
         gen_ai.GEN_AI_RESPONSE_FINISH_REASONS: ("stop",),
         gen_ai.GEN_AI_USAGE_INPUT_TOKENS: 11,
         gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS: 7,
@@ -160,8 +162,16 @@ async def test_a_turn_and_its_call_of_the_model_are_spans_of_the_callers_trace(
         "server.port": int(openai.base_url.rpartition(":")[2].partition("/")[0]),
     }
     assert (agent.name, agent.kind) == ("invoke_agent draftstream", otel.SpanKind.INTERNAL)
-    assert (agent.attributes or {})[gen_ai.GEN_AI_CONVERSATION_ID] == "thread"
-    assert (agent.attributes or {})[gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS] == 7
+    assert dict(agent.attributes or {}) == {
+        gen_ai.GEN_AI_OPERATION_NAME: "invoke_agent",
+        gen_ai.GEN_AI_PROVIDER_NAME: "openai",
+        gen_ai.GEN_AI_AGENT_NAME: "draftstream",
+        gen_ai.GEN_AI_REQUEST_MODEL: "gpt-test",
+        gen_ai.GEN_AI_CONVERSATION_ID: "thread",
+        gen_ai.GEN_AI_USAGE_INPUT_TOKENS: 11,
+        gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS: 7,
+        "draftstream.run_id": "run",
+    }
     assert agent.parent is not None
     assert agent.context is not None
     assert chat.parent is not None
@@ -171,6 +181,23 @@ async def test_a_turn_and_its_call_of_the_model_are_spans_of_the_callers_trace(
     assert chat.parent.span_id == agent.context.span_id
     assert openai.requests[0].headers["traceparent"] == f"00-{TRACE}-{chat.context.span_id:016x}-01"
     assert "canary" not in chat.to_json() + agent.to_json()
+
+
+@pytest.mark.anyio
+async def test_an_http_client_that_is_instrumented_sends_a_span_of_the_same_trace(
+    openai: OpenAIServer, spans: InMemorySpanExporter
+) -> None:
+    AioHttpClientInstrumentor().instrument()
+    try:
+        model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
+        await run(scripted(model, Outcome("stop", None, frozenset(), USAGE, None)))
+    finally:
+        AioHttpClientInstrumentor().uninstrument()
+    post, chat, agent = spans.get_finished_spans()
+    parents = [f"{span.parent.span_id:016x}" if span.parent is not None else None for span in (post, chat, agent)]
+    ids = [f"{span.context.span_id:016x}" if span.context is not None else None for span in (post, chat, agent)]
+    assert parents == [ids[1], ids[2], SPAN]
+    assert openai.requests[0].headers["traceparent"].startswith(f"00-{TRACE}-{ids[0]}-")
 
 
 @pytest.mark.anyio
