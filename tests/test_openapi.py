@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import inspect
 import json
 import os
 import re
@@ -133,9 +134,13 @@ def test_it_has_the_version_of_the_service() -> None:
 def calls(*names: str) -> Iterator[list[object]]:
     """The arguments of each call of these in the source, as far as they are literal."""
     for module in ROOT.glob("*.py"):
-        for node in ast.walk(ast.parse(module.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
-                yield [argument.value if isinstance(argument, ast.Constant) else None for argument in node.args]
+        yield from literals(ast.parse(module.read_text()), *names)
+
+
+def literals(source: ast.AST, *names: str) -> Iterator[list[object]]:
+    for node in ast.walk(source):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            yield [argument.value if isinstance(argument, ast.Constant) else None for argument in node.args]
 
 
 def documented_problems() -> set[tuple[int, str]]:
@@ -174,13 +179,26 @@ def test_it_has_every_word_of_the_vocabulary() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     assert set(schemas["ChatRequest"]["properties"]) == set(CHAT_FIELDS)
     assert set(schemas["ForkRequest"]["properties"]) == set(FORK_FIELDS)
-    parameters = [resolve(each) for each in DOCUMENT["paths"]["/chat"]["get"]["parameters"]]
-    in_query = {each["name"] for each in parameters if each["in"] == "query"}
-    assert in_query == {*CHAT_FIELDS, "idempotency_key"}
     assert schemas["RedlineMark"]["enum"] == list(get_args(Mark))
     assert schemas["RedlineBlock"]["properties"]["kind"]["enum"] == list(get_args(Kind))
     assert schemas["EndReason"]["enum"] == list(get_args(EndReason))
     assert schemas["Run"]["properties"]["status"]["enum"] == list(RunStatus)
+
+
+def in_query(operation: Json) -> set[str]:
+    return {name["name"] for name in map(resolve, operation.get("parameters", [])) if name["in"] == "query"}
+
+
+def test_it_has_every_parameter_that_a_handler_takes_and_no_other() -> None:
+    taken = {}
+    for route, methods in ROUTES:
+        for method, (handler, _) in methods.items():
+            source = ast.parse(inspect.getsource(handler))
+            [*found] = literals(source, "parameters")
+            taken[method, path_of(route)] = {str(name) for _, *names in found for name in names}
+    taken["GET", "/chat"] = {*CHAT_FIELDS, "idempotency_key"}
+    taken["GET", "/api/runs/{run_id}/events"] = {"after", "stream"}
+    assert {place: in_query(operation) for place, operation in operations(DOCUMENT).items()} == taken
 
 
 CHECKPOINT = "1f1e79fa-4dd3-66ff-8003-796a8d117922"
@@ -243,6 +261,22 @@ def test_an_example_is_of_its_schema(shown: Any, schema: Json) -> None:
     validate(shown, schema)
     if schema.get("$ref", "").endswith("/Frame"):
         validate_frame(shown)
+
+
+def test_every_parameter_has_an_example_or_a_list_of_its_values() -> None:
+    shared = [parameter for methods in DOCUMENT["paths"].values() for parameter in methods.get("parameters", [])]
+    own = [parameter for operation in operations(DOCUMENT).values() for parameter in operation.get("parameters", [])]
+    parameters = [resolve(parameter) for parameter in [*shared, *own]]
+    assert [
+        parameter["name"]
+        for parameter in parameters
+        if "example" not in parameter and not resolve(parameter["schema"]).keys() & {"examples", "enum"}
+    ] == []
+
+
+def test_every_kind_of_event_has_an_example() -> None:
+    kinds = DOCUMENT["components"]["schemas"]["Event"]["discriminator"]["mapping"].values()
+    assert [kind for kind in kinds if not resolve({"$ref": kind}).get("examples")] == []
 
 
 def test_every_problem_and_every_json_answer_has_an_example() -> None:
