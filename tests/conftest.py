@@ -22,6 +22,7 @@ from urllib.error import URLError
 import asyncpg
 import pytest
 from fault_proxy import FaultProxy
+from hypothesis import HealthCheck, settings
 from openai_server import OpenAIServer
 from zygote import Zygote
 
@@ -38,6 +39,9 @@ T = TypeVar("T")
 THREAD = ThreadPoolExecutor(1)
 RUNNER = asyncio.Runner()
 ZYGOTE = Zygote()
+# How long an example takes is the machine's business, which may be loaded.
+settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 UNCLEAN = ("Traceback", "was never retrieved", "never awaited", "was destroyed but it is pending")
 
 

@@ -36,10 +36,11 @@ class FaultProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        await self.reset()
+        await asyncio.sleep(0.01)  # a service may be connecting: until what was accepted is here to be ended
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.reset()  # also of those whose tasks had not begun
         await self._server.wait_closed()
 
     async def reset(self) -> None:
@@ -72,19 +73,22 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(self.reset(), self._server.get_loop()).result(10)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.refuse:
-            writer.transport.abort()
-            return
+        if (this := asyncio.current_task()) is not None:
+            self._keep(this)
         try:
+            if self.refuse:
+                raise ConnectionRefusedError
             database_reader, database_writer = await asyncio.open_unix_connection(self._socket)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         self._writers |= {writer, database_writer}
         for source, target, back in ((reader, database_writer, writer), (database_reader, writer, database_writer)):
-            task = asyncio.create_task(self._pass_on(source, target, back))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(asyncio.create_task(self._pass_on(source, target, back)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _pass_on(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, back: asyncio.StreamWriter

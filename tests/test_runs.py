@@ -154,6 +154,12 @@ async def read(cursor: Cursor) -> list[tuple[str, dict[str, object]]]:
     return parsed
 
 
+async def saying(run: Run) -> None:
+    """Until the agent has said something."""
+    while not run.items:
+        await asyncio.sleep(0)
+
+
 def text(events: list[tuple[str, dict[str, object]]]) -> str:
     return "".join(str(event["content"]) for _, event in events if event["type"] in ("message", "doc"))
 
@@ -236,7 +242,7 @@ async def test_items_mode_sends_each_item_once_it_is_whole() -> None:
     async with registry(in_two_parts) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
         cursor = run.follow(None, mode="items", heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
-        await asyncio.sleep(0.01)
+        await saying(run)
         first = await anext(cursor)
         assert b'"content":"Hello \xf0\x9f\x98\x80 world"' in first
         assert b"# N" not in first
@@ -257,7 +263,7 @@ async def test_what_arrives_together_leaves_in_one_write() -> None:
     async with registry(at_once) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
         cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
-        await asyncio.sleep(0.01)
+        await saying(run)
         assert (await anext(cursor)).count(b"data: ") == 101
         cursor.close()
 
@@ -308,7 +314,7 @@ async def test_a_document_that_is_written_for_long_keeps_the_silence_of_items_mo
 async def test_a_silent_run_sends_a_comment() -> None:
     async with registry(waits) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        await asyncio.sleep(0.01)
+        await saying(run)
         cursor = run.follow(None, heartbeat_s=0.05, on_stuck=pytest.fail, write_now=later)
         await anext(cursor)
         assert await anext(cursor) == b":\n\n"
@@ -407,7 +413,7 @@ async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
     records = Records()
     async with registry(waits, records) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        await asyncio.sleep(0.01)
+        await saying(run)
         run.stop(StopCause.USER)
         events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
     assert events[-1][1] == {"type": "end", "reason": "cancelled", "saved": True, "checkpoint_id": None, "usage": None}
@@ -477,7 +483,7 @@ async def test_a_turn_that_the_database_refuses_is_reported_as_the_client_hears_
     caplog.set_level("INFO", "draftstream.run")
     async with registry(says, Refusing()) as runs:
         events = await read(
-            (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60, on_stuck=pytest.fail)
+            (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
         )
     assert (events[-1][1]["type"], events[-1][1]["code"]) == ("error", "unstorable")
     [record] = caplog.records

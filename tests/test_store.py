@@ -405,10 +405,10 @@ async def test_a_change_that_takes_long_is_committed_alone_and_given_up_in_the_e
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It must neither be sent again for ever nor take what is saved beside it along."""
-    monkeypatch.setattr(writer, "COMMIT_BUDGET_S", 0.3)
+    monkeypatch.setattr(writer, "COMMIT_BUDGET_S", 1.0)
     await (await store.end_run(ended(await begun(store))))
     await store.fetch(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.6); RETURN NULL; END $$"
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2); RETURN NULL; END $$"
     )
     await store.fetch("CREATE TRIGGER slow AFTER DELETE ON threads FOR EACH STATEMENT EXECUTE FUNCTION slow()")
     deletion = asyncio.create_task(store.delete_thread("o", "t"))
@@ -417,7 +417,7 @@ async def test_a_change_that_takes_long_is_committed_alone_and_given_up_in_the_e
     await deletion
     await beside
     assert await texts(store) == []
-    monkeypatch.setattr(store_room, "CHANGE_BUDGET_S", 0.3)
+    monkeypatch.setattr(store_room, "CHANGE_BUDGET_S", 1.0)
     deletion = asyncio.create_task(store.delete_thread("o", "nobody's"))
     await asyncio.sleep(0)
     await store.start_run(started("v"))
