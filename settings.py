@@ -66,7 +66,7 @@ class Settings:
             try:
                 return parse(text)
             except ValueError:
-                shown = "" if name in NOT_SHOWN else f", not {text!r}"
+                shown = "" if name in NOT_SHOWN or "@" in text else f", not {text!r}"  # a URL with a password
                 raise SettingsError(f"{name} must be {what}{shown}") from None
 
         def whole(name: str, default: int, minimum: int, maximum: int = 2**31 - 1) -> int:

@@ -553,6 +553,7 @@ def test_no_log_line_carries_a_message_or_a_key(service: Start, openai: OpenAISe
         ({"DATABASE_URL": "mysql://user:secret@x/y"}, "DATABASE_URL must be a postgresql:// URL"),
         ({"DATABASE_URL": "postgresql://user:secret@127.0.0.1:1/x"}, "can't use the database at 127.0.0.1:1/x"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, not 'loud'"),
+        ({"OPENAI_BASE_URL": "ftp://user:secret@x"}, "OPENAI_BASE_URL must be an http:// or https:// URL"),
         ({"CORS_ALLOW_ORIGINS": "app.example"}, "CORS_ALLOW_ORIGINS must be"),
     ],
 )
