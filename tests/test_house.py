@@ -1,6 +1,7 @@
 """The rules of the house: which room may import which, and that what ships and what is settable is written down."""
 
 import ast
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_every_route_is_in_the_readme() -> None:
     assert [path for path in paths if f"{path}`" not in readme and f"{path}?" not in readme] == []
 
 
+def test_every_metric_is_in_the_readme() -> None:
+    table = (ROOT / "README.md").read_text().partition("| metric (`draftstream_…`)")[2].partition("\n\n")[0]
+    metrics = set(re.findall(r'"draftstream_(\w+)"', (ROOT / "telemetry.py").read_text()))
+    assert set(re.findall(r"`([a-z_]{8,})[`{]", table)) == metrics
+
+
 def test_every_room_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [module for module in sorted(MODULES) if f"`{module}.py`" not in readme] == []
+
+
+def test_ci_has_every_program_that_a_test_needs() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    programs = set(re.findall(r'required\("(\w+)"\)', tests))
+    assert programs >= {"nginx", "chromium"}
+    assert programs == set(re.findall(r"^command -v (\w+) ", (ROOT / ".ci/run").read_text(), re.MULTILINE))
