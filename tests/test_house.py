@@ -103,6 +103,14 @@ def test_every_room_is_in_the_readme() -> None:
     assert [module for module in sorted(MODULES) if f"`{module}.py`" not in readme] == []
 
 
+def test_every_fault_is_shown_by_tests_that_there_are() -> None:
+    shown = re.findall(r'`(test_\w+\.py)(?: -k "?([\w ]+)"?)?`', (ROOT / "docs/faults.md").read_text())
+    assert len(shown) > 30
+    for file, words in shown:
+        names = re.findall(r"def (test_\w+)", (ROOT / "tests" / file).read_text())
+        assert [word for word in words.split(" or ") if not any(word in name for name in names)] == [], file
+
+
 def test_ci_has_every_program_that_a_test_needs() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
     programs = set(re.findall(r'required\("(\w+)"\)', tests))
