@@ -594,6 +594,7 @@ def test_after_sigterm_it_still_listens_until_its_runs_have_ended(service: Start
         assert any(b"one" in line for line in first.iter_lines(chunk_size=1))
         running.process.send_signal(signal.SIGTERM)
         until(lambda: requests.get(f"{running.url}/readyz", timeout=10).json()["reasons"] == ["shutting_down"])
+        time.sleep(0.5)  # after which uvicorn by itself would not listen any more
         refused = requests.post(url, json={"message": "Hi"}, timeout=10)
         assert (refused.status_code, refused.json()["code"]) == (503, "shutting_down")
         assert refused.headers["connection"] == "close"

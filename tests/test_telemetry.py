@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from conftest import Service
+from fault_proxy import FaultProxy
 from openai_server import OpenAIServer, finish, status, text, tool, wait
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 from sse_client import chat, request
+from test_access import until
 
 from chat import RunStatus
 from telemetry import RunReport, Telemetry
@@ -172,12 +174,42 @@ def test_a_service_can_be_watched(watched: Callable[..., Service], openai: OpenA
     assert found["draftstream_runs_total{reason=stop,status=completed}"] == 2
     assert found["draftstream_model_tokens_total{type=input}"] == 22
     assert found["draftstream_time_to_first_token_seconds_count"] == 2
+    assert found["draftstream_time_to_first_event_seconds_count"] == 2
+    assert found["draftstream_runs_started_total"] == 2
+    assert found["draftstream_commit_duration_seconds_count"] >= 2
     assert found["draftstream_runs_in_progress"] == 0
     lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
     first, second = (line for line in lines if line["message"] == "run ended")
     assert first["run_id"] == stream.run_id
     assert (first["trace_id"], second["trace_id"]) == (TRACE, None)
     assert (first["input_tokens"], first["output_tokens"], first["saved"]) == (11, 7, True)
+
+
+def test_refusals_are_counted_by_their_code(watched: Callable[..., Service]) -> None:
+    service = watched()
+    assert chat(service.url, "").status == 422
+    assert request("GET", f"{service.url}/chat?message=%ff").status == 400
+    assert request("GET", f"{service.url}/nowhere").status == 404
+    refusals = {name: value for name, value in metrics(service).items() if "refusals" in name}
+    codes = ("invalid_request", "bad_query", "not_found")
+    assert refusals == {f"draftstream_refusals_total{{code={code}}}": 1 for code in codes}
+
+
+def test_what_waits_for_the_database_is_seen(
+    service: Callable[..., Service], openai: OpenAIServer, proxy: FaultProxy
+) -> None:
+    running = service(openai=openai, DATABASE_URL=proxy.dsn, SAVE_TIMEOUT_S="0.2")
+    proxy.frozen = True
+    stream = chat(running.url, "Hi")
+    assert stream.last["saved"] is False
+    before, after = metrics(running), metrics(running)
+    assert after["draftstream_write_queue_units"] >= 2, "the run's start, and its end"
+    assert 0.2 <= before["draftstream_write_queue_age_seconds"] < after["draftstream_write_queue_age_seconds"]
+    assert after["draftstream_runs_unsaved_total"] == 1
+    proxy.cut()
+    proxy.frozen = False
+    until(lambda: metrics(running)["draftstream_write_queue_units"] == 0)
+    assert metrics(running)["draftstream_write_queue_age_seconds"] == 0
 
 
 def test_a_run_that_fails_is_one_line_too_and_says_why(watched: Callable[..., Service], openai: OpenAIServer) -> None:

@@ -1,11 +1,12 @@
 """Trace context from the caller to the model, and the spans that OpenTelemetry records of it."""
 
 import asyncio
+import json
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Service
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
@@ -16,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
+from sse_client import chat
 
 import tracing
 from chat import Emit, ModelError, Outcome, StopCause, Turn, Usage
@@ -246,6 +248,22 @@ async def test_where_the_server_has_a_span_it_is_the_parent(spans: InMemorySpanE
         context = arrive(HEADER)
     assert context is not None
     assert context.span_id == f"{server.get_span_context().span_id:016x}"
+
+
+@pytest.mark.parametrize("provider", ["openai", "draftstream"])
+def test_a_service_that_has_it_configured_records_its_turns(
+    service: Callable[..., Service], openai: OpenAIServer, provider: str
+) -> None:
+    running = service(openai=openai if provider == "openai" else None, app="traced_app:app")
+    said = chat(running.url, "canary", thread_id="t", headers={"traceparent": HEADER})
+    spans = [json.loads(line) for line in running.log.splitlines() if line.startswith('{"name')]
+    [turn] = [span for span in spans if span["name"] == "invoke_agent draftstream"]
+    assert turn["attributes"]["draftstream.run_id"] == said.run_id
+    assert turn["attributes"]["gen_ai.provider.name"] == provider
+    assert turn["parent_id"] == f"0x{SPAN}"
+    calls = [span for span in spans if span["name"] == "chat gpt-test"]
+    assert [call["parent_id"] for call in calls] == [turn["context"]["span_id"]] * len(openai.requests)
+    assert "canary" not in running.log
 
 
 def test_it_works_without_the_package() -> None:
