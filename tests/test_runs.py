@@ -483,7 +483,9 @@ async def test_a_turn_that_the_database_refuses_is_reported_as_the_client_hears_
     caplog.set_level("INFO", "draftstream.run")
     async with registry(says, Refusing()) as runs:
         events = await read(
-            (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
+            (await runs.start("o", ChatRequest("Hi"))).follow(
+                None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later
+            )
         )
     assert (events[-1][1]["type"], events[-1][1]["code"]) == ("error", "unstorable")
     [record] = caplog.records
