@@ -276,6 +276,8 @@ class Run:
 
     def frames_from(self, index: int) -> tuple[bytes, int]:
         """What stands in the log from `index` on, as bytes, and the index after it."""
+        if index == len(self._frames) - 1:
+            return self._frames[index], index + 1
         frames = self._frames[index : index + FRAMES_A_WRITE]
         return b"".join(frames), index + len(frames)
 

@@ -1,0 +1,134 @@
+"""OpenAI's wire as it comes: the body of one reply to deltas. Pure, and the hot path."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from chat import Finished, FinishReason, ModelDelta, ModelError, ToolCallDelta, Usage
+
+DATA = b"data:"
+DONE = b"[DONE]"
+FINISH_REASONS: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "content_filter",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
+TOGETHER_CHARS = 1000  # of texts that came together; a reader that is cut off in a piece gets all of it again
+
+
+class ReplyDecoder:
+    """The body of one reply to deltas."""
+
+    def __init__(self) -> None:
+        self.done = False  # the provider has said so, or the body is at its end
+        self._error: ModelError | None = None  # after what was decoded
+        self._rest = b""  # of a line that has not arrived whole
+        self._reason: FinishReason | None = None
+        self._usage: Usage | None = None
+        self._calls: list[str] = []  # the ids, by index
+        self._high = ""  # half of a surrogate pair that a provider cut between two chunks
+
+    def feed(self, data: bytes) -> Sequence[ModelDelta] | None:
+        """The deltas of what has arrived, b"" for the body's end; texts that came together are one.
+
+        None for what has no event whole: half a line, or a comment, which a proxy may send for a model that is dead.
+        """
+        deltas: list[ModelDelta] | None = None
+        *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")
+        try:
+            for line in lines:
+                if line.startswith(DATA) and not self.done:
+                    deltas = [] if deltas is None else deltas
+                    self._decode(line[len(DATA) :], deltas)
+        except ModelError as error:
+            self._error = error
+        self.done |= not data or self._error is not None
+        return deltas
+
+    def _decode(self, event: bytes, deltas: list[ModelDelta]) -> None:
+        try:
+            chunk = orjson.loads(event)
+        except orjson.JSONDecodeError:
+            if event.strip() == DONE:
+                self.done = True
+                return
+            chunk = _salvaged(event)
+        if not isinstance(chunk, dict):
+            raise ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
+        if error := chunk.get("error"):
+            raise _error_in_stream(error)
+        if usage := chunk.get("usage"):
+            self._usage = {
+                "input_tokens": int(usage.get("prompt_tokens") or 0),
+                "output_tokens": int(usage.get("completion_tokens") or 0),
+            }
+        choices = chunk.get("choices")
+        if not choices:
+            return
+        choice = choices[0]
+        if reason := choice.get("finish_reason"):
+            self._reason = FINISH_REASONS.get(reason, "stop")
+        delta = choice.get("delta") or {}
+        text = delta.get("content") or delta.get("refusal")
+        if text and not (text.isascii() and not self._high and "\0" not in text):
+            text = self._mend(text)
+        if text:
+            if deltas and isinstance(deltas[-1], str) and len(deltas[-1]) < TOGETHER_CHARS:
+                deltas[-1] += text
+            else:
+                deltas.append(text)
+        if calls := delta.get("tool_calls"):
+            deltas += map(self._call, calls)
+
+    def finished(self) -> Finished:
+        """How the reply ended. Raises what went wrong in it, and for one that just stopped: it must never pass for a
+        finished document.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._reason is None:
+            raise ModelError("model_truncated", "The model's reply broke off before its end.", retryable=True)
+        return Finished(self._reason, self._usage)
+
+    def _call(self, call: dict[str, Any]) -> ToolCallDelta:
+        function = call.get("function") or {}
+        call_id = call.get("id") or ""
+        index = call.get("index")
+        if index is None:  # some servers number nothing: then an id begins a call
+            index = len(self._calls) if call_id and call_id not in self._calls else max(len(self._calls) - 1, 0)
+        if index >= len(self._calls):
+            self._calls.append(call_id)
+        arguments = function.get("arguments") or ""
+        if not isinstance(arguments, str):  # and some send an object
+            arguments = orjson.dumps(arguments).decode()
+        return ToolCallDelta(index, call_id, function.get("name") or "", self._mend(arguments))
+
+    def _mend(self, text: str) -> str:
+        """Join surrogate pairs that were cut in two; replace what no text can hold."""
+        text = self._high + text
+        if not text:
+            return text
+        self._high = text[-1] if "\ud800" <= text[-1] < "\udc00" else ""
+        text = text.removesuffix(self._high) if self._high else text
+        return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _salvaged(event: bytes) -> object:
+    """What can be read of an event with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
+    try:
+        return json.loads(event.decode("utf-8", "replace"))
+    except ValueError as error:
+        raise ModelError("model_protocol", "The model's reply could not be read.", retryable=True) from error
+
+
+def _error_in_stream(error: object) -> ModelError:
+    code = str(error.get("code") or error.get("type")) if isinstance(error, dict) else ""
+    if "context_length" in code:
+        return ModelError("model_context", "This thread has become too long for the model.", retryable=False)
+    if "rate_limit" in code:
+        return ModelError("model_rate_limited", "The model is busy; please try again in a moment.", retryable=True)
+    return ModelError("model_unavailable", "The model's provider broke the reply off.", retryable=True)
