@@ -28,8 +28,10 @@ class Body:
         if self._arriving is not None:
             await Tap(self._arriving, take).drained()
         else:
-            while not take(await anext(self._chunks, b"")):
-                pass
+            async for data in self._chunks:
+                if take(data):
+                    return
+            take(b"")
 
     async def skip(self) -> None:
         """Read the rest, so that the connection can be used again."""
