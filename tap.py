@@ -65,7 +65,9 @@ class Tap(asyncio.Protocol):
             self._hand_on()
             await self._done
         finally:
-            self._remove()
+            # The connection may have its next request by now, but no answer to it before the next pass of the loop.
+            if self._transport is not None:
+                self._transport.set_protocol(self._protocol)
 
     def _hand_on(self) -> None:
         if self._done.done():
@@ -80,14 +82,8 @@ class Tap(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001  # whatever it is, it is for whoever waits
             self._done.set_exception(error)
         else:
-            if wanted:
-                return
-            self._done.set_result(None)
-        self._remove()  # now: at a body's end the connection is free for the next request
-
-    def _remove(self) -> None:
-        if self._transport is not None and self._transport.get_protocol() is self:
-            self._transport.set_protocol(self._protocol)
+            if not wanted:
+                self._done.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._protocol.data_received(data)

@@ -81,6 +81,7 @@ DELIMITED = {
     "in many small chunks, written at once": [
         b"".join(chunked(*(WHOLE[at : at + 100] for at in range(0, 60_000, 100))))
     ],
+    "larger than what is held, at once": [b"".join(chunked(WHOLE[:240_000]))],
     "with its length": [head(f"Content-Length: {len(WHOLE)}"), *PIECES],
     "ended by the connection's end": [head("Connection: close"), *PIECES],
     "with its headers": [b"".join(chunked(b"all of it"))],
@@ -88,7 +89,12 @@ DELIMITED = {
     "compressed": chunked(gzip.compress(WHOLE)),
 }
 DELIMITED["compressed"][0] = head("Transfer-Encoding: chunked", "Content-Encoding: gzip")
-EXPECTED = {"in many small chunks, written at once": WHOLE[:60_000], "with its headers": b"all of it", "empty": b""}
+EXPECTED = {
+    "larger than what is held, at once": WHOLE[:240_000],
+    "in many small chunks, written at once": WHOLE[:60_000],
+    "with its headers": b"all of it",
+    "empty": b"",
+}
 
 
 @pytest.mark.parametrize("kind", DELIMITED)
