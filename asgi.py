@@ -192,7 +192,8 @@ class Response:
     def write_now(self, body: bytes) -> bool:
         """Write without waiting; False, and nothing is written, where the server might have us wait.
 
-        uvicorn's `send` waits for nothing but a client that takes too little, of which what is unsent tells.
+        uvicorn's `send` waits for nothing but a client that takes too little, of which what is unsent tells. Should it
+        ever wait all the same, the connection is broken off: whoever says something must not be held up by a reader.
         """
         if self._transport is None or self._transport.get_write_buffer_size() > UNSENT_BYTES:
             return False
@@ -201,7 +202,8 @@ class Response:
             next(sending)
         except StopIteration:
             return True
-        raise RuntimeError("the server's send waits, for no reason that is known here")
+        self.abort()
+        return True
 
     async def end(self, body: bytes = b"") -> None:
         await self._send({"type": "http.response.body", "body": body})

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import asgi
-from asgi import Disconnected, Problem, Request
+from asgi import Disconnected, Problem, Request, Response
 from chat import InvalidRequest
 from threads import read_cursor, write_cursor
 
@@ -178,3 +178,58 @@ def test_any_other_cursor_is_a_place_that_can_be_asked_for_or_refused(cursor: st
         assert created_at.tzinfo is UTC
         assert "\0" not in thread_id
     assert refused in ([], [{"pointer": "/cursor", "detail": "must be the next_cursor of a page before"}])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Writing without waiting
+
+
+class Cycle:
+    """A request's cycle as uvicorn has it: `send` waits while the client takes too little."""
+
+    def __init__(self, *, unsent: int = 0, waits: bool = False) -> None:
+        self.transport = self
+        self.sent: list[bytes] = []
+        self.aborted = False
+        self._unsent = unsent
+        self._waits = waits
+
+    def get_write_buffer_size(self) -> int:
+        return self._unsent
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if self._waits:
+            await asyncio.get_running_loop().create_future()
+        self.sent.append(message["body"])
+
+
+@pytest.mark.anyio
+async def test_what_can_be_written_without_waiting_is() -> None:
+    cycle = Cycle(unsent=100)
+    response = Response(cycle.send)
+    assert response.write_now(b"one")
+    assert response.write_now(b"two")
+    assert cycle.sent == [b"one", b"two"]
+
+
+@pytest.mark.anyio
+async def test_nothing_is_written_where_the_client_takes_too_little_or_the_server_is_not_known() -> None:
+    slow = Cycle(unsent=asgi.UNSENT_BYTES + 1)
+    assert not Response(slow.send).write_now(b"one")
+    unknown = Cycle()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        await unknown.send(message)
+
+    assert not Response(send).write_now(b"one")
+    assert slow.sent == unknown.sent == []
+
+
+@pytest.mark.anyio
+async def test_a_server_that_waits_all_the_same_loses_the_connection_and_holds_nobody_up() -> None:
+    cycle = Cycle(waits=True)
+    assert Response(cycle.send).write_now(b"one")
+    assert cycle.aborted
