@@ -172,9 +172,16 @@ class Agent:
         remembered, documents = _of_lost_runs(turn.lost)
         message = HumanMessage(turn.message, id=turn.run_id)
         # "exit": one checkpoint a turn. It is committed with the turn's rows, or not at all.
-        state = await self._graph.ainvoke(
-            {"messages": [*remembered, message], "documents": documents}, config, context=progress, durability="exit"
+        stages = self._graph.astream(
+            {"messages": [*remembered, message], "documents": documents},
+            config,
+            context=progress,
+            stream_mode="values",
+            durability="exit",
         )
+        state: dict[str, Any] = {}
+        async for state in stages:  # noqa: B007  # the last of them is the state at the end
+            pass
         return Outcome(
             reason=_end_reason(progress),
             error=progress.error,

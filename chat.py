@@ -74,8 +74,10 @@ class ChatRequest:
     idempotency_key: str | None = None
 
     @property
-    def fingerprint(self) -> str:
-        """Tells two requests with one idempotency key apart."""
+    def fingerprint(self) -> str | None:
+        """Tells two requests with one idempotency key apart; None where there is no key."""
+        if self.idempotency_key is None:
+            return None
         fields = (self.message, self.thread_id, self.checkpoint_id, self.stream, self.on_disconnect)
         return hashlib.sha256(repr(fields).encode()).hexdigest()
 

@@ -408,4 +408,5 @@ def _fits_jsonb(value: object) -> bool:
 
 def _json(value: object) -> str:
     """For a jsonb column, which refuses NUL in any string."""
-    return NUL.sub(r"\1", orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
+    text = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+    return NUL.sub(r"\1", text) if "u0000" in text else text

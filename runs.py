@@ -245,7 +245,7 @@ class Runs:
             model=self._model,
             started_at=time.time(),
             idempotency_key=request.idempotency_key,
-            fingerprint=request.fingerprint if request.idempotency_key is not None else None,
+            fingerprint=request.fingerprint,
             lost=[(lost.run_id, lost.position) for lost in head.lost],
             parent_run_id=head.parent_run_id,
         )

@@ -7,7 +7,7 @@ or a thread.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
@@ -25,6 +25,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotati
 FIRST_EVENT_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 20, 30)
 RUN_S = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
+AS_TOLD = frozenset(get_args(EndReason))  # how a run ends that has not failed
 COMMIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 
 
@@ -141,10 +142,8 @@ class Telemetry:
             self._unsaved.inc()
         self._tokens.labels("input").inc(report.input_tokens or 0)
         self._tokens.labels("output").inc(report.output_tokens or 0)
-        level = logging.INFO if report.reason in get_args(EndReason) else logging.WARNING
-        log.log(
-            level, "run ended", extra={"fields": {field.name: _figure(report, field.name) for field in fields(report)}}
-        )
+        level = logging.INFO if report.reason in AS_TOLD else logging.WARNING
+        log.log(level, "run ended", extra={"fields": {name: _figure(report, name) for name in RunReport.__slots__}})
 
     def refused(self, code: str) -> None:
         """A request was answered with a problem of this code."""

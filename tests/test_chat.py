@@ -123,7 +123,7 @@ def test_every_wrong_field_is_named_and_without_them_the_rest_is_taken(
     assert request.thread_id is None or TAKEN.fullmatch(request.thread_id)
     assert request.message.encode()
     assert request.checkpoint_id is None or request.thread_id
-    assert len(request.fingerprint) == 64
+    assert (request.fingerprint is None) == (request.idempotency_key is None)
 
 
 def test_of_unknown_fields_without_number_the_first_twenty_are_named() -> None:
