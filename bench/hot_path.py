@@ -517,18 +517,22 @@ REST = """# Where the rest goes
 Where a goal is not met, this is what stands between; taken apart at 100 streams and 200 turns on a machine as above, with
 `perf record -e cpu-clock`, py-spy, `strace -c` and tracemalloc on the process of `--load N --server ours`.
 
-- **A token** costs the same two system calls as the floor's, one read and one write (`tests/test_costs.py` holds that). The
-  floor spends 19 µs in Python's interpreter, the service 62: to decode the provider's chunk, make a frame of it, keep it
-  in the log and wake the reader takes 8 µs in a loop of its own, and some times that where each token finds another
-  stream's objects in the cache. The beginning and the end of a turn, some milliseconds, are a tenth of it at 500 tokens.
+- **A token** costs the same system calls as the floor's, one read and one write (`tests/test_costs.py` holds that), and
+  one pass of the loop where the floor takes two: from the model's bytes to the reader's socket it is one call. In a loop
+  of its own that call takes 3.6 µs, of which to decode the chunk 1.7 and to write the frame 0.6. In the midst of a
+  hundred streams it takes three to four times that, as each token finds the caches full of something else, and so does
+  the kernel's part of it: at 40 streams the floor spends 9 µs in Python and 21 in the kernel, the service 19 and 27. The
+  beginning and the end of a turn are 6 to 10 µs of a token at 500 of them: a turn takes 3 to 5 ms where turns come one by
+  one, and less than 2 in a crowd, which shares its commits.
 - **A turn** is for a third LangGraph (its loop, its runner, its callbacks), for a quarter the model's call, most of it the
-  OpenAI client's way to send a request, and for a sixth the HTTP request; the rest is the writer, asyncpg and uvloop.
-- **The time to `start`** of a crowd is what 200 requests take one after the other on one core, about 0.3 ms each; the
-  template takes 0.4 ms. What a run does next waits until the others have had their `start`.
-- **A quiet stream** is a graph that waits in the middle of a node. Of its memory LangGraph and langchain-core have 28 KiB,
-  the connection to the provider (aiohttp, httpx2) 15, our own rooms 16, locks and queues of asyncio 7, uvicorn 6.
-- **The writer** sends 64 rows in one `executemany`. Single rows wait for the disk's fsync most: where that was fast the
-  ratio was 3.4 to 4.4, where it was slow 6 to 9.
+  OpenAI client's way to send a request, and for a seventh the HTTP request; the writer and asyncpg have an eighth.
+- **The time to `start`** of a crowd is what 200 requests take one after the other on one core, about 0.15 ms each. What a
+  run does next waits until the others have had their `start`.
+- **A quiet stream** is a graph that waits in the middle of a node. Of its memory LangGraph, langchain-core and the tasks
+  and queues of asyncio that they make have 40 KiB, the connection to the provider (aiohttp, httpx2) 14, uvicorn 9, our own
+  rooms 16. So the goal could only be met if the graph did not run while the model speaks.
+- **The writer** sends 64 rows in one `executemany`; larger batches are no faster. Single rows wait for the disk's fsync
+  most: where that was fast the ratio was 3.4 to 4.9, where it was slow 6 to 9.
 """
 
 
