@@ -95,6 +95,7 @@ class Tap(asyncio.Protocol):
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None  # it takes no protocol any more
         self._protocol.connection_lost(error)
         self._hand_on()
 

@@ -1,13 +1,22 @@
-"""A response's body, taken as it arrives: however it is delimited, cut, held back or left."""
+"""A response's body, taken as it arrives: however it is delimited, cut, held back or left; on both loops, and over TLS."""
 
 import asyncio
 import gzip
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
 
 import aiohttp
 import openai
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tap import Body
 
@@ -15,6 +24,46 @@ pytestmark = pytest.mark.anyio
 
 WHOLE = bytes(range(256)) * 12_000  # three megabytes: more than any buffer on the way
 PIECES = [WHOLE[:1], WHOLE[1:70_000], WHOLE[70_000:]]
+
+
+@dataclass(frozen=True)
+class Security:
+    """What the two ends of a connection use."""
+
+    server: ssl.SSLContext | None
+    client: ssl.SSLContext | bool
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture(params=["http", "https"])
+def security(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Security:
+    if request.param == "http":
+        return Security(None, client=True)
+    pem = tmp_path_factory.mktemp("tls") / "pem"
+    write_certificate(pem)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(pem)
+    return Security(server, ssl.create_default_context(cafile=str(pem)))
+
+
+def write_certificate(path: Path) -> None:
+    """Of this machine, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a provider")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
 
 
 def head(*fields: str) -> bytes:
@@ -36,11 +85,13 @@ class Server:
         self.url = ""
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator["Server"]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        async with server:
-            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            yield self
+    async def serving(self, security: Security) -> AsyncIterator[openai.DefaultAioHttpClient]:
+        """Serve, and give a client for it."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=security.server)
+        scheme = "http" if security.server is None else "https"
+        async with server, openai.DefaultAioHttpClient(verify=security.client) as client:
+            self.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            yield client
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -98,8 +149,9 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("kind", DELIMITED)
-async def test_a_body_is_taken_whole_to_its_end(kind: str) -> None:
-    async with Server(DELIMITED[kind]).serving() as server, openai.DefaultAioHttpClient() as client:
+async def test_a_body_is_taken_whole_to_its_end(kind: str, security: Security) -> None:
+    server = Server(DELIMITED[kind])
+    async with server.serving(security) as client:
         arrived = await taken(client, server.url)
     *pieces, end = arrived
     assert b"".join(pieces) == EXPECTED.get(kind, WHOLE)
@@ -107,7 +159,7 @@ async def test_a_body_is_taken_whole_to_its_end(kind: str) -> None:
     assert all(pieces), "nothing but the end is empty"
 
 
-async def test_a_body_that_breaks_off_says_so_after_what_there_was_of_it() -> None:
+async def test_a_body_that_breaks_off_says_so_after_what_there_was_of_it(security: Security) -> None:
     arrived: list[bytes] = []
 
     def take(data: bytes) -> bool:
@@ -115,7 +167,8 @@ async def test_a_body_that_breaks_off_says_so_after_what_there_was_of_it() -> No
         return False
 
     broken = chunked(b"some of it", whole=False)
-    async with Server(broken).serving() as server, openai.DefaultAioHttpClient() as client:
+    server = Server(broken)
+    async with server.serving(security) as client:
         response = await client.send(client.build_request("GET", server.url), stream=True)
         async with aclosing(Body(response)) as body:
             with pytest.raises(aiohttp.ClientPayloadError):
@@ -123,18 +176,20 @@ async def test_a_body_that_breaks_off_says_so_after_what_there_was_of_it() -> No
     assert arrived == [b"some of it"]
 
 
-async def test_requests_one_after_the_other_share_a_connection() -> None:
+async def test_requests_one_after_the_other_share_a_connection(security: Security) -> None:
     answers = [chunked(b"one"), [b"".join(chunked(b"two"))], chunked(*PIECES), chunked(b"four")]
-    async with Server(*answers).serving() as server, openai.DefaultAioHttpClient() as client:
+    server = Server(*answers)
+    async with server.serving(security) as client:
         said = [b"".join(await taken(client, server.url)) for _ in answers]
         assert server.connections == 1
     assert said == [b"one", b"two", WHOLE, b"four"]
 
 
-async def test_a_connection_is_free_for_the_next_request_as_soon_as_its_body_has_ended() -> None:
+async def test_a_connection_is_free_for_the_next_request_as_soon_as_its_body_has_ended(security: Security) -> None:
     """Both use the same connections in turn, and neither takes what is the other's."""
     answers = [chunked(b"%d" % number) for number in range(60)]
-    async with Server(*answers).serving() as server, openai.DefaultAioHttpClient() as client:
+    server = Server(*answers)
+    async with server.serving(security) as client:
 
         async def some() -> list[bytes]:
             return [b"".join(await taken(client, server.url)) for _ in range(20)]
@@ -144,17 +199,18 @@ async def test_a_connection_is_free_for_the_next_request_as_soon_as_its_body_has
     assert sorted(said, key=int) == [b"%d" % number for number in range(60)]
 
 
-async def test_no_more_is_taken_than_is_wanted_and_the_rest_is_skipped() -> None:
-    async with Server(chunked(b"first", b"second"), chunked(b"next")).serving() as server:
-        async with openai.DefaultAioHttpClient() as client:
-            assert await taken(client, server.url, enough=1) == [b"first"]
-            assert await taken(client, server.url, enough=1) == [b"next"]
+async def test_no_more_is_taken_than_is_wanted_and_the_rest_is_skipped(security: Security) -> None:
+    server = Server(chunked(b"first", b"second"), chunked(b"next"))
+    async with server.serving(security) as client:
+        assert await taken(client, server.url, enough=1) == [b"first"]
+        assert await taken(client, server.url, enough=1) == [b"next"]
         assert server.connections == 1
 
 
-async def test_leaving_a_body_in_the_middle_closes_its_connection() -> None:
+async def test_leaving_a_body_in_the_middle_closes_its_connection(security: Security) -> None:
     endless = [head("Transfer-Encoding: chunked"), *[b"1\r\nx\r\n"] * 10_000]
-    async with Server(endless).serving() as server, openai.DefaultAioHttpClient() as client:
+    server = Server(endless)
+    async with server.serving(security) as client:
         reading = asyncio.create_task(taken(client, server.url))
         await asyncio.sleep(0.1)
         reading.cancel()
@@ -164,11 +220,12 @@ async def test_leaving_a_body_in_the_middle_closes_its_connection() -> None:
             await server.left.wait()
 
 
-async def test_what_the_taker_raises_is_raised_where_the_body_is_read() -> None:
+async def test_what_the_taker_raises_is_raised_where_the_body_is_read(security: Security) -> None:
     def choke(data: bytes) -> bool:
         raise LookupError(data)
 
-    async with Server(chunked(b"first", b"second")).serving() as server, openai.DefaultAioHttpClient() as client:
+    server = Server(chunked(b"first", b"second"))
+    async with server.serving(security) as client:
         response = await client.send(client.build_request("GET", server.url), stream=True)
         async with aclosing(Body(response)) as body:
             with pytest.raises(LookupError):
