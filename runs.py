@@ -69,7 +69,7 @@ class RunStore(Protocol):
 
     def renew_leases(self, run_ids: Sequence[str]) -> bool: ...
 
-    def save_progress(self, progress: RunProgress) -> bool: ...
+    def save_progress(self, progress: Sequence[RunProgress]) -> bool: ...
 
     async def journal(self, run_id: str) -> bool: ...
 
@@ -390,9 +390,9 @@ class Runs:
             if self._busy and time.monotonic() - renewed > RENEWAL_S:
                 run_ids = [run.run_id for run in self._busy.values()]
                 renewed = time.monotonic() if self._store.renew_leases(run_ids) else renewed
-            for run in self._busy.values():
-                progress = run.progress()
-                if progress is not None and self._store.save_progress(progress):
+            said = [(run, progress) for run in self._busy.values() if (progress := run.progress()) is not None]
+            if said and self._store.save_progress([progress for _, progress in said]):
+                for run, _ in said:
                     run.mark_kept()
 
     # Ending

@@ -3,6 +3,8 @@
 What writes is idempotent: sent twice, it has been done once.
 """
 
+from collections.abc import Sequence
+
 import asyncpg
 import orjson
 
@@ -31,12 +33,19 @@ ON CONFLICT (run_id) DO NOTHING"""
 RENEW_LEASES = """UPDATE runs SET leased_until = now() + interval '10 s'
 WHERE run_id = ANY($1) AND status = 'running'"""
 
-# Of a run that is still running: what a process brings that slept through its lease has no place any more. The lock
-# lets whoever interrupts the run wait for a piece that is on its way.
-PUT_PIECE = """INSERT INTO pieces
-    (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
-FROM (SELECT FROM runs WHERE run_id = $1 AND status = 'running' FOR SHARE) AS run
+# Of runs that are still running: what a process brings that slept through its lease has no place any more. The lock
+# lets whoever interrupts a run wait for a piece that is on its way. The writer does not gather it with others: it comes
+# after the starts and before the ends that were queued around it.
+PUT_PIECES = """WITH said AS (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::int[], $7::text[],
+        $8::text[], $9::text[], $10::text[], $11::int[])
+    AS said (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
+), running AS (
+    SELECT run_id FROM runs WHERE run_id = ANY($1) AND status = 'running' FOR SHARE
+)
+INSERT INTO pieces (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
+SELECT run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version
+FROM said JOIN running USING (run_id)
 ON CONFLICT (run_id, position) DO NOTHING"""
 
 DELETE_PIECES = "DELETE FROM pieces WHERE run_id = $1"
@@ -258,17 +267,18 @@ def end_writes(end: RunEnded) -> list[Write]:
     return [(END_RUN, row), *items, (DELETE_PIECES, (run.run_id,))]
 
 
-def progress_writes(progress: RunProgress) -> list[Write]:
-    """The rows of what a run in progress has said since the last time."""
-    run = progress.started
-    writes: list[Write] = []
-    for position, piece in progress.pieces:
-        place = (run.run_id, position, run.owner, run.thread_id, run.seq, piece.item)
-        if isinstance(piece, Doc):
-            writes.append((PUT_PIECE, (*place, "doc", piece.content, piece.doc_id, piece.title, piece.version)))
-        else:
-            writes.append((PUT_PIECE, (*place, "message", piece.content, None, None, None)))
-    return writes
+def progress_write(progress: Sequence[RunProgress]) -> Write:
+    """What runs in progress have said since the last time, column by column: one statement for all of them."""
+    rows: list[tuple[object, ...]] = []
+    for said in progress:
+        run = said.started
+        for position, piece in said.pieces:
+            place = (run.run_id, position, run.owner, run.thread_id, run.seq, piece.item)
+            if isinstance(piece, Doc):
+                rows.append((*place, "doc", piece.content, piece.doc_id, piece.title, piece.version))
+            else:
+                rows.append((*place, "message", piece.content, None, None, None))
+    return PUT_PIECES, tuple(map(list, zip(*rows, strict=True)))
 
 
 def _item_write(run: RunStarted, item: Item, created_at: float) -> Write:

@@ -51,7 +51,7 @@ from statements import (
     WALK_THREADS,
     end_writes,
     item_of,
-    progress_writes,
+    progress_write,
     start_writes,
 )
 from writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Write, Writer, within
@@ -215,12 +215,11 @@ class Store:
         self._writer.put_nowait("", [(RENEW_LEASES, (list(run_ids),))])
         return True
 
-    def save_progress(self, progress: RunProgress) -> bool:
-        """Queue what a run has said so far; False while the queue has better things to do."""
+    def save_progress(self, progress: Sequence[RunProgress]) -> bool:
+        """Queue what runs have said so far; False while the queue has better things to do."""
         if self._writer.failing or self._free_places < self._writer.size // 2:
             return False
-        thread = graph_thread_id(progress.started.owner, progress.started.thread_id)
-        self._writer.put_nowait(thread, progress_writes(progress))
+        self._writer.put_nowait("", [progress_write(progress)])
         return True
 
     async def write(self, thread: str, writes: Sequence[Write]) -> None:

@@ -81,7 +81,7 @@ class Unit:
     @property
     def bytes(self) -> int:
         """Of its texts and blobs, about."""
-        return sum(len(value) for _, row in self.writes for value in row if isinstance(value, TEXTS))
+        return sum(_bytes(value) for _, row in self.writes for value in row)
 
     def refuse(self, failure: RunFailure) -> None:
         """It will not be committed. Whoever waited for it may have left."""
@@ -90,6 +90,12 @@ class Unit:
 
     def __repr__(self) -> str:
         return f"<Unit of {self.thread}, {len(self.writes)} writes, {'saved' if self.saved.done() else 'waiting'}>"
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, list):
+        return sum(map(_bytes, value))
+    return len(value) if isinstance(value, TEXTS) else 0
 
 
 def statements(units: Sequence[Unit]) -> Iterator[tuple[str, list[tuple[object, ...]]]]:

@@ -139,8 +139,8 @@ MUTANTS = (
     Mutant(
         "the fence of late pieces",
         "statements.py",
-        "FROM (SELECT FROM runs WHERE run_id = $1 AND status = 'running' FOR SHARE) AS run",
-        "",
+        "FROM said JOIN running USING (run_id)",
+        "FROM said",
         "test_threads.py test_faults.py:late or slept or piece or gone",
     ),
     Mutant(

@@ -87,9 +87,9 @@ class Records:
         self.renewed.append(run_ids)
         return True
 
-    def save_progress(self, progress: RunProgress) -> bool:
+    def save_progress(self, progress: Sequence[RunProgress]) -> bool:
         if self.takes_progress:
-            self.progress.append(progress)
+            self.progress.extend(progress)
         return self.takes_progress
 
     @property

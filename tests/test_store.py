@@ -350,9 +350,9 @@ async def other_process(store: Store, *thread_ids: str) -> list[RunStarted]:
     runs = [started(thread_id) for thread_id in thread_ids]
     for run in runs:
         store.start_run(run)
-        store.save_progress(RunProgress(run, [(3, Message("Hel", 0))]))
+        store.save_progress([RunProgress(run, [(3, Message("Hel", 0))])])
     await asyncio.sleep(0)
-    await store.settled(f"o/{thread_ids[-1]}")
+    await store.settled("")
     await store.fetch("UPDATE runs SET leased_until = now() - interval '1 s'")
     return runs
 
@@ -387,7 +387,7 @@ async def test_a_run_that_goes_on_from_a_lost_one_is_refused_when_that_one_has_s
     [late] = await other_process(store, "t")
     head = await store.head("o", "t", None)
     assert [lost.position for lost in head.lost] == [3]
-    store.save_progress(RunProgress(late, [(5, Message("lo", 0))]))
+    store.save_progress([RunProgress(late, [(5, Message("lo", 0))])])
     newer = replace(started(seq=2), lost=[(lost.run_id, lost.position) for lost in head.lost])
     with pytest.raises(Conflict):
         await store.start_run(newer)
@@ -395,8 +395,8 @@ async def test_a_run_that_goes_on_from_a_lost_one_is_refused_when_that_one_has_s
     assert [lost.items[0]["content"] for lost in head.lost] == ["Hello"]
     again = replace(started(seq=2, run_id="again"), lost=[(lost.run_id, lost.position) for lost in head.lost])
     await store.start_run(again)
-    store.save_progress(RunProgress(late, [(6, Message("!", 0))]))
-    await store.settled("o/t")
+    store.save_progress([RunProgress(late, [(6, Message("!", 0))])])
+    await store.settled("")
     assert await texts(store) == ["Hi", "Hello", "Hi"], "and nothing more comes of it"
     assert await store.fetch("SELECT 1 FROM pieces") == []
 

@@ -288,7 +288,7 @@ async def test_nothing_of_a_deleted_thread_comes_back_with_a_process_that_slept(
     await store.delete_thread("o", "t")
     assert await histories.history(store, "o", "t") is None
     pieces: list[tuple[int, Piece]] = [(5, Message("Hello", 0)), (9, Doc("# ND", 1, "d1", "NDA", 1))]
-    assert store.save_progress(RunProgress(runs[1], pieces))
+    assert store.save_progress([RunProgress(runs[1], pieces)])
     with pytest.raises(Conflict):
         await (await store.end_run(ended(runs[1])))
     for table in ("threads", "runs", "messages", "pieces"):
