@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     Mutant(
         "the finish_reason: a reply that just stops is no document",
-        "model.py",
+        "wire.py",
         "if self._reason is None:",
         "if False:",
         "test_model.py test_service.py:finish or trunc or breaks_off or clean",
@@ -191,6 +191,20 @@ MUTANTS = (
         "WHERE hash = $1 AND redeemed_at IS NULL AND",
         "WHERE hash = $1 AND",
         "test_access.py:redemptions or starts_one_stream",
+    ),
+    Mutant(
+        "a client that takes too little is waited for",
+        "asgi.py",
+        " or self._transport.get_write_buffer_size() > UNSENT_BYTES",
+        "",
+        "test_asgi.py:too_little",
+    ),
+    Mutant(
+        "a reader's place moves on with what was written past its iteration",
+        "run.py",
+        "                self._next = following\n",
+        "",
+        "test_runs.py:without_waking",
     ),
     Mutant(
         "the tokens of a run that was cancelled",
