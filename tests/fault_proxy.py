@@ -22,6 +22,7 @@ class FaultProxy:
         self.lose_answer_to: bytes | None = None  # once: the server gets what holds this, its answer never arrives
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._swallowed: set[asyncio.StreamWriter] = set()
 
     @property
     def dsn(self) -> str:
@@ -48,6 +49,10 @@ class FaultProxy:
         for writer in list(self._writers):
             writer.transport.abort()
         await asyncio.sleep(0)
+
+    def swallow(self) -> None:
+        """The connections that there are pass nothing any more, and nothing tells them so; new ones are served."""
+        self._swallowed |= self._writers
 
     @classmethod
     @contextmanager
@@ -95,7 +100,7 @@ class FaultProxy:
     ) -> None:
         try:
             while data := await source.read(65536):
-                while self.frozen:
+                while self.frozen or target in self._swallowed:
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(self.delay_s)
                 target.write(data)

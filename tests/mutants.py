@@ -92,7 +92,7 @@ MUTANTS = (
         "writer.py",
         "            connection.terminate()\n            await asyncio.wait({task})",
         "            task.cancel()\n            await asyncio.wait({task})",
-        "test_store.py:goes_away and freeze",
+        "test_store.py:given_up_leaves",
     ),
     Mutant(
         "the journal's write",

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import asyncpg
@@ -187,6 +188,23 @@ async def test_nothing_is_lost_or_doubled_when_the_database_goes_away(database_u
             await asyncio.wait_for(asyncio.gather(*futures), 20)
             assert len(await store.fetch("SELECT 1 FROM threads")) == 101
             assert len(await store.fetch("SELECT 1 FROM messages")) == 101
+
+
+async def test_connections_that_the_network_has_swallowed_are_given_up_for_new_ones(database_url: str) -> None:
+    async with FaultProxy(database_url) as proxy:  # noqa: SIM117  # it outlives the store
+        async with open_store(
+            proxy.dsn, queue_size=10, queue_bytes=2**20, connect_timeout_s=5, drain_timeout_s=5
+        ) as store:
+            await store.start_run(started("before"))
+            await store.ping()
+            proxy.swallow()
+            async with asyncio.timeout(20):
+                await store.start_run(started("after"))
+                for _ in range(store_room.POOL_CONNECTIONS):  # each read gives one up
+                    with suppress(StoreUnavailable):
+                        await store.ping()
+                await store.ping()
+            assert len(await store.fetch("SELECT 1 FROM threads")) == 2
 
 
 async def test_a_commit_whose_answer_was_lost_is_done_once(database_url: str) -> None:
