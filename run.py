@@ -100,9 +100,10 @@ class Cursor:
             if not frames:
                 return  # an item that is not whole yet
             if self._write_now(frames):
-                self._next = following
+                written, self._next = following - self._next, following
                 self._taken = self._loop.time()
-                return
+                if written < FRAMES_A_WRITE:  # else there may be more, for the iteration
+                    return
         self._go_on(more=True)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from chat import (
     Unstorable,
 )
 from limits import Limits
-from run import Cursor, Run
+from run import FRAMES_A_WRITE, Cursor, Run
 from runs import Draining, Runs, ThreadBusy, TooManyRuns
 from telemetry import Telemetry
 
@@ -297,6 +297,22 @@ async def test_what_comes_while_a_reader_waits_is_written_without_waking_it() ->
     whole = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
     assert b"".join([first, *written, waited_for, *rest]).count(b"data: ") == len(whole)
     assert b'"type":"end"' in rest[-1]
+
+
+async def test_what_comes_at_once_while_a_reader_waits_is_written_to_its_last_piece() -> None:
+    written: list[bytes] = []
+    run = a_run([])
+    cursor = run.follow(
+        None, heartbeat_s=60, on_stuck=pytest.fail, write_now=lambda frames: written.append(frames) is None
+    )
+    await anext(cursor)
+    iteration = asyncio.ensure_future(anext(cursor))
+    await asyncio.sleep(0)
+    run.emit([Message("x", 0)] * (2 * FRAMES_A_WRITE + 1))
+    async with asyncio.timeout(10):
+        written += [await iteration, await anext(cursor)]
+    assert b"".join(written).count(b"data: ") == 2 * FRAMES_A_WRITE + 1
+    cursor.close()
 
 
 async def test_a_document_that_is_written_for_long_keeps_the_silence_of_items_mode_short() -> None:
