@@ -53,7 +53,7 @@ class Problem(Exception):
 
 
 class Disconnected(Exception):
-    """The client left before its request was whole. There is nobody to answer."""
+    """The client left before its request or the response was whole. There is nobody to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +184,10 @@ class Response:
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*headers, *self._headers)]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._say({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, body: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._say({"type": "http.response.body", "body": body, "more_body": True})
 
     def write_now(self, body: bytes) -> bool:
         """Write without waiting; False, and nothing is written, where the server might have us wait.
@@ -202,11 +202,26 @@ class Response:
             next(sending)
         except StopIteration:
             return True
+        except RuntimeError:  # see `_say`; it is for whoever comes to write next
+            return False
         self.abort()
         return True
 
     async def end(self, body: bytes = b"") -> None:
-        await self._send({"type": "http.response.body", "body": body})
+        await self._say({"type": "http.response.body", "body": body})
+
+    async def _say(self, message: MutableMapping[str, Any]) -> None:
+        """Raises Disconnected where uvicorn does not return silently after a disconnect.
+
+        While the client has a further request in line it notes the loss for that one alone, and uvloop's transport
+        takes nothing any more.
+        """
+        try:
+            await self._send(message)
+        except RuntimeError as error:
+            if self._transport is None or not self._transport.is_closing():
+                raise
+            raise Disconnected from error
 
     def abort(self) -> None:
         """Break the connection off, with what is still unsent.

@@ -3,7 +3,7 @@
 import asyncio
 import re
 
-from asgi import Problem, Request, Response, not_found
+from asgi import Disconnected, Problem, Request, Response, not_found
 from callers import Caller
 from chat import ChatRequest, InvalidRequest, StopCause, StreamMode
 from run import Run
@@ -112,9 +112,9 @@ async def stream(
 ) -> None:
     """Send the run's frames until its end, or until the client leaves. The run goes on without a reader."""
 
-    def on_leaving(disconnected: asyncio.Task[None]) -> None:
+    def leave() -> None:
         cursor.close()
-        if cancel_on_disconnect and not disconnected.cancelled():
+        if cancel_on_disconnect:
             run.stop(StopCause.USER)
 
     headers = [
@@ -137,12 +137,15 @@ async def stream(
         write_now=response.write_now,
     )
     leaving = asyncio.create_task(request.disconnected(), name=f"reader of {run.run_id}")
-    leaving.add_done_callback(on_leaving)
+    leaving.add_done_callback(lambda disconnected: None if disconnected.cancelled() else leave())
     try:
         await response.start(200, headers)
         async for frames in cursor:
             await response.write(frames)
         await response.end()
+    except Disconnected:
+        leave()
+        raise
     finally:
         cursor.close()
         leaving.cancel()

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -226,6 +227,28 @@ def test_a_client_may_ask_that_its_leaving_cancels(service: Start, openai: OpenA
     followed = request("GET", f"{running.url}{answer.headers['Location']}")
     assert (followed.text, followed.last["reason"], followed.last["saved"]) == ("So far", "cancelled", True)
     assert chat(running.url, "Hi", on_disconnect="perhaps").status == 422
+
+
+@pytest.mark.parametrize(("on_disconnect", "status"), [("continue", "completed"), ("cancel", "cancelled")])
+def test_a_client_that_leaves_with_a_second_request_in_line_has_its_run_go_on_unless_it_asked_otherwise(
+    service: Start, openai: OpenAIServer, on_disconnect: str, status: str
+) -> None:
+    gate = threading.Event()
+    slowly = [step for word in ("two ", "three ", "four ", "five") for step in (text(word), pause(0.2))]
+    openai.reply(text("one "), wait(gate), *slowly, finish())
+    running = service(openai=openai)
+    get = f"GET /chat?message=Hi&thread_id=t&on_disconnect={on_disconnect} HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+        client.sendall(get.encode() * 2)
+        while b'"one "' not in client.recv(65536):
+            pass
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # the close is a reset
+    gate.set()
+    until(lambda: history(running, "t")["runs"][0]["status"] != "running")
+    stored = history(running, "t")
+    assert stored["runs"][0]["status"] == status
+    assert (stored["messages"][-1]["content"] == "one two three four five") == (status == "completed")
+    assert len(openai.requests) == 1, "nobody is there to read what the second would bring"
 
 
 def test_a_client_that_leaves_does_not_stop_its_run(service: Start, openai: OpenAIServer) -> None:
