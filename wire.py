@@ -46,6 +46,9 @@ class ReplyDecoder:
                     self._decode(line[len(DATA) :], deltas)
         except ModelError as error:
             self._error = error
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:  # no JSON, or odd JSON
+            self._error = ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
+            self._error.__cause__ = error
         self.done |= not data or self._error is not None
         return deltas
 
@@ -57,8 +60,6 @@ class ReplyDecoder:
                 self.done = True
                 return
             chunk = _salvaged(event)
-        if not isinstance(chunk, dict):
-            raise ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
         if error := chunk.get("error"):
             raise _error_in_stream(error)
         if usage := chunk.get("usage"):
@@ -100,12 +101,15 @@ class ReplyDecoder:
         index = call.get("index")
         if index is None:  # some servers number nothing: then an id begins a call
             index = len(self._calls) if call_id and call_id not in self._calls else max(len(self._calls) - 1, 0)
+        name = function.get("name") or ""
         if index >= len(self._calls):
+            if not (isinstance(call_id, str) and isinstance(name, str)):
+                raise TypeError("a call's id and name are texts")
             self._calls.append(call_id)
         arguments = function.get("arguments") or ""
         if not isinstance(arguments, str):  # and some send an object
             arguments = orjson.dumps(arguments).decode()
-        return ToolCallDelta(index, call_id, function.get("name") or "", self._mend(arguments))
+        return ToolCallDelta(index, call_id, name, self._mend(arguments))
 
     def _mend(self, text: str) -> str:
         """Join surrogate pairs that were cut in two; replace what no text can hold."""
@@ -117,12 +121,9 @@ class ReplyDecoder:
         return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _salvaged(event: bytes) -> object:
+def _salvaged(event: bytes) -> Any:  # noqa: ANN401
     """What can be read of an event with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
-    try:
-        return json.loads(event.decode("utf-8", "replace"))
-    except ValueError as error:
-        raise ModelError("model_protocol", "The model's reply could not be read.", retryable=True) from error
+    return json.loads(event.decode("utf-8", "replace"))
 
 
 def _error_in_stream(error: object) -> ModelError:

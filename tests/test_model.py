@@ -148,6 +148,24 @@ async def test_a_surrogate_pair_that_is_cut_between_two_chunks_is_joined(openai:
     assert (await ask(openai))[0] == "x😀y"
 
 
+ODD_CHUNKS = (
+    b"null",
+    b'"text"',
+    b"[" * 100_000,
+    b'{"choices":[null]}',
+    b'{"choices":"text"}',
+    b'{"choices":[{"delta":"text"}]}',
+    b'{"choices":[{"delta":{"content":5}}]}',
+    b'{"choices":[{"delta":{"content":[{"type":"text","text":"x"}]}}]}',
+    b'{"choices":[{"delta":{"tool_calls":[null]}}]}',
+    b'{"choices":[{"delta":{"tool_calls":[{"index":"0"}]}}]}',
+    b'{"choices":[{"delta":{"tool_calls":[{"index":0,"id":7}]}}]}',
+    b'{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"name":["x"]}}]}}]}',
+    b'{"choices":[{"finish_reason":["stop"]}]}',
+    b'{"usage":{"prompt_tokens":"many"}}',
+)
+
+
 @pytest.mark.parametrize(
     ("steps", "code", "retryable"),
     [
@@ -157,6 +175,7 @@ async def test_a_surrogate_pair_that_is_cut_between_two_chunks_is_joined(openai:
         ((text("half"), reset()), "model_disconnected", True),
         ((text("half"), raw(b"data: {broken\n\n")), "model_protocol", True),
         ((text("half"), raw(b"data: [1]\n\n")), "model_protocol", True),
+        *(((text("half"), raw(b"data: %b\n\n" % odd)), "model_protocol", True) for odd in ODD_CHUNKS),
         (
             (text("half"), raw(b'data: {"error":{"message":"sk-canary","type":"server_error"}}\n\n')),
             "model_unavailable",
