@@ -94,8 +94,7 @@ def _context_of(span: "otel.Span") -> TraceContext | None:
 class Span:
     """A span of ours: recorded if OpenTelemetry is configured, and a place in the trace in any case, if there is one.
 
-    It is not OpenTelemetry's current one all the time: an async generator may be closed in another context than it
-    began in.
+    It is OpenTelemetry's current one in the blocks of `current` alone.
     """
 
     def __init__(self, name: str, attributes: Mapping[str, str | int | bool], *, client: bool) -> None:
@@ -107,7 +106,7 @@ class Span:
             self.context = parent.child() if parent is not None else None
 
     def current(self) -> AbstractContextManager[object]:
-        """What others record in this block (of an HTTP client, a database) is a part of it. Not to be left in a yield.
+        """What others record in this block (of an HTTP client, a database) is a part of it.
 
         An HTTP client that is instrumented sends a `traceparent` of its own span: without this, of a trace of its own.
         """
@@ -138,7 +137,7 @@ class Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception):  # a generator that is closed, or a task that is cancelled, has not failed
+        if isinstance(error, Exception):  # a task that is cancelled has not failed
             self.failed(error)
         if self._span is not None:
             self._span.end()
