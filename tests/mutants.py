@@ -220,6 +220,20 @@ MUTANTS = (
         "                return\n",
         "test_limits.py:full_queue",
     ),
+    Mutant(
+        "a run goes on when a reader's connection takes nothing any more",
+        "asgi.py",
+        "            return False\n        self.abort()",
+        "            raise\n        self.abort()",
+        "test_service.py:second_request_in_line",
+    ),
+    Mutant(
+        "what comes at once is written to its last piece",
+        "run.py",
+        "if written < FRAMES_A_WRITE:",
+        "if True:",
+        "test_runs.py:last_piece",
+    ),
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import path_of
+from mutants import MUTANTS
 
 from asgi_app import ROUTES
 from settings import Settings
@@ -118,3 +119,8 @@ def test_ci_has_every_program_that_a_test_needs() -> None:
     programs = set(re.findall(r'required\("(\w+)"\)', tests))
     assert programs >= {"nginx", "chromium"}
     assert programs == set(re.findall(r"^command -v (\w+) ", (ROOT / ".ci/run").read_text(), re.MULTILINE))
+
+
+def test_each_mutant_changes_a_text_that_stands_once() -> None:
+    times = {mutant.guard: (ROOT / mutant.file).read_text().count(mutant.text) for mutant in MUTANTS}
+    assert [guard for guard, count in times.items() if count != 1] == []
