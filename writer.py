@@ -8,6 +8,7 @@ idempotent, so that a batch whose COMMIT got no answer is simply sent again.
 
 import asyncio
 import base64
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -318,7 +319,7 @@ class Writer:
             unit.refuse(Conflict())
             return True
         log.error("set aside a unit of %s: the database refused it (%s)", unit.thread, type(error).__name__)
-        dump = orjson.dumps(unit.writes, default=_dump_value)
+        dump = _dump(unit.writes)
         letter = Unit(unit.thread, [(ADD_DEAD_LETTER, (unit.thread, type(error).__name__, dump))], unit.saved)
         try:
             await self._attempt([letter])
@@ -332,6 +333,13 @@ class Writer:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+def _dump(writes: Sequence[Write]) -> bytes:
+    try:
+        return orjson.dumps(writes, default=_dump_value)
+    except TypeError:  # unpaired surrogates, which may be what the database refused
+        return json.dumps(writes, default=_dump_value).encode()
 
 
 def _dump_value(value: object) -> str:
