@@ -315,6 +315,19 @@ async def test_what_comes_at_once_while_a_reader_waits_is_written_to_its_last_pi
     cursor.close()
 
 
+async def test_a_reader_that_waits_for_the_end_ends_with_it() -> None:
+    run = a_run([])
+    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=lambda _: True)
+    await anext(cursor)
+    end = asyncio.ensure_future(anext(cursor))
+    await asyncio.sleep(0)
+    run.emit([Message("x", 0)])  # is written while the iteration waits
+    run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
+    async with asyncio.timeout(10):
+        assert (await end).count(b"data: ") == 1
+        assert [frames async for frames in cursor] == []
+
+
 async def test_a_document_that_is_written_for_long_keeps_the_silence_of_items_mode_short() -> None:
     run = a_run(PIECES[:2])
     cursor = run.follow(None, mode="items", heartbeat_s=0.05, on_stuck=pytest.fail, write_now=later)
