@@ -61,6 +61,25 @@ async def test_a_stop_ends_a_silence_at_once_and_keeps_what_was_said(checkpointe
     assert [message.content for message in model.sent[1][1:]] == ["Hi", "So far", "Hi"]
 
 
+async def test_what_arrives_right_behind_a_stop_does_not_put_it_off(checkpointer: Checkpointer) -> None:
+    stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
+
+    class Talkative(Scripted):
+        async def reply(
+            self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear
+        ) -> Finished:
+            stopping.add_done_callback(lambda _: hear(["too late"]))  # behind the agent's own, in the same pass
+            stopping.set_result(StopCause.USER)
+            return await super().reply(messages, tools, hear)
+
+    agent = Agent(
+        Talkative([None]), checkpointer, remember=checkpointer.remember, first_token_timeout_s=60, idle_timeout_s=60
+    )
+    async with asyncio.timeout(10):
+        outcome = await agent(Turn("o", "t", str(uuid.uuid4()), "Hi"), lambda _: None, stopping)
+    assert outcome.reason == "cancelled"
+
+
 async def test_a_stop_between_the_calls_of_a_model_ends_the_turn(checkpointer: Checkpointer) -> None:
     write = ToolCallDelta(0, "c", "write_document", '{"title":"NDA","content":"text"}')
     model = Scripted([write, Finished("tool_calls")])
@@ -74,6 +93,22 @@ async def test_a_model_that_falls_silent_is_given_up(checkpointer: Checkpointer)
     assert outcome.error is not None
     assert outcome.error.code == "model_idle_timeout"
     assert pieces == [Message("Half", 0)]
+
+
+async def test_a_model_that_goes_on_may_take_longer_than_its_first_token(checkpointer: Checkpointer) -> None:
+    class Steady(Scripted):
+        async def reply(
+            self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear
+        ) -> Finished:
+            for _ in range(8):
+                hear(["x"])
+                await asyncio.sleep(0.1)
+            return Finished("stop")
+
+    agent = Agent(Steady(), checkpointer, remember=checkpointer.remember, first_token_timeout_s=0.4, idle_timeout_s=5)
+    stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
+    outcome = await agent(Turn("o", "t", str(uuid.uuid4()), "Hi"), lambda _: None, stopping)
+    assert (outcome.reason, outcome.error) == ("stop", None)
 
 
 async def test_a_model_that_does_not_begin_is_given_up(checkpointer: Checkpointer) -> None:

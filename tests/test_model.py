@@ -32,6 +32,7 @@ import model
 from chat import Finished, ModelDelta, ModelError, ToolCallDelta
 from drafting import TOOLS
 from model import OpenAIModel
+from wire import ReplyDecoder
 
 pytestmark = pytest.mark.anyio
 
@@ -138,6 +139,23 @@ async def test_calls_that_are_interleaved_are_told_apart(openai: OpenAIServer) -
 async def test_what_no_text_can_hold_is_replaced(openai: OpenAIServer, wire: bytes, said: str) -> None:
     openai.reply(raw(b'data: {"choices":[{"delta":{"content":' + wire + b"}}]}\n\n"), text("."), finish())
     assert (await ask(openai))[0] == said + "."
+
+
+def chunk_of(said: str) -> bytes:
+    return json.dumps({"choices": [{"delta": {"content": said}}]}).join(("data: ", "\n\n")).encode()
+
+
+def test_nothing_counts_behind_the_sign_of_the_end() -> None:
+    decoder = ReplyDecoder()
+    assert decoder.feed(chunk_of("a") + b"data: [DONE]\n\n" + chunk_of("b")) == ["a"]
+    assert decoder.done
+
+
+def test_texts_that_come_together_are_one_piece_of_a_bounded_length() -> None:
+    deltas = ReplyDecoder().feed(chunk_of("x" * 300) * 20)
+    assert deltas is not None
+    assert "".join(map(str, deltas)) == "x" * 6000
+    assert [len(str(piece)) for piece in deltas] == [1200] * 5
 
 
 async def test_a_surrogate_pair_that_is_cut_between_two_chunks_is_joined(openai: OpenAIServer) -> None:

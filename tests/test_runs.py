@@ -301,10 +301,13 @@ async def test_what_comes_while_a_reader_waits_is_written_without_waking_it() ->
 
 async def test_what_comes_at_once_while_a_reader_waits_is_written_to_its_last_piece() -> None:
     written: list[bytes] = []
+
+    def write_now(frames: bytes) -> bool:
+        written.append(frames)
+        return True
+
     run = a_run([])
-    cursor = run.follow(
-        None, heartbeat_s=60, on_stuck=pytest.fail, write_now=lambda frames: written.append(frames) is None
-    )
+    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=write_now)
     await anext(cursor)
     iteration = asyncio.ensure_future(anext(cursor))
     await asyncio.sleep(0)
