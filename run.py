@@ -100,7 +100,8 @@ class Cursor:
             if not frames:
                 return  # an item that is not whole yet
             if self._write_now(frames):
-                written, self._next = following - self._next, following
+                written = following - self._next
+                self._next = following
                 self._taken = self._loop.time()
                 if written < FRAMES_A_WRITE:  # else there may be more, for the iteration
                     return
