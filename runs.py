@@ -45,6 +45,7 @@ IMPATIENT_SAVE_S = 1.0
 ELSEWHERE_S = 11.0  # how long a run is waited for that another process has: a lease, and a little
 CROWD_S = 0.1  # how long a run that has sent its `start` lets others come to theirs
 RENEWAL_S = 2.5  # of a lease of 10 s
+INTERNAL = "Something went wrong on our side; it has been logged."
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
 Agent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
@@ -142,6 +143,7 @@ class Runs:
         # first steps of a crowd would hold up its own `start` frames.
         self._beginning = asyncio.Lock()
         self._started = 0
+        self._renewed_at = time.monotonic()
         self._looking = 0
         self._looked = asyncio.Event()
         self.draining = False
@@ -315,11 +317,15 @@ class Runs:
         finally:
             timer.cancel()
         try:
-            run.finish(await self._save(run, started, outcome))
+            last = await self._save(run, started, outcome)
+        except Exception:
+            log.exception("the end of run %s could not be saved", run.run_id)
+            last = Error(INTERNAL, "internal", retryable=True)
         finally:
             del self._busy[run.owner, run.thread_id]
             self._limits.run_ended(run.owner, run.run_id, outcome.tokens)
             self._linger(run)
+        run.finish(last)
 
     async def _agent_outcome(self, run: Run, turn: Turn) -> Outcome:
         try:
@@ -328,7 +334,7 @@ class Runs:
             error = failure
         except Exception:
             log.exception("run %s failed", run.run_id)
-            error = RunFailure("internal", "Something went wrong on our side; it has been logged.", retryable=True)
+            error = RunFailure("internal", INTERNAL, retryable=True)
         unfinished = frozenset(item.first.item for item in run.items[-1:])
         return Outcome(reason=None, error=error, unfinished=unfinished, usage=None, checkpoint_id=None)
 
@@ -382,18 +388,28 @@ class Runs:
         if run.started is not None and run.started.idempotency_key is not None:
             del self._keyed[run.owner, run.started.idempotency_key]
 
-    async def _keep_progress(self) -> None:
-        """Save what runs have said, in batches; a run's end does it for the rest. And renew their leases."""
-        renewed = time.monotonic()
+    async def _keep(self) -> None:
+        """Twice a second, whatever goes wrong: without it a crash loses whole runs, and others take their threads."""
         while True:
             await asyncio.sleep(PROGRESS_S)
-            if self._busy and time.monotonic() - renewed > RENEWAL_S:
-                run_ids = [run.run_id for run in self._busy.values()]
-                renewed = time.monotonic() if self._store.renew_leases(run_ids) else renewed
-            said = [(run, progress) for run in self._busy.values() if (progress := run.progress()) is not None]
-            if said and self._store.save_progress([progress for _, progress in said]):
-                for run, _ in said:
-                    run.mark_kept()
+            try:
+                self._renew_leases()
+                self._keep_progress()
+            except Exception:
+                log.exception("what runs have said could not be saved on the way")
+
+    def _renew_leases(self) -> None:
+        if self._busy and time.monotonic() - self._renewed_at > RENEWAL_S:
+            run_ids = [run.run_id for run in self._busy.values()]
+            if self._store.renew_leases(run_ids):
+                self._renewed_at = time.monotonic()
+
+    def _keep_progress(self) -> None:
+        """Save what runs have said since the last time, all of them at once; a run's end does it for the rest."""
+        said = [(run, progress) for run in self._busy.values() if (progress := run.progress()) is not None]
+        if said and self._store.save_progress([progress for _, progress in said]):
+            for run, _ in said:
+                run.mark_kept()
 
     # Ending
 
@@ -412,7 +428,7 @@ class Runs:
             run.stop(StopCause.SHUTDOWN)
 
     async def __aenter__(self) -> Self:
-        self._keeper = asyncio.create_task(self._keep_progress(), name="progress")
+        self._keeper = asyncio.create_task(self._keep(), name="progress")
         return self
 
     async def __aexit__(

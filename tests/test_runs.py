@@ -604,3 +604,36 @@ async def test_a_run_whose_thread_is_looked_up_when_the_service_goes_down_does_n
         with pytest.raises(Draining):
             await start
     assert records.started == []
+
+
+async def test_a_run_whose_end_can_not_be_saved_ends_for_its_readers_and_frees_its_thread() -> None:
+    class Broken(Records):
+        async def end_run(self, run: RunEnded) -> asyncio.Future[None]:
+            raise LookupError("a fault of ours")
+
+    async with registry(says, Broken()) as runs:
+        run = await runs.start("o", ChatRequest("Hi", thread_id="t"))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        assert (events[-1][1]["type"], events[-1][1]["code"]) == ("error", "internal")
+        assert runs.busy("o", "t") is None
+
+
+async def test_progress_is_kept_again_after_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runs.PROGRESS_S", 0.01)
+
+    class Broken(Records):
+        faults = 2
+
+        def save_progress(self, progress: Sequence[RunProgress]) -> bool:
+            self.faults -= 1
+            if self.faults >= 0:
+                raise LookupError("a fault of ours")
+            return super().save_progress(progress)
+
+    records = Broken()
+    async with registry(waits, records) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        async with asyncio.timeout(10):
+            while not records.progress:
+                await asyncio.sleep(0.01)
+        run.stop(StopCause.USER)
