@@ -41,7 +41,7 @@ from load import Incomplete, Stream, complete, run_streams
 from agent import SYSTEM, mended
 from chat import ModelDelta
 from checkpointer import PUT_BLOB
-from drafting import TOOLS
+from documents import TOOLS
 from embedded import embedded_postgres
 from model import OpenAIModel
 from store import apply_schema

@@ -10,7 +10,8 @@ from langchain_core.messages import AIMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from chat import Doc, Document, Message, ModelDelta, Piece, ToolCallDelta
-from drafting import Documents, Reply, ToolError, parse_edits
+from documents import Documents, ToolError, parse_edits
+from drafting import Reply
 
 
 class Desk:

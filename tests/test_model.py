@@ -30,7 +30,7 @@ from openai_server import (
 
 import model
 from chat import Finished, ModelDelta, ModelError, ToolCallDelta
-from drafting import TOOLS
+from documents import TOOLS
 from model import OpenAIModel
 from wire import ReplyDecoder
 

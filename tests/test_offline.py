@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from chat import Finished, ModelDelta
-from drafting import TOOLS, Documents, Reply
+from documents import TOOLS, Documents
+from drafting import Reply
 from offline import Deal, OfflineModel, length, plan, render
 
 DEALS = [
