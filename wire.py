@@ -17,6 +17,7 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
+MOST_TOKENS = 2**40  # of one call; far beyond any, and the sum of a turn's calls still is what JSON and SQL can hold
 TOGETHER_CHARS = 1000  # of texts that came together; a reader that is cut off in a piece gets all of it again
 
 
@@ -30,7 +31,8 @@ class ReplyDecoder:
         self._reason: FinishReason | None = None
         self._usage: Usage | None = None
         self._calls: list[str] = []  # the ids, by index
-        self._high = ""  # half of a surrogate pair that a provider cut between two chunks
+        # Halves of surrogate pairs that a provider cut between two chunks: of a call by its index, of the text by None.
+        self._halves: dict[int | None, str] = {}
 
     def feed(self, data: bytes) -> Sequence[ModelDelta] | None:
         """The deltas of what has arrived, b"" for the body's end; texts that came together are one.
@@ -46,8 +48,8 @@ class ReplyDecoder:
                     self._decode(line[len(DATA) :], deltas)
         except ModelError as error:
             self._error = error
-        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:  # no JSON, or odd JSON
-            self._error = ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            self._error = _unreadable()  # JSON, but not of this wire
             self._error.__cause__ = error
         self.done |= not data or self._error is not None
         return deltas
@@ -60,13 +62,12 @@ class ReplyDecoder:
                 self.done = True
                 return
             chunk = _salvaged(event)
+        if not isinstance(chunk, dict):
+            raise _unreadable()
         if error := chunk.get("error"):
             raise _error_in_stream(error)
         if usage := chunk.get("usage"):
-            self._usage = {
-                "input_tokens": int(usage.get("prompt_tokens") or 0),
-                "output_tokens": int(usage.get("completion_tokens") or 0),
-            }
+            self._usage = _figures(usage)
         choices = chunk.get("choices")
         if not choices:
             return
@@ -75,8 +76,8 @@ class ReplyDecoder:
             self._reason = FINISH_REASONS.get(reason, "stop")
         delta = choice.get("delta") or {}
         text = delta.get("content") or delta.get("refusal")
-        if text and not (text.isascii() and not self._high and "\0" not in text):
-            text = self._mend(text)
+        if text and not (text.isascii() and not self._halves and "\0" not in text):
+            text = self._mend(text, None)
         if text:
             if deltas and isinstance(deltas[-1], str) and len(deltas[-1]) < TOGETHER_CHARS:
                 deltas[-1] += text
@@ -97,33 +98,46 @@ class ReplyDecoder:
 
     def _call(self, call: dict[str, Any]) -> ToolCallDelta:
         function = call.get("function") or {}
-        call_id = call.get("id") or ""
+        call_id = str(call.get("id") or "")
         index = call.get("index")
         if index is None:  # some servers number nothing: then an id begins a call
             index = len(self._calls) if call_id and call_id not in self._calls else max(len(self._calls) - 1, 0)
-        name = function.get("name") or ""
         if index >= len(self._calls):
-            if not (isinstance(call_id, str) and isinstance(name, str)):
-                raise TypeError("a call's id and name are texts")
             self._calls.append(call_id)
         arguments = function.get("arguments") or ""
         if not isinstance(arguments, str):  # and some send an object
             arguments = orjson.dumps(arguments).decode()
-        return ToolCallDelta(index, call_id, name, self._mend(arguments))
+        return ToolCallDelta(index, call_id, str(function.get("name") or ""), self._mend(arguments, index))
 
-    def _mend(self, text: str) -> str:
+    def _mend(self, text: str, call: int | None) -> str:
         """Join surrogate pairs that were cut in two; replace what no text can hold."""
-        text = self._high + text
-        if not text:
-            return text
-        self._high = text[-1] if "\ud800" <= text[-1] < "\udc00" else ""
-        text = text.removesuffix(self._high) if self._high else text
+        text = self._halves.pop(call, "") + text
+        if text and "\ud800" <= text[-1] < "\udc00":
+            self._halves[call] = text[-1]
+            text = text[:-1]
         return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _salvaged(event: bytes) -> Any:  # noqa: ANN401
+def _figures(usage: object) -> Usage | None:
+    """None for what no reply can have used, as where the provider tells nothing."""
+    if not isinstance(usage, dict):
+        return None
+    read, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+    if not all(isinstance(tokens, int) and 0 <= tokens < MOST_TOKENS for tokens in (read, written)):
+        return None
+    return {"input_tokens": read, "output_tokens": written}
+
+
+def _unreadable() -> ModelError:
+    return ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
+
+
+def _salvaged(event: bytes) -> object:
     """What can be read of an event with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
-    return json.loads(event.decode("utf-8", "replace"))
+    try:
+        return json.loads(event.decode("utf-8", "replace"))
+    except ValueError as error:
+        raise _unreadable() from error
 
 
 def _error_in_stream(error: object) -> ModelError:

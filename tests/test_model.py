@@ -166,6 +166,51 @@ async def test_a_surrogate_pair_that_is_cut_between_two_chunks_is_joined(openai:
     assert (await ask(openai))[0] == "x😀y"
 
 
+async def test_halves_that_calls_interleave_are_joined_each_with_its_own(openai: OpenAIServer) -> None:
+    begin = (tool("a", "", index=0), tool("b", "", index=1))
+    halves = [arguments_piece(index, half) for half in ("\ud83d", "\ude00") for index in (0, 1)]
+    openai.reply(option(ascii=True), *begin, *halves, finish("tool_calls"))
+    assert (await ask(openai))[1] == {0: ("call_0", "a", "😀"), 1: ("call_1", "b", "😀")}
+
+
+async def test_half_a_character_at_a_texts_end_leaves_the_call_behind_it_whole(openai: OpenAIServer) -> None:
+    openai.reply(option(ascii=True), text("x\ud83d"), tool("a", {"y": 1}), finish("tool_calls"))
+    assert (await ask(openai))[1] == {0: ("call_0", "a", '{"y": 1}')}
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        '{"choices":[null]}',
+        '{"choices":{"0":{}}}',
+        '{"choices":[{"delta":"half"}]}',
+        '{"choices":[{"delta":{"content":5}}]}',
+        '{"choices":[{"delta":{},"finish_reason":["stop"]}]}',
+        '{"choices":[{"delta":{"tool_calls":{"index":0}}}]}',
+        '{"choices":[{"delta":{"tool_calls":[{"index":"0","id":"call_0"}]}}]}',
+    ],
+)
+async def test_json_that_is_not_of_the_wire_is_the_models_fault_and_what_came_with_it_is_kept(
+    openai: OpenAIServer, chunk: str
+) -> None:
+    with_it = b'data: {"choices":[{"delta":{"content":"half"}}]}\n\n'
+    openai.reply(raw(with_it + b"data: " + chunk.encode() + b"\n\n"))
+    heard: list[ModelDelta] = []
+    model = OpenAIModel("gpt-test", api_key=openai.key, base_url=openai.base_url)
+    with pytest.raises(ModelError) as failed:
+        await model.reply([HumanMessage("Hi")], [], heard.extend)
+    await model.aclose()
+    assert (failed.value.code, heard) == ("model_protocol", ["half"])
+
+
+@pytest.mark.parametrize("tokens", ["-5", "1e400", "12345678901234567890123", '"many"', "[1]"])
+async def test_figures_that_no_reply_can_have_used_count_as_untold(openai: OpenAIServer, tokens: str) -> None:
+    usage = f'data: {{"choices":[],"usage":{{"prompt_tokens":{tokens},"completion_tokens":1}}}}\n\n'
+    openai.reply(text("OK"), raw(usage.encode()), finish(usage=False))
+    said, _, finished = await ask(openai)
+    assert (said, finished.usage) == ("OK", None)
+
+
 ODD_CHUNKS = (
     b"null",
     b'"text"',
@@ -177,10 +222,7 @@ ODD_CHUNKS = (
     b'{"choices":[{"delta":{"content":[{"type":"text","text":"x"}]}}]}',
     b'{"choices":[{"delta":{"tool_calls":[null]}}]}',
     b'{"choices":[{"delta":{"tool_calls":[{"index":"0"}]}}]}',
-    b'{"choices":[{"delta":{"tool_calls":[{"index":0,"id":7}]}}]}',
-    b'{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"name":["x"]}}]}}]}',
     b'{"choices":[{"finish_reason":["stop"]}]}',
-    b'{"usage":{"prompt_tokens":"many"}}',
 )
 
 
