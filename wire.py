@@ -49,7 +49,8 @@ class ReplyDecoder:
         except ModelError as error:
             self._error = error
         except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            self._error = _unreadable()  # JSON, but not of this wire
+            # No JSON, or JSON that is not of this wire.
+            self._error = ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
             self._error.__cause__ = error
         self.done |= not data or self._error is not None
         return deltas
@@ -62,8 +63,6 @@ class ReplyDecoder:
                 self.done = True
                 return
             chunk = _salvaged(event)
-        if not isinstance(chunk, dict):
-            raise _unreadable()
         if error := chunk.get("error"):
             raise _error_in_stream(error)
         if usage := chunk.get("usage"):
@@ -128,16 +127,9 @@ def _figures(usage: object) -> Usage | None:
     return {"input_tokens": read, "output_tokens": written}
 
 
-def _unreadable() -> ModelError:
-    return ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
-
-
-def _salvaged(event: bytes) -> object:
+def _salvaged(event: bytes) -> Any:  # noqa: ANN401  # what JSON can be
     """What can be read of an event with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
-    try:
-        return json.loads(event.decode("utf-8", "replace"))
-    except ValueError as error:
-        raise _unreadable() from error
+    return json.loads(event.decode("utf-8", "replace"))
 
 
 def _error_in_stream(error: object) -> ModelError:
