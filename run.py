@@ -178,7 +178,6 @@ class Run:
         self.ended = False
         self.begun_at = self.first_piece_at = 0.0  # seconds of the monotonic clock; 0 where it has not come to that
         self._id = run_id.encode()
-        self._item: OpenItem | None = None  # the newest
         self._frames: list[bytes] = []
         self._positions: list[int] = []  # of each frame; the last one has its piece's, too
         self._position = 0
@@ -200,33 +199,32 @@ class Run:
 
     def begin(self, start: Start) -> None:
         self.begun_at = time.monotonic()
-        self._frames.append(start_frame(self._id, start))
-        self._positions.append(self._position)
+        self._append(start_frame(self._id, start))
 
     def emit(self, pieces: Sequence[Piece]) -> None:
         """Append pieces that came together. Items come one after the other, never mixed."""
         for piece in pieces:
-            if self._item is None or self._item.first.item != piece.item:
-                self._item = self._open_item(piece)
+            if not self.items:
+                self.first_piece_at = time.monotonic()
+            if not self.items or self.items[-1].first.item != piece.item:
+                self.items.append(OpenItem(piece, self._position, self._position))
+            item = self.items[-1]
             self._position += len(piece.content)
-            self._item.pieces.append(piece.content)
-            self._item.end = self._position
-            self._frames.append(piece_frame(self._id, self._position, piece))
-            self._positions.append(self._position)
-        for reader in self.readers:
-            reader.wake()
-
-    def _open_item(self, first: Piece) -> OpenItem:
-        if not self.items:
-            self.first_piece_at = time.monotonic()
-        item = OpenItem(first, self._position, self._position)
-        self.items.append(item)
-        return item
+            item.pieces.append(piece.content)
+            item.end = self._position
+            self._append(piece_frame(self._id, self._position, piece))
+        self._wake_readers()
 
     def finish(self, last: End | Error) -> None:
         self.ended = True
-        self._frames.append(last_frame(self._id, last))
+        self._append(last_frame(self._id, last))
+        self._wake_readers()
+
+    def _append(self, frame: bytes) -> None:
+        self._frames.append(frame)
         self._positions.append(self._position)
+
+    def _wake_readers(self) -> None:
         for reader in self.readers:
             reader.wake()
 
@@ -278,8 +276,6 @@ class Run:
 
     def frames_from(self, index: int) -> tuple[bytes, int]:
         """What stands in the log from `index` on, as bytes, and the index after it."""
-        if index == len(self._frames) - 1:
-            return self._frames[index], index + 1
         frames = self._frames[index : index + FRAMES_A_WRITE]
         return b"".join(frames), index + len(frames)
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
@@ -16,7 +16,6 @@ import tracing
 from chat import (
     ChatRequest,
     Conflict,
-    Emit,
     End,
     Error,
     Outcome,
@@ -45,11 +44,9 @@ IMPATIENT_SAVE_S = 1.0
 ELSEWHERE_S = 11.0  # how long a run is waited for that another process has: a lease, and a little
 CROWD_S = 0.1  # how long a run that has sent its `start` lets others come to theirs
 RENEWAL_S = 2.5  # of a lease of 10 s
-INTERNAL = "Something went wrong on our side; it has been logged."
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
-Agent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
-"""Carries out a turn, calling `emit` with its pieces. When the future resolves it stops soon, and keeps what it has."""
+INTERNAL = "Something went wrong on our side; it has been logged."
 
 
 class RunStore(Protocol):
@@ -115,7 +112,7 @@ class Runs:
     def __init__(
         self,
         *,
-        agent: Agent,
+        agent: tracing.Agent,
         model: str,
         store: RunStore,
         limits: RunLimits,

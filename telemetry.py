@@ -25,8 +25,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotati
 FIRST_EVENT_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 20, 30)
 RUN_S = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
-AS_TOLD = frozenset(get_args(EndReason))  # how a run ends that has not failed
 COMMIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
+
+AS_TOLD = frozenset(get_args(EndReason))  # how a run ends that has not failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,7 @@ class ModelCall(Span):
 
 
 Agent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
+"""Carries out a turn, calling `emit` with its pieces. When the future resolves it stops soon, and keeps what it has."""
 
 
 def traced(agent: Agent, model: str, provider: str = PROVIDER) -> Agent:

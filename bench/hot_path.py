@@ -519,7 +519,7 @@ Where a goal is not met, this is what stands between; taken apart at 100 streams
 
 - **A token** costs the same system calls as the floor's, one read and one write (`tests/test_costs.py` holds that), and
   one pass of the loop where the floor takes two: from the model's bytes to the reader's socket it is one call. In a loop
-  of its own that call takes 3.6 µs, of which to decode the chunk 1.7 and to write the frame 0.6. In the midst of a
+  of its own that call takes 3.8 µs, of which to decode the chunk 1.7 and to write the frame 0.6. In the midst of a
   hundred streams it takes three to four times that, as each token finds the caches full of something else, and so does
   the kernel's part of it: at 40 streams the floor spends 9 µs in Python and 21 in the kernel, the service 19 and 27. The
   beginning and the end of a turn are 6 to 10 µs of a token at 500 of them: a turn takes 3 to 5 ms where turns come one by
