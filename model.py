@@ -5,7 +5,7 @@ own event objects.) Works with whatever speaks this wire: vLLM, Ollama, llama.cp
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing, suppress
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -49,15 +49,12 @@ class OpenAIModel:
             use_responses_api=False,
             stream_usage=True,
         )
-        self._ending: set[asyncio.Task[None]] = set()
         self._base_url = str(self._chat.root_async_client.base_url)
 
     def __repr__(self) -> str:
         return f"<OpenAIModel {self.name}>"
 
     async def aclose(self) -> None:
-        if self._ending:
-            await asyncio.wait(self._ending)
         await self._http.aclose()
 
     async def _bound_retry_after(self, response: httpx2.Response) -> None:
@@ -72,8 +69,7 @@ class OpenAIModel:
             try:
                 with call.current():
                     body = Body(await self._post(messages, tools, call.headers))
-                async with AsyncExitStack() as stack:
-                    await stack.enter_async_context(aclosing(body))
+                async with aclosing(body):
                     decoder = ReplyDecoder()
 
                     def take(data: bytes) -> bool:
@@ -84,9 +80,10 @@ class OpenAIModel:
                     await body.feed(take)
                     finished = decoder.finished()
                     call.finished(finished)
-                    if not body.ended:
-                        stack.pop_all()
-                        self._end_later(body)
+                    # The rest of the body, which is as good as there: else the connection could not be used again.
+                    with suppress(TimeoutError, httpx2.HTTPError, aiohttp.ClientError):
+                        async with asyncio.timeout(BODY_END_S):
+                            await body.skip()
                     return finished
             except openai.APIError as error:
                 raise _model_error(error) from error
@@ -94,12 +91,6 @@ class OpenAIModel:
                 raise ModelError(
                     "model_disconnected", "The connection to the model broke off.", retryable=True
                 ) from error
-
-    def _end_later(self, body: Body) -> None:
-        """The reply is all there; the rest of its body, if only its end, may take a moment."""
-        task = asyncio.create_task(_end(body), name="the end of a body")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
 
     async def _post(
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], headers: Mapping[str, str]
@@ -123,14 +114,6 @@ class OpenAIModel:
             stream_cls=openai.AsyncStream[Any],
         )
         return cast("httpx2.Response", response)
-
-
-async def _end(body: Body) -> None:
-    """Read the body to its end, as its connection could else not be used again; if that comes soon."""
-    async with aclosing(body):
-        with suppress(TimeoutError, httpx2.HTTPError, aiohttp.ClientError, OSError):
-            async with asyncio.timeout(BODY_END_S):
-                await body.skip()
 
 
 def _split_query(base_url: str | None) -> tuple[str | None, dict[str, str] | None]:

@@ -33,11 +33,6 @@ class Body:
                     return
             take(b"")
 
-    @property
-    def ended(self) -> bool:
-        """It has arrived to its end, as far as that can be told."""
-        return self._arriving is not None and self._arriving.content.at_eof()
-
     async def skip(self) -> None:
         """Read the rest, so that the connection can be used again."""
         if self._arriving is not None:
