@@ -44,7 +44,8 @@ from drafting import Reply
 MODEL_CALLS = 8  # a turn's bound; the last one is not offered the tools, so that it closes with words
 PATIENCE_SLACK = 0.05  # the timer of the model's silence is moved on once in so much of it, not with each token
 # A whole copy of a channel's value is stored once in so many updates, to bound what must be replayed. A turn has four
-# of the messages: at 1000, 100 turns take 1.5 times their text, at 200 2.7 times, and load as fast (bench/storage.py).
+# of the messages: at 1000, 100 turns take 1.5 times their text, at 200 2.7 times, and load as fast. See
+# bench/stored_bytes.py.
 SNAPSHOT_FREQUENCY = 1000
 
 MESSAGE_BYTES = 3000  # of a message or a document beside its text

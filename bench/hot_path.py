@@ -33,7 +33,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import asyncpg
-import storage
+import stored_bytes
 import uvloop
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from load import Incomplete, Stream, complete, run_streams
@@ -138,7 +138,7 @@ class Bench:
         if name == PROVIDER:
             yield self.provider
             return
-        dsn = await storage.database(self.postgres, f"bench_{uuid.uuid4().hex}")
+        dsn = await stored_bytes.database(self.postgres, f"bench_{uuid.uuid4().hex}")
         port = free_port()
         uvicorn = [sys.executable, "-m", "uvicorn", APPS[name], "--port", str(port), "--log-level", "warning"]
         command = ["taskset", "-c", str(self.cores.server), *uvicorn, "--ws", "none", "--no-access-log"]
@@ -331,7 +331,7 @@ def turn_messages(turn: int) -> Iterator[HumanMessage | AIMessage | ToolMessage]
 async def writer(bench: Bench, _: Process) -> Figures:
     """Rows with checkpoints of 8 KB on one connection: through the writer, and with an `execute` for each."""
     rows = 1000 if bench.quick else 4000
-    dsn = await storage.database(bench.postgres, f"bench_{uuid.uuid4().hex}")
+    dsn = await stored_bytes.database(bench.postgres, f"bench_{uuid.uuid4().hex}")
     connection = await asyncpg.connect(dsn)
     await apply_schema(connection)
     blob = os.urandom(CHECKPOINT_BYTES)  # can't be compressed
@@ -593,7 +593,7 @@ async def main() -> None:
         print(*lines, sep="\n")
         if whole:
             stored: list[str] = []
-            storage.show(await storage.compare(postgres), stored.append)
+            stored_bytes.show(await stored_bytes.compare(postgres), stored.append)
             print(*stored, sep="\n")
             parts = [*machine(), "", *lines, "", "# What is stored", "", "```", *stored, "```"]
             RESULTS.write_text(f"{HEADING}\n{chr(10).join(parts)}\n\n{REST}")

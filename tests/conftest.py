@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fault_database import FaultDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
+NOT_OURS = {"tests", "bench", "clients", "node_modules"}  # nor what begins with a dot
 NUMBERS = itertools.count(1)
 T = TypeVar("T")
 THREAD = ThreadPoolExecutor(1)
@@ -43,6 +44,21 @@ ZYGOTE = Zygote()
 settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 UNCLEAN = ("Traceback", "was never retrieved", "never awaited", "was destroyed but it is pending")
+
+
+def product_files(*patterns: str) -> list[Path]:
+    """The files of the service itself, without its tests and benchmarks, wherever they lie below the root.
+
+    Fails where the patterns find next to nothing: a rule that looks at no file holds nothing.
+    """
+    found = [
+        path
+        for pattern in patterns
+        for path in sorted(ROOT.rglob(pattern))
+        if not any(part in NOT_OURS or part.startswith(".") for part in path.relative_to(ROOT).parts)
+    ]
+    assert len(found) > (40 if "*.py" in patterns else 0), f"only {len(found)} files of {patterns}"
+    return found
 
 
 def pytest_unconfigure() -> None:

@@ -3,17 +3,15 @@
 import ast
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
-from conftest import path_of
+from conftest import ROOT, path_of, product_files
 from mutants import MUTANTS
 
 from asgi_app import ROUTES
 from settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-MODULES = {path.stem for path in ROOT.glob("*.py")}
+MODULES = {path.stem for path in product_files("*.py")}
 MAY_IMPORT = {
     "asgi_app": MODULES - {"asgi_app"},
     "chats": {"asgi", "callers", "chat", "run", "service", "sse"},
@@ -88,18 +86,21 @@ def test_no_framework_has_moved_in(module: str) -> None:
 
 def test_every_setting_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
+    assert len(fields(Settings)) > 25
     assert [field.name for field in fields(Settings) if f"`{field.name.upper()}`" not in readme] == []
 
 
 def test_every_route_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     paths = [path_of(route) for route, _ in ROUTES]
+    assert len(paths) > 12
     assert [path for path in paths if f"{path}`" not in readme and f"{path}?" not in readme] == []
 
 
 def test_every_metric_is_in_the_readme() -> None:
     table = (ROOT / "README.md").read_text().partition("| metric (`draftstream_…`)")[2].partition("\n\n")[0]
     metrics = set(re.findall(r'"draftstream_(\w+)"', (ROOT / "telemetry.py").read_text()))
+    assert len(metrics) > 10
     assert set(re.findall(r"`([a-z_]{8,})[`{]", table)) == metrics
 
 
@@ -117,12 +118,15 @@ def test_every_fault_is_shown_by_tests_that_there_are() -> None:
 
 
 def test_ci_has_every_program_that_a_test_needs() -> None:
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    files = list((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 40
+    tests = "".join(path.read_text() for path in files)
     programs = set(re.findall(r'required\("(\w+)"\)', tests))
     assert programs >= {"nginx", "chromium"}
     assert programs == set(re.findall(r"^command -v (\w+) ", (ROOT / ".ci/run").read_text(), re.MULTILINE))
 
 
 def test_each_mutant_changes_a_text_that_stands_once() -> None:
+    assert len(MUTANTS) > 25
     times = {mutant.guard: (ROOT / mutant.file).read_text().count(mutant.text) for mutant in MUTANTS}
     assert [guard for guard, count in times.items() if count != 1] == []

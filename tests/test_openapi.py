@@ -17,7 +17,7 @@ from typing import Any, get_args
 import pytest
 import requests
 import schemathesis
-from conftest import ROOT, Service, path_of
+from conftest import ROOT, Service, path_of, product_files
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema_rs import Draft202012Validator, ValidationError
@@ -133,7 +133,7 @@ def test_it_has_the_version_of_the_service() -> None:
 
 def calls(*names: str) -> Iterator[list[object]]:
     """The arguments of each call of these in the source, as far as they are literal."""
-    for module in ROOT.glob("*.py"):
+    for module in product_files("*.py"):
         yield from literals(ast.parse(module.read_text()), *names)
 
 
