@@ -6,7 +6,15 @@ WORKDIR /app
 COPY requirements.txt ./
 RUN pip install --no-cache-dir -r requirements.txt
 
-COPY *.py clauses.toml debug.html openapi.json schema.sql ./
+COPY *.py schema.sql ./
+COPY access access/
+COPY documents documents/
+COPY drafting drafting/
+COPY runs runs/
+COPY storage storage/
+COPY telemetry telemetry/
+COPY threads threads/
+COPY web web/
 RUN python -m compileall -q .
 
 USER 10001

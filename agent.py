@@ -38,8 +38,8 @@ from chat import (
     Usage,
     graph_thread_id,
 )
-from documents import TOOLS, WRITE, Documents
-from drafting import Reply
+from drafting.reply import Reply
+from drafting.tools import TOOLS, WRITE, Documents
 
 MODEL_CALLS = 8  # a turn's bound; the last one is not offered the tools, so that it closes with words
 PATIENCE_SLACK = 0.05  # the timer of the model's silence is moved on once in so much of it, not with each token

@@ -14,30 +14,29 @@ from typing import Literal
 
 import uvicorn
 
-import logs
-import tracing
-from asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, not_found, retry_after
-from asgi import Scope as AsgiScope
-from branches import get_checkpoints, post_fork
-from callers import Caller, Forbidden, Scope, Unauthorized
+from access.callers import Caller, Forbidden, Scope, Unauthorized
+from access.jwts import ProviderUnavailable
+from access.limits import LimitExceeded
 from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
-from chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
-from downloads import get_diff, get_export
-from embedded import EmbeddedPostgresError
-from export import TooLargeForDocx
-from histories import ThreadGone
-from identity import ProviderUnavailable
-from journal import JournalError
-from limits import LimitExceeded
-from runs import Draining, KeyReused, ThreadBusy, TooManyRuns
-from server import Server, keep_collections_short
-from service import Service, open_service
+from documents.files import TooLargeForDocx
+from runs.registry import Draining, KeyReused, ThreadBusy, TooManyRuns
+from runs.sse import EventId
 from settings import Settings, SettingsError
-from sse import EventId
-from status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
+from storage.embedded import EmbeddedPostgresError
+from storage.journal import JournalError
+from storage.writer import QueueFull
 from store import StoreUnavailable, UnsavedTurns
-from threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
-from writer import QueueFull
+from telemetry import logs, tracing
+from threads.histories import ThreadGone
+from web.asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, not_found, retry_after
+from web.asgi import Scope as AsgiScope
+from web.branches import get_checkpoints, post_fork
+from web.chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
+from web.downloads import get_diff, get_export
+from web.server import Server, keep_collections_short
+from web.service import Service, open_service
+from web.status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
+from web.threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
 
 log = logging.getLogger("draftstream")
 

@@ -33,10 +33,10 @@ from chat import (
     UnknownCheckpoint,
     graph_thread_id,
 )
-from gathering import Gathered
-from journal import Journal
-from recovery import Turn, replay
-from statements import (
+from storage.batched_reads import Gathered
+from storage.journal import Journal
+from storage.recovery import Turn, replay
+from storage.statements import (
     DELETE_THREAD,
     FIND_WORDS,
     FORK_THREAD,
@@ -54,7 +54,7 @@ from statements import (
     progress_write,
     start_writes,
 )
-from writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Write, Writer, within
+from storage.writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Write, Writer, within
 
 log = logging.getLogger("draftstream.store")
 

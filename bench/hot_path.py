@@ -40,12 +40,12 @@ from load import Incomplete, Stream, complete, run_streams
 
 from agent import SYSTEM, mended
 from chat import ModelDelta
-from checkpointer import PUT_BLOB
-from documents import TOOLS
-from embedded import embedded_postgres
-from model import OpenAIModel
+from drafting.openai_model import OpenAIModel
+from drafting.tools import TOOLS
+from storage.embedded import embedded_postgres
+from storage.writer import Write, Writer
 from store import apply_schema
-from writer import Write, Writer
+from threads.checkpointer import PUT_BLOB
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel, Field
 
 from agent import PROMPT
-from documents import TOOLS
+from drafting.tools import TOOLS
 
 CREATE_TABLE = """CREATE TABLE IF NOT EXISTS messages (
     id bigserial PRIMARY KEY, thread_id text NOT NULL, role text NOT NULL, content text NOT NULL,

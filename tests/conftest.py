@@ -26,9 +26,9 @@ from hypothesis import HealthCheck, settings
 from openai_server import OpenAIServer
 from zygote import Zygote
 
-from checkpointer import Checkpointer
-from embedded import embedded_postgres
+from storage.embedded import embedded_postgres
 from store import Store, apply_schema, open_store
+from threads.checkpointer import Checkpointer
 
 if TYPE_CHECKING:
     from fault_database import FaultDatabase

@@ -7,12 +7,12 @@ from typing import Any
 
 import asyncpg
 
-import asgi
-import statements
-from asgi import Receive, Response, Scope, Send
 from asgi_app import app as service
+from storage import statements
+from storage.writer import Unit, Writer
 from store import Store
-from writer import Unit, Writer
+from web import asgi
+from web.asgi import Receive, Response, Scope, Send
 
 asgi.BODY_TIMEOUT_S = 0.5
 BESIDE = (statements.FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # what is read beside the requests

@@ -5,7 +5,7 @@ from pathlib import Path
 import asyncpg
 from conftest import run
 
-from embedded import _Server
+from storage.embedded import _Server
 from store import SCHEMA
 
 # The lease of ten seconds, cut to four: so that it runs out while a process is stopped, and nobody waits long for the

@@ -31,9 +31,9 @@ from openai_server import Stream as ModelStream
 from sse_client import BrokenOff, Stream, check, frames, take
 
 from agent import Agent
-from checkpointer import Checkpointer
-from offline import OfflineModel
+from drafting.offline import OfflineModel
 from store import open_store
+from threads.checkpointer import Checkpointer
 
 SILENCE_S = 4.0  # a client leaves a stream that says nothing for so long
 PATIENCE_S = 30.0  # and gives up a turn after this

@@ -24,10 +24,10 @@ from conftest import ROOT, Service, free_port, path_of, run
 from openai_server import OpenAIServer, echo, finish, text, tool, wait
 from sse_client import chat, request
 
-import callers as room
-from access import ADD_KEY, REVOKE_KEY, _end_date
+from access import callers as room
+from access.__main__ import ADD_KEY, REVOKE_KEY, _end_date
+from access.callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized
 from asgi_app import ROUTES, Who
-from callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized
 from store import Store, StoreUnavailable
 
 Start = Callable[..., Service]

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMes
 
 from agent import LOST_ANSWER, Agent, append, mended
 from chat import Finished, Hear, Message, ModelDelta, Outcome, Piece, StopCause, ToolCallDelta, Turn
-from checkpointer import Checkpointer
+from threads.checkpointer import Checkpointer
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import alignment
-from alignment import Effort, common
+from documents import alignment
+from documents.alignment import Effort, common
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction

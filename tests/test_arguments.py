@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import REPLACEMENT, ArgumentsDecoder, BrokenArguments
+from drafting.arguments import REPLACEMENT, ArgumentsDecoder, BrokenArguments
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 VALUES = st.recursive(

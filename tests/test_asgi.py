@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import asgi
-from asgi import Disconnected, Problem, Request, Response
 from chat import InvalidRequest
-from threads import read_cursor, write_cursor
+from web import asgi
+from web.asgi import Disconnected, Problem, Request, Response
+from web.threads import read_cursor, write_cursor
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 LATIN_1 = st.text(st.characters(max_codepoint=255))

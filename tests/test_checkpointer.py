@@ -18,8 +18,8 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from agent import append
-from checkpointer import STORED_LAST, Checkpointer, StatesAtHand
 from store import Store
+from threads.checkpointer import STORED_LAST, Checkpointer, StatesAtHand
 
 pytestmark = pytest.mark.anyio
 

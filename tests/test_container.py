@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Service, free_port, open_to_others
+from conftest import ROOT, Service, free_port, open_to_others, product_files
 
 LINES = (ROOT / "Dockerfile").read_text().splitlines()
 ORDINARY_USER = 10001
@@ -23,9 +23,18 @@ def instructions(name: str) -> list[str]:
     return [line.removeprefix(f"{name} ") for line in LINES if line.startswith(f"{name} ")]
 
 
-def copied() -> list[str]:
-    patterns = [pattern for line in instructions("COPY") for pattern in line.split()[:-1]]
-    return [path.name for pattern in patterns for path in ROOT.glob(pattern)]
+def copied() -> dict[Path, Path]:
+    """Each file that the image gets, by its place there; a folder comes whole, less what .dockerignore leaves out."""
+    files: dict[Path, Path] = {}
+    for line in instructions("COPY"):
+        *patterns, target = line.split()
+        for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
+            if path.is_dir():
+                inside = [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+                files |= {Path(target) / file.relative_to(path): file for file in inside}
+            else:
+                files[Path(target) / path.name] = path
+    return files
 
 
 def test_the_dockerfile_is_plain() -> None:
@@ -40,11 +49,13 @@ def test_the_dockerfile_is_plain() -> None:
 
 
 def test_it_copies_all_that_ships_and_nothing_else() -> None:
-    ships = {path.name for pattern in ("*.py", "*.sql", "*.html", "*.json") for path in ROOT.glob(pattern)}
-    assert len(ships) > 40
-    assert set(copied()) == ships | {"clauses.toml", "requirements.txt"}
+    ships = set(product_files("*.py", "*.sql", "*.html", "*.json", "*.toml")) - {ROOT / "pyproject.toml"}
+    assert set(copied().values()) == ships | {ROOT / "requirements.txt"}
+    assert all(ROOT / place == file for place, file in copied().items())
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert all(f"!*{Path(file).suffix}" in ignored for file in copied())
+    assert ignored[0] == "*"
+    sources = {word for line in instructions("COPY") for word in line.split()[:-1]}
+    assert {f"!{source}" for source in sources} == {line for line in ignored if line.startswith("!")}
 
 
 def test_every_package_is_pinned_and_each_of_ours_has_its_reason() -> None:
@@ -65,8 +76,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, "-r", ROOT / "requirements.txt"], check=True)
     tree = folder / "app"
     tree.mkdir()
-    for file in copied():
-        shutil.copy(ROOT / file, tree)
+    for place, file in copied().items():
+        (tree / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tree / place)
     subprocess.run([folder / "venv/bin/python", "-m", "compileall", "-q", "."], cwd=tree, check=True)
     for path in (*tree.rglob("*"), tree):
         path.chmod(0o555 if path.is_dir() else 0o444)

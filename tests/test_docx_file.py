@@ -16,9 +16,9 @@ from docx.enum.text import WD_ALIGN_PARAGRAPH
 from docx.oxml.ns import qn
 from lxml import etree  # type: ignore[import-untyped]  # its stubs are another package's
 
-from docx_file import write_docx
-from manuscript import Block, Span, blocks
-from offline import Deal, render
+from documents.markdown import Block, Span, blocks
+from documents.word import write_docx
+from drafting.offline import Deal, render
 
 AT = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
 DRAFT = """# Lease

@@ -10,8 +10,8 @@ from langchain_core.messages import AIMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from chat import Doc, Document, Message, ModelDelta, Piece, ToolCallDelta
-from documents import Documents, ToolError, parse_edits
-from drafting import Reply
+from drafting.reply import Reply
+from drafting.tools import Documents, ToolError, parse_edits
 
 
 class Desk:

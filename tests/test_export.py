@@ -17,11 +17,11 @@ from openai_server import OpenAIServer, finish, text, tool
 from sse_client import chat
 from test_docx_file import pdf_text
 
-import export
-import histories
-from downloads import disposition
-from histories import RUNS_A_PAGE
+from documents import files as export
 from store import Store
+from threads import histories
+from threads.histories import RUNS_A_PAGE
+from web.downloads import disposition
 
 Start = Callable[..., Service]
 WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"

@@ -31,8 +31,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sse_client import chat, request
 
-import identity as room
-from identity import (
+from access import jwts as room
+from access.jwts import (
     InvalidToken,
     JwksProvider,
     Provider,

@@ -21,8 +21,8 @@ from test_service import graph_state, history
 from test_store import ended, started
 
 from chat import Error, RunStatus
-from journal import HEADER, Contents, Journal, JournalError
-from recovery import Turn, replay
+from storage.journal import HEADER, Contents, Journal, JournalError
+from storage.recovery import Turn, replay
 
 Start = Callable[..., Service]
 

@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from openai_server import OpenAIServer, finish, status, text, wait
 from sse_client import Stream, chat
 
-from chat import RunStarted
-from exchange import READ_OTHERS, READ_RUNNING, exchanging
-from limits import (
+from access.limits import (
     DAY_S,
     JITTER_S,
     MINUTE_S,
@@ -27,6 +25,8 @@ from limits import (
     LimitExceeded,
     Limits,
 )
+from access.shared_limits import READ_OTHERS, READ_RUNNING, exchanging
+from chat import RunStarted
 from store import Store, open_store
 
 SLOT_S = MINUTE_S / SLOTS
@@ -256,7 +256,7 @@ def test_an_owner_takes_the_same_memory_however_much_it_calls() -> None:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange.EXCHANGE_S", 0.02)
+    monkeypatch.setattr("access.shared_limits.EXCHANGE_S", 0.02)
 
 
 async def until(condition: Callable[[], bool]) -> None:

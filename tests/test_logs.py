@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat import ModelError, RunStatus
-from logs import Lines, Style, kind
 from store import Store
+from telemetry.logs import Lines, Style, kind
 
 CANARY = "canary of a message"
 KEY = "sk-canary-key"
@@ -155,7 +155,7 @@ async def test_a_kind_tells_faults_apart(store: Store, database_url: str) -> Non
 
 
 def test_a_whole_process_logs_through_it() -> None:
-    script = """import asyncio, logging, logs, openai
+    script = """import asyncio, logging, openai; from telemetry import logs
 logging.getLogger("openai").info("before: the canary's own handler")
 logs.set_up("DEBUG", "json", content=False, secrets=["sk-canary-key"])
 logging.getLogger("draftstream.x").debug("at %s", "work")

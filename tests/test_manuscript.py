@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manuscript import Block, Span, blocks
-from offline import Deal, render
+from documents.markdown import Block, Span, blocks
+from drafting.offline import Deal, render
 
 
 def plain(*texts: str) -> tuple[Span, ...]:

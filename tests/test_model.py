@@ -28,11 +28,11 @@ from openai_server import (
     wait,
 )
 
-import model
 from chat import Finished, ModelDelta, ModelError, ToolCallDelta
-from documents import TOOLS
-from model import OpenAIModel
-from wire import ReplyDecoder
+from drafting import openai_model as model
+from drafting.openai_model import OpenAIModel
+from drafting.tools import TOOLS
+from drafting.wire import ReplyDecoder
 
 pytestmark = pytest.mark.anyio
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from chat import Finished, ModelDelta
-from documents import TOOLS, Documents
-from drafting import Reply
-from offline import Deal, OfflineModel, length, plan, render
+from drafting.offline import Deal, OfflineModel, length, plan, render
+from drafting.reply import Reply
+from drafting.tools import TOOLS, Documents
 
 DEALS = [
     Deal(),

@@ -26,17 +26,17 @@ from openai_server import status as http_error
 from sse_client import Stream, chat, request
 from test_access import NOWHERE, new_key, until
 
+from access.callers import Scope
 from asgi_app import ROUTES, STREAMS
-from callers import Scope
 from chat import FIELDS as CHAT_FIELDS
 from chat import FORK_FIELDS, ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
-from manuscript import Kind, Mark
+from documents.markdown import Kind, Mark
 from store import StoreUnavailable
 
 Start = Callable[..., Service]
 Json = dict[str, Any]
 
-DOCUMENT: Json = json.loads((ROOT / "openapi.json").read_text())
+DOCUMENT: Json = json.loads((ROOT / "web/openapi.json").read_text())
 README = (ROOT / "README.md").read_text()
 TESTS = Path(__file__).parent
 METHODS = {"get", "post", "put", "patch", "delete"}
@@ -461,7 +461,7 @@ def test_schemathesis_finds_no_500_and_no_undocumented_answer(
     running = service(openai)  # whose model answers at once
     key = new_key(database_url, "fuzz")
     url = f"{running.url}/openapi.json"
-    assert requests.get(url, timeout=20).content == (ROOT / "openapi.json").read_bytes()
+    assert requests.get(url, timeout=20).content == (ROOT / "web/openapi.json").read_bytes()
     command = [
         sys.executable,
         "-m",

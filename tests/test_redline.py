@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_alignment import lines_run
 
-from manuscript import Block, Mark, blocks
-from redline import EFFORT, Spans, block_json, count_words, mark_of, redline
-from redline_page import page
+from documents.markdown import Block, Mark, blocks
+from documents.redline import EFFORT, Spans, block_json, count_words, mark_of, redline
+from documents.redline_page import page
 
 # ---------------------------------------------------------------------------------------------------------------
 # Both versions can be had from it
@@ -240,7 +240,7 @@ def test_versions_with_little_in_common_take_no_more_than_their_effort(
     old: Callable[[int], str], new: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, after = long_document(old), long_document(new)
-    monkeypatch.setattr("redline.EFFORT", 20_000)
+    monkeypatch.setattr("documents.redline.EFFORT", 20_000)
     assert lines_run(lambda: redline(before, after)) < 20 * (20_000 + 12_000)  # the effort, and twice 6,000 words
     assert EFFORT <= 2_000_000
     check(before, after)

@@ -15,10 +15,10 @@ from lxml import etree  # type: ignore[import-untyped]  # its stubs are another 
 from test_docx_file import pdf_text, texts
 from test_redline import documents
 
-from docx_file import write_docx
-from manuscript import Block, Span, blocks
-from offline import Deal, render
-from redline import redline
+from documents.markdown import Block, Span, blocks
+from documents.redline import redline
+from documents.word import write_docx
+from drafting.offline import Deal, render
 
 AT = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
 OLD = """# Services Agreement

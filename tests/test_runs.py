@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from access.limits import Limits
 from chat import (
     ChatRequest,
     Doc,
@@ -32,10 +33,9 @@ from chat import (
     UnknownCheckpoint,
     Unstorable,
 )
-from limits import Limits
-from run import FRAMES_A_WRITE, Cursor, Run
-from runs import Draining, Runs, ThreadBusy, TooManyRuns
-from telemetry import Telemetry
+from runs.registry import Draining, Runs, ThreadBusy, TooManyRuns
+from runs.run import FRAMES_A_WRITE, Cursor, Run
+from telemetry.metrics import Telemetry
 
 pytestmark = pytest.mark.anyio
 
@@ -527,7 +527,7 @@ async def test_a_turn_that_the_database_refuses_is_reported_as_the_client_hears_
 
 
 async def test_what_a_run_says_is_saved_on_the_way_without_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runs.PROGRESS_S", 0.01)
+    monkeypatch.setattr("runs.registry.PROGRESS_S", 0.01)
     records = Records(saves=False)
 
     async def slowly(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
@@ -619,7 +619,7 @@ async def test_a_run_whose_end_can_not_be_saved_ends_for_its_readers_and_frees_i
 
 
 async def test_progress_is_kept_again_after_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runs.PROGRESS_S", 0.01)
+    monkeypatch.setattr("runs.registry.PROGRESS_S", 0.01)
 
     class Broken(Records):
         faults = 2

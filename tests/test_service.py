@@ -23,9 +23,9 @@ from sse_client import Stream, chat, request
 from test_access import until
 
 from agent import Agent
-from checkpointer import Checkpointer
-from offline import OfflineModel
+from drafting.offline import OfflineModel
 from store import open_store
+from threads.checkpointer import Checkpointer
 
 Start = Callable[..., Service]
 HOSTILE = (
@@ -668,7 +668,7 @@ def test_a_database_that_is_away_is_told_within_a_second_and_new_threads_chat_on
     service: Start, openai: OpenAIServer, tmp_path: Any
 ) -> None:
     """The database of this one is a server of its own, which is stopped and started."""
-    from embedded import _Server
+    from storage.embedded import _Server
 
     folder = tmp_path / "data"
     folder.mkdir()

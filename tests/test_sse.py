@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat import Doc, End, Error, Message, Piece, Start
-from sse import EventId, last_frame, parse_frame, piece_frame, start_frame, with_content
+from runs.sse import EventId, last_frame, parse_frame, piece_frame, start_frame, with_content
 
 RUN = b"123e4567-e89b-12d3-a456-426614174000"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

@@ -10,13 +10,13 @@ import asyncpg
 import pytest
 from fault_proxy import FaultProxy
 
-import histories
 import store as store_room
-import writer
 from chat import Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
-from statements import end_writes, start_writes
+from storage import writer
+from storage.statements import end_writes, start_writes
+from storage.writer import QueueFull, Unit, statements
 from store import Store, StoreUnavailable, apply_schema, open_store, where
-from writer import QueueFull, Unit, statements
+from threads import histories
 
 pytestmark = pytest.mark.anyio
 
@@ -343,7 +343,7 @@ async def test_statements_of_one_thread_stay_in_their_order() -> None:
 
 
 async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
-    import statements as room
+    from storage import statements as room
 
     for named, arguments in (
         (room.LIST_THREADS, "'o', 'infinity'::timestamptz, '', 20"),

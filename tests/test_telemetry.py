@@ -16,7 +16,7 @@ from sse_client import chat, request
 from test_access import until
 
 from chat import RunStatus
-from telemetry import RunReport, Telemetry
+from telemetry.metrics import RunReport, Telemetry
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CANARY = "canary-in-what-was-said"

@@ -21,12 +21,12 @@ from test_journal import put_back, turn_of
 from test_service import history
 from test_store import ended, started, texts
 
-import histories
 from chat import Conflict, Doc, Message, Piece, RunProgress
-from search import marked, pattern
-from statements import SEARCH_THREADS
+from storage.statements import SEARCH_THREADS
 from store import FOREVER, Store, apply_schema
-from threads import read_time
+from threads import histories
+from threads.search import marked, pattern
+from web.threads import read_time
 
 Start = Callable[..., Service]
 TABLES = ("threads", "runs", "messages", "pieces", "checkpoints", "checkpoint_blobs", "checkpoint_writes")

@@ -20,10 +20,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from sse_client import chat
 
-import tracing
 from chat import Emit, ModelError, Outcome, StopCause, Turn, Usage
-from model import OpenAIModel
-from tracing import TraceContext, arrive, traced
+from drafting.openai_model import OpenAIModel
+from telemetry import tracing
+from telemetry.tracing import TraceContext, arrive, traced
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADER = f"00-{TRACE}-{SPAN}-01"
@@ -270,7 +270,7 @@ def test_a_service_that_has_it_configured_records_its_turns(
 def test_it_works_without_the_package() -> None:
     script = """import sys
 sys.modules["opentelemetry"] = None
-import tracing
+from telemetry import tracing
 context = tracing.arrive(sys.argv[1])
 with tracing.ModelCall("m", "http://localhost/v1") as call:
     assert call.headers["traceparent"].startswith(sys.argv[1][:36]), call.headers

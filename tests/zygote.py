@@ -66,7 +66,7 @@ def serve(arguments: list[str], env: dict[str, str], log: str) -> None:
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     import asgi_app  # noqa: F401
-    import model  # noqa: F401
+    from drafting import openai_model as model  # noqa: F401
 
     for line in sys.stdin:
         reading, writing = os.pipe()

@@ -1,0 +1,330 @@
+"""Who may call: API keys, JWTs of an identity provider, and the one-use tokens of an EventSource.
+
+While there is neither a key nor an identity provider, the service is open: who sends nothing is ANONYMOUS. What is sent
+is always checked. The first key closes the service within POLL_S, and as keys are revoked but never deleted, nothing
+opens it again. Every answer comes from the database or is at most CACHE_S old, so a revoked key dies within that time;
+only while the database is away does a key that was seen to be good go on for OUTAGE_S, so that new chats go on, too.
+A stream that has begun is not ended by the end of its caller's key.
+
+An owner is a key's as the operator named it, or "jwt:" and the `sub` of a JWT. So the two can't meet by accident; a key
+that is made for the owner "jwt:…" is that person's on purpose, and one for "anonymous" takes over what was made while
+the service was open.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import asyncpg
+
+from access.jwts import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
+from settings import Settings, SettingsError
+from storage.batched_reads import Gathered
+from store import StoreUnavailable
+
+log = logging.getLogger("draftstream.callers")
+
+Scope = Literal["chat", "read", "admin"]
+SCOPES: Sequence[Scope] = ("chat", "read", "admin")
+DEFAULT_SCOPES: Sequence[Scope] = ("chat", "read")  # of a new key, and of a JWT without a `scope`
+
+KEY = re.compile(r"ds_([0-9a-f]{12})_([0-9a-f]{64})")
+BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6750, section 2.1
+NO_HASH = bytes(32)  # what a secret is compared with where there is no such key
+
+CACHE_S = 5.0
+POLL_S = 5.0
+OUTAGE_S = 600.0
+CACHED_KEYS = 10_000
+STREAM_TOKEN_S = 60.0
+RESUME_S = 60.0  # a token may resume its run for RUN_TIMEOUT_S and this
+
+Fetch = Callable[..., Awaitable[Sequence[asyncpg.Record]]]
+"""Runs one statement, within a second. Raises StoreUnavailable."""
+
+
+class Unauthorized(Exception):
+    """No caller: nothing was sent, or (`sent`) what was sent is not, or no longer, good. It does not say which."""
+
+    def __init__(self, *, sent: bool = True) -> None:
+        super().__init__()
+        self.sent = sent
+
+
+class Forbidden(Exception):
+    """The caller is known, and may not do this: it takes `scope`."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
+        self.scope = scope
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is, and what it may do."""
+
+    owner: str
+    scopes: frozenset[str]
+    expires_at: float | None = None  # of the key or the JWT, in seconds since the epoch
+    key_id: str | None = None
+    stream_token: bytes | None = field(default=None, repr=False)  # the hash of one that was redeemed for this request
+
+    def need(self, scope: Scope) -> None:
+        """Raises Forbidden. `admin` may do everything with what is its owner's."""
+        if scope not in self.scopes and "admin" not in self.scopes:
+            raise Forbidden(scope)
+
+
+ANONYMOUS = Caller("anonymous", frozenset(SCOPES))
+
+# ---------------------------------------------------------------------------------------------------------------
+# The statements. Tokens are written on the pool and not through the writer: a redemption needs its answer, and neither
+# should take a place in the queue from what people have said.
+
+IS_CLOSED = "SELECT EXISTS (SELECT FROM access_keys) AS closed"
+
+# One row for each of the keys, empty for one that is not there.
+READ_KEYS = """SELECT secret_hash, owner, scopes, extract(epoch FROM expires_at)::float8 AS expires_at,
+    revoked_at IS NULL AND coalesce(expires_at > now(), true) AS is_good
+FROM unnest($1::text[]) WITH ORDINALITY AS asked (key_id, place) LEFT JOIN access_keys USING (key_id)
+ORDER BY place"""
+
+# With it go some old ones: those that another process is just deleting are left to it.
+ADD_TOKEN = """WITH old AS (DELETE FROM stream_tokens WHERE hash IN (
+    SELECT hash FROM stream_tokens WHERE expires_at < now() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED))
+INSERT INTO stream_tokens (hash, owner, scopes, key_id, expires_at)
+VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))"""  # noqa: S105  # a statement
+
+# Not EXISTS, which beside an OR reads the whole table.
+KEY_IS_GOOD = """(t.key_id IS NULL OR (SELECT k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true)
+    FROM access_keys k WHERE k.key_id = t.key_id))"""
+
+# One use: of two that come at once, the second waits for the first one's commit, and then finds it redeemed.
+REDEEM_TOKEN = f"""UPDATE stream_tokens t SET redeemed_at = now(), expires_at = now() + make_interval(secs => $2)
+WHERE hash = $1 AND redeemed_at IS NULL AND expires_at > now() AND {KEY_IS_GOOD}
+RETURNING owner, scopes, key_id"""  # noqa: S608  # our own text
+
+BIND_TOKEN = "UPDATE stream_tokens SET run_id = $2 WHERE hash = $1"  # noqa: S105  # a statement
+
+RESUME_TOKEN = f"""SELECT owner, scopes, key_id FROM stream_tokens t
+WHERE hash = $1 AND run_id = $2 AND expires_at > now() AND {KEY_IS_GOOD}"""  # noqa: S608  # our own text
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Callers
+
+
+@dataclass(slots=True)
+class KnownKey:
+    """A key that the database found good at `checked_at`, as the loop's clock has it."""
+
+    caller: Caller
+    checked_at: float
+    fresh_until: float
+
+
+class Access:
+    """Finds the caller of a request. See the module's docstring for what holds when."""
+
+    def __init__(self, fetch: Fetch, *, provider: Provider | None, closed: bool, resume_s: float) -> None:
+        self._fetch = fetch
+        self._keys = Gathered(fetch, READ_KEYS)  # a crowd comes with one key, and is let in by one look
+        self._provider = provider
+        self._closed = closed
+        self._resume_s = resume_s
+        self._known: dict[bytes, KnownKey] = {}  # by the hash of the whole key: so a wrong one never finds a good one
+        self._loop = asyncio.get_running_loop()
+
+    def __repr__(self) -> str:
+        return f"<Access {'open' if self.is_open else 'closed'}, {len(self._known)} keys known>"
+
+    @property
+    def is_open(self) -> bool:
+        return not self._closed and self._provider is None
+
+    async def caller(
+        self, authorization: str | None, access_token: str | None = None, seen_run: str | None = None
+    ) -> Caller:
+        """The caller, by the `Authorization` header or, where a route takes one, by a stream token.
+
+        `seen_run` is the run of which the client has seen an event: a token that started it may resume it.
+        Raises Unauthorized, StoreUnavailable, ProviderUnavailable.
+        """
+        if access_token is not None:
+            return await self._by_stream_token(access_token, seen_run)
+        scheme, _, _ = (authorization or "").partition(" ")
+        if authorization is None or (self.is_open and scheme.lower() != "bearer"):  # an open one behind Basic
+            if self.is_open:
+                return ANONYMOUS
+            raise Unauthorized(sent=False)
+        bearer = BEARER.fullmatch(authorization)
+        if bearer is None:
+            raise Unauthorized
+        if (key := KEY.fullmatch(bearer[1])) is not None:
+            return await self._by_key(*key.groups())
+        return await self._by_jwt(bearer[1])
+
+    async def _by_key(self, key_id: str, secret: str) -> Caller:
+        whole = hashlib.sha256(f"{key_id} {secret}".encode()).digest()
+        now = self._loop.time()
+        known = self._known.get(whole)
+        if known is not None and now < known.fresh_until and not _is_over(known.caller):
+            return known.caller
+        try:
+            row = await self._keys.read(key_id)
+        except StoreUnavailable:
+            if known is None or now > known.checked_at + OUTAGE_S or _is_over(known.caller):
+                raise
+            known.fresh_until = self._loop.time() + CACHE_S
+            return known.caller
+        is_there = row["secret_hash"] is not None
+        self._closed = self._closed or is_there
+        matches = hmac.compare_digest(row["secret_hash"] if is_there else NO_HASH, hash_of(secret))
+        self._known.pop(whole, None)
+        if not is_there or not matches or not row["is_good"]:
+            raise Unauthorized
+        caller = Caller(row["owner"], frozenset(row["scopes"]), row["expires_at"], key_id)
+        while len(self._known) >= CACHED_KEYS:
+            del self._known[next(iter(self._known))]
+        self._known[whole] = KnownKey(caller, now, now + CACHE_S)
+        return caller
+
+    async def looked(self) -> None:
+        """Return when no look at keys is under way any more."""
+        await self._keys.close()
+
+    async def _by_jwt(self, token: str) -> Caller:
+        if self._provider is None:
+            raise Unauthorized
+        try:
+            identity = await self._provider.identify(token)
+        except InvalidToken:
+            raise Unauthorized from None
+        return Caller(f"jwt:{identity.subject}", _scopes_of(identity), identity.expires_at)
+
+    # Stream tokens
+
+    async def new_stream_token(self, caller: Caller) -> tuple[str, float]:
+        """A token for one stream of this caller, and its life in seconds. Raises StoreUnavailable."""
+        life_s = STREAM_TOKEN_S
+        if caller.expires_at is not None:
+            life_s = max(0.0, min(life_s, caller.expires_at - time.time()))
+        token = f"st_{secrets.token_hex(32)}"
+        await self._fetch(ADD_TOKEN, hash_of(token), caller.owner, sorted(caller.scopes), caller.key_id, life_s)
+        return token, life_s
+
+    async def _by_stream_token(self, token: str, seen_run: str | None) -> Caller:
+        token_hash = hash_of(token)
+        resumed = None
+        rows = await self._fetch(REDEEM_TOKEN, token_hash, self._resume_s)
+        if not rows and seen_run is not None:
+            rows = await self._fetch(RESUME_TOKEN, token_hash, seen_run)
+            resumed = seen_run
+        if not rows:
+            raise Unauthorized
+        [row] = rows
+        if row["owner"] == ANONYMOUS.owner and row["key_id"] is None and not self.is_open:
+            raise Unauthorized  # from before the service was closed
+        scopes, key_id = frozenset(row["scopes"]), row["key_id"]
+        return Caller(row["owner"], scopes, key_id=key_id, stream_token=None if resumed else token_hash)
+
+    async def bind(self, caller: Caller, run_id: str) -> None:
+        """The stream token of this request, if it came with one, may resume this run from now on."""
+        if caller.stream_token is None:
+            return
+        try:
+            await self._fetch(BIND_TOKEN, caller.stream_token, run_id)
+        except StoreUnavailable:
+            log.warning("run %s can't be resumed with its stream token", run_id)
+
+    # The first key
+
+    async def watch_for_the_first_key(self) -> None:
+        """Return once the service is closed. What the database can't be asked stays as it is."""
+        while not self._closed:
+            await asyncio.sleep(POLL_S)
+            try:
+                self._closed = await _is_closed(self._fetch)
+            except StoreUnavailable:
+                continue
+        log.info("access: closed, as there is an API key now")
+
+
+def hash_of(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def _is_over(caller: Caller) -> bool:
+    return caller.expires_at is not None and caller.expires_at <= time.time()
+
+
+def _scopes_of(identity: Identity) -> frozenset[str]:
+    scopes = DEFAULT_SCOPES if identity.scope is None else identity.scope.split(" ")
+    return frozenset(scopes) & frozenset(SCOPES)
+
+
+async def _is_closed(fetch: Fetch) -> bool:
+    [row] = await fetch(IS_CLOSED)
+    return bool(row["closed"])
+
+
+@asynccontextmanager
+async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool) -> AsyncIterator[Access]:
+    """`only_loopback`: nobody but this machine can reach the service.
+
+    Raises SettingsError where it would be open to others and ALLOW_ANONYMOUS does not say so, StoreUnavailable.
+    """
+    async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(open_provider(settings))
+        closed = await _is_closed(fetch)
+        resume_s = settings.run_timeout_s + RESUME_S
+        access = Access(fetch, provider=provider, closed=closed, resume_s=resume_s)
+        stack.push_async_callback(access.looked)
+        if not access.is_open:
+            if provider is None:
+                log.info("access: API keys")
+            else:
+                log.info("access: API keys, and JWTs of %s", provider.issuer)
+        elif only_loopback or settings.allow_anonymous:
+            log.warning(
+                "access: OPEN, everyone who reaches this address may do everything (python -m access add --owner NAME)"
+            )
+        else:
+            raise SettingsError(
+                "it would be open to everyone who can reach its address; add a key (python -m access add --owner "
+                "NAME), configure JWT_JWKS_URL, listen on 127.0.0.1, or set ALLOW_ANONYMOUS=1"
+            )
+        if access.is_open:
+            watching = asyncio.create_task(access.watch_for_the_first_key(), name="first key")
+            stack.push_async_callback(_cancelled, watching)
+        yield access
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+@asynccontextmanager
+async def open_provider(settings: Settings) -> AsyncIterator[Provider | None]:
+    issuer, audience = settings.jwt_issuer, settings.jwt_audience
+    if issuer is None or audience is None:  # settings has all of it or none
+        yield None
+    elif settings.jwt_jwks_url is not None:
+        async with open_jwks_provider(settings.jwt_jwks_url, issuer, audience) as provider:
+            yield provider
+    else:
+        try:
+            key = key_from_pem(settings.jwt_public_key or "")
+        except ValueError:
+            what = "a public key in PEM (RSA of 2048 bits or more, P-256, P-384, P-521, Ed25519), or the path of one"
+            raise SettingsError(f"JWT_PUBLIC_KEY must be {what}") from None
+        yield Provider(issuer, audience, [key])

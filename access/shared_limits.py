@@ -1,0 +1,129 @@
+"""What the processes on one database tell each other of the limits: about once a second, what each has let through.
+
+Counts go through the writer, and are read on the pool, beside the requests: no request waits for either.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from access.limits import DAY_S, Limits
+from chat import RunFailure
+from storage.writer import QueueFull, Write
+from store import Store, StoreUnavailable
+
+log = logging.getLogger("draftstream.exchange")
+
+EXCHANGE_S = 1.0
+OVERLAP_S = 10.0  # a row is read again this long after its change: a transaction may show up late, by COMMIT_BUDGET_S
+LEAVING_S = 0.5  # what a shutdown may wait for the last counts to be stored
+CLEANING_S = 60.0  # how often expired counts are deleted
+
+# What this process has let through, absolute: sent again or out of order, it is the same.
+PUBLISH = """INSERT INTO limit_counts (owner, name, slot, process, used, updated_at, expires_at)
+SELECT owner, name, slot, $1, used, now(), to_timestamp(expires_at)
+FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::float8[]) AS u (owner, name, slot, used, expires_at)
+ON CONFLICT (owner, name, slot, process) DO UPDATE SET
+    used = GREATEST(limit_counts.used, EXCLUDED.used), updated_at = EXCLUDED.updated_at"""
+
+FORGET_EXPIRED = "DELETE FROM limit_counts WHERE expires_at < now()"
+
+# What all others have let through, of the counts that one of them changed in the last $2 seconds.
+READ_OTHERS = """SELECT owner, name, slot, sum(used)::bigint AS used FROM limit_counts
+WHERE process <> $1 AND (owner, name, slot) IN (
+    SELECT owner, name, slot FROM limit_counts
+    WHERE process <> $1 AND updated_at > now() - make_interval(secs => $2) AND expires_at > now())
+GROUP BY owner, name, slot"""
+
+# Runs that other processes have in progress: ours are $1. A process that died keeps its places for its runs' lease.
+READ_RUNNING = """SELECT owner, count(*) AS runs FROM runs
+WHERE status = 'running' AND leased_until > now() AND run_id <> ALL($1::text[])
+GROUP BY owner"""
+
+
+@asynccontextmanager
+async def exchanging(limits: Limits, store: Store) -> AsyncIterator[None]:
+    """Share the counts with the other processes while the block lasts; on entering, hear theirs."""
+    if limits.runs_at_once is None and not limits.counts:
+        yield
+        return
+    exchange = _Exchange(limits, store)
+    await exchange.hear()
+    task = asyncio.create_task(exchange.run(), name="limits")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await exchange.leave()
+
+
+class _Exchange:
+    def __init__(self, limits: Limits, store: Store) -> None:
+        self._limits = limits
+        self._store = store
+        self._publishing: asyncio.Task[None] | None = None
+        self._heard = -math.inf  # by the loop's clock
+        self._cleaned = -math.inf
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(EXCHANGE_S)
+            self.publish()
+            await self.hear()
+
+    def publish(self) -> None:
+        """Queue what has changed. While the last lot is not committed it waits, and so never piles up."""
+        if self._publishing is not None and not self._publishing.done():
+            return
+        if not (rows := self._limits.unpublished()):
+            return
+        writes: list[Write] = [(PUBLISH, (self._limits.process, *map(list, zip(*rows, strict=True))))]
+        now = asyncio.get_running_loop().time()
+        if now - self._cleaned > CLEANING_S:
+            self._cleaned = now
+            writes.append((FORGET_EXPIRED, ()))
+        self._publishing = asyncio.create_task(self._write(writes), name="limits publishing")
+
+    async def leave(self) -> None:
+        """Publish the last counts, if the database is there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVING_S):
+                await self._published()
+                self.publish()
+                await self._published()
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await self._published()
+
+    async def _published(self) -> None:
+        if self._publishing is not None:
+            await asyncio.wait({self._publishing})
+
+    async def _write(self, writes: Sequence[Write]) -> None:
+        while True:
+            try:
+                await self._store.write("", writes)
+            except QueueFull:  # turns come first; the counts can wait, and the others must hear of them all the same
+                await asyncio.sleep(EXCHANGE_S)
+                continue
+            except RunFailure as refused:
+                log.error("the counts of the limits were not stored (%s)", refused.code)
+            return
+
+    async def hear(self) -> None:
+        """Read what the others have counted; without the database, go by what is known and true still."""
+        limits, now = self._limits, asyncio.get_running_loop().time()
+        try:
+            if limits.counts:
+                since_s = min(now - self._heard + OVERLAP_S, 2.0 * DAY_S)
+                rows = await self._store.fetch(READ_OTHERS, limits.process, since_s)
+                limits.hear_counts((row["owner"], row["name"], row["slot"], row["used"]) for row in rows)
+                self._heard = now
+            if limits.runs_at_once is not None:
+                rows = await self._store.fetch(READ_RUNNING, limits.our_runs())
+                limits.hear_runs((row["owner"], row["runs"]) for row in rows)
+        except StoreUnavailable:
+            limits.hear_runs(())  # they may have ended long since

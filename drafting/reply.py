@@ -1,0 +1,239 @@
+"""The desk that a reply is drafted on: what of it the reader gets while it arrives, and what its tool calls come to.
+
+Pure: the model's deltas go in, pieces for the reader come out at once, and what is left when the reply is over (the
+text, the tool calls and their answers, new versions) goes into the graph's state.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from chat import Doc, Document, Emit, Message, ModelDelta, Piece, ToolCallDelta
+from drafting.arguments import ArgumentsDecoder, BrokenArguments
+from drafting.tools import EDIT, WRITE, Documents, ToolError, parse_edits, storable
+
+TITLE_CHARS = 200
+TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI takes for a function's name
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call as the state keeps it, with the answer that the model gets."""
+
+    call_id: str
+    name: str
+    arguments: dict[str, Any]
+    answer: str
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    """A stretch of text between tool calls."""
+
+    waiting: list[str] = field(default_factory=list)
+    item: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A tool call while its arguments arrive."""
+
+    index: int
+    call_id: str
+    name: str
+    waiting: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    decoder: ArgumentsDecoder = field(default_factory=ArgumentsDecoder)
+    content: list[str] = field(default_factory=list)  # of the document, as far as it was read
+    held: int = 0  # so many of `content`, at its end, wait for the title
+    doc: tuple[int, str, str, int] | None = None  # item, doc_id, title, version, once the first piece is out
+    broken: str | None = None
+
+
+class Reply:
+    """One reply of the model. Texts and calls are given out one after the other, in the order in which they began.
+
+    What arrives for a later one while an earlier one is still open waits: the reader gets whole items, never mixed.
+    """
+
+    def __init__(self, documents: Documents, first_item: int, emit: Emit) -> None:
+        self.text = ""
+        self.calls: list[ToolCall] = []
+        self.new_documents: list[Document] = []
+        self.unfinished: set[int] = set()
+        self.next_item = first_item
+        self._documents = documents
+        self._emit = emit
+        self._parts: list[_Text | _Call] = []
+        self._texts: list[str] = []
+        self._pieces: list[Piece] = []  # that wait for the end of what arrived with them
+        self._by_index: dict[int, _Call] = {}
+
+    @property
+    def begun(self) -> bool:
+        """The model has said something."""
+        return bool(self._texts or self._by_index)
+
+    def feed(self, deltas: Sequence[ModelDelta]) -> None:
+        """Take what arrived together, and give out at once, together, what can be given out of it."""
+        for delta in deltas:
+            if isinstance(delta, ToolCallDelta):
+                self._feed_call(delta)
+                continue
+            self._texts.append(delta)
+            part = self._parts[-1] if self._parts else None
+            if not isinstance(part, _Text):
+                part = _Text()
+                self._parts.append(part)
+            if part.item is None:
+                part.waiting.append(delta)
+                self._advance()
+            else:  # it has begun to be given out, so nothing is before it
+                self._pieces.append(Message(delta, part.item))
+        self._emit_pieces()
+
+    def _feed_call(self, delta: ToolCallDelta) -> None:
+        call = self._by_index.get(delta.index)
+        if call is None:
+            call = _Call(delta.index, delta.call_id, delta.name)
+            self._by_index[delta.index] = call
+            self._parts.append(call)
+        else:
+            call.call_id = call.call_id or delta.call_id
+            call.name = call.name or delta.name
+        if delta.arguments:
+            call.waiting.append(delta.arguments)
+        self._advance()
+
+    def _emit_pieces(self) -> None:
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._emit(pieces)
+
+    def close(self, *, finished: bool) -> None:
+        """The reply is over. `finished`: the model came to its end, so nothing is cut off."""
+        while self._parts:
+            part = self._parts[0]
+            self._give_out(part)
+            if isinstance(part, _Call):
+                self._carry_out(part, finished=finished)
+            elif not finished and part.item is not None and len(self._parts) == 1:
+                self.unfinished.add(part.item)
+            self._parts.pop(0)
+        self._emit_pieces()
+        self.text = "".join(self._texts)
+
+    def _advance(self) -> None:
+        while self._parts:
+            part = self._parts[0]
+            self._give_out(part)
+            if isinstance(part, _Call):
+                if not (part.decoder.complete or part.broken):
+                    return
+                if part.broken and len(self._parts) == 1:
+                    return  # the rest of its arguments may still come
+                self._carry_out(part, finished=True)
+            elif len(self._parts) == 1:
+                return
+            self._parts.pop(0)
+
+    def _give_out(self, part: _Text | _Call) -> None:
+        if isinstance(part, _Call):
+            self._give_out_arguments(part)
+            return
+        if part.item is None:
+            part.item = self._take_item()
+        item = part.item
+        self._pieces += [Message(text, item) for text in part.waiting]
+        part.waiting.clear()
+
+    def _take_item(self) -> int:
+        self.next_item += 1
+        return self.next_item - 1
+
+    def _give_out_arguments(self, call: _Call) -> None:
+        fragments, call.waiting = call.waiting, []
+        for fragment in fragments:
+            call.arguments.append(fragment)
+            if call.broken:
+                continue
+            content: list[str] = []
+            try:
+                for name, text in call.decoder.feed(fragment):
+                    if name == "content" and call.name == WRITE:
+                        content.append(text)
+            except BrokenArguments as error:
+                call.broken = str(error)
+            if content:  # one piece a fragment, however many escapes it has
+                call.content.append("".join(content))
+                call.held += 1
+            if call.held:
+                self._give_out_document(call)
+
+    def _give_out_document(self, call: _Call) -> None:
+        if "title" not in call.decoder.strings:
+            return  # a model that writes the content first: whose version it is, only the title tells
+        if call.doc is None:
+            title = storable(" ".join(call.decoder.strings["title"].split())[:TITLE_CHARS]) or "Untitled"
+            doc_id, version = self._documents.place(title)
+            call.doc = (self._take_item(), doc_id, title, version)
+        item, doc_id, title, version = call.doc
+        for piece in call.content[len(call.content) - call.held :]:
+            self._pieces.append(Doc(piece, item, doc_id, title, version))
+        call.held = 0
+
+    def _carry_out(self, call: _Call, *, finished: bool) -> None:
+        """The call's arguments are all there, or no more will come."""
+        try:
+            document = self._execute(call, finished=finished)
+            answer: Mapping[str, object] = {name: document[name] for name in ("doc_id", "title", "version")}
+        except ToolError as error:
+            answer = {"error": str(error)}
+        name = call.name if TOOL_NAME.fullmatch(call.name) else "unknown"
+        call_id = call.call_id or f"call_{len(self.calls)}"
+        self.calls.append(ToolCall(call_id, name, _kept_arguments(call), orjson.dumps(answer).decode()))
+
+    def _execute(self, call: _Call, *, finished: bool) -> Document:
+        whole = call.decoder.complete and not call.broken
+        if call.doc is not None:
+            item, doc_id, title, version = call.doc
+            document = self._documents.add(doc_id, title, version, "".join(call.content), complete=whole)
+            self.new_documents.append(document)
+            if not whole:
+                self.unfinished.add(item)
+                raise ToolError(
+                    f"Version {version} of {doc_id} broke off in the middle"
+                    + (f" (the arguments are not valid JSON: {call.broken})." if call.broken else ".")
+                )
+            return document
+        if not whole:
+            raise ToolError(
+                "The arguments are not valid JSON." if finished else "The call broke off; nothing was done."
+            )
+        if call.name == WRITE:
+            raise ToolError("write_document needs a title and a content, both texts and the content not empty.")
+        if call.name != EDIT:
+            raise ToolError(f"There is no tool {call.name!r}; there are {WRITE} and {EDIT}.")
+        document = self._documents.edit(*parse_edits("".join(call.arguments)))
+        self.new_documents.append(document)
+        item = self._take_item()
+        fields = (document["content"], item, document["doc_id"], document["title"], document["version"])
+        self._pieces.append(Doc(*fields))
+        return document
+
+
+def _kept_arguments(call: _Call) -> dict[str, Any]:
+    """The arguments for the state. A document's text is the one that was given out, character for character."""
+    if call.doc is not None:
+        return {"title": call.doc[2], "content": "".join(call.content)}
+    try:
+        arguments = json.loads("".join(call.arguments), strict=False)
+        kept = json.loads(storable(json.dumps(arguments, ensure_ascii=False)))
+        orjson.dumps([[[[kept]]]])  # refuses what the state can't hold: numbers beyond 64 bits, 250 levels
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return kept if isinstance(kept, dict) else {}

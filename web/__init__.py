@@ -1,0 +1,1 @@
+"""HTTP: requests, handlers, the page and the API's description."""

@@ -1,0 +1,144 @@
+"""The handlers of downloads: a conversation or a document as a file."""
+
+import re
+import unicodedata
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from access.callers import Caller
+from chat import CHECKPOINT_ID, InvalidRequest, UnknownCheckpoint
+from documents import files as export
+from documents.redline_page import HEADER_POLICY
+from threads import histories
+from web.asgi import Request, Response, not_found
+from web.service import Service
+from web.threads import parameters
+
+MEDIA_TYPES = {
+    "md": "text/markdown; charset=utf-8",
+    "json": "application/json",
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "html": "text/html; charset=utf-8",
+}
+TITLE_BYTES = 150  # in a file's name, of which most file systems take 255 bytes
+CHUNK_BYTES = 65536
+DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# What some file system does not take, and what turns the direction of the text, to pass one extension off as another.
+NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
+
+
+async def get_export(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
+    query = parameters(request, "format", "document", "version", "checkpoint_id")
+    kind = one_of(query.get("format", "md"), "md", "json", "docx")
+    if "version" in query and "document" not in query:
+        raise InvalidRequest.of("version", "needs the document that it is one of")
+    version = number(query, "version")
+    store, owner = service.store, caller.owner
+    branch = await histories.branch(store, owner, thread_id, checkpoint(query))  # waits for what is still queued
+    outline = await histories.outline(store, owner, thread_id)
+    if outline is None or branch is None:
+        raise not_found("thread")
+    title = str(outline["title"])
+    if "document" in query:
+        document = await document_of(service, branch, query["document"], version)
+        await send_document(response, kind, document)
+    elif kind == "json":
+        items = histories.everything(store, owner, thread_id)
+        await send_chunks(response, kind, title, export.thread_as_json(outline, items))
+    else:
+        items = histories.transcript(store, branch)
+        newest = export.newest_versions(await histories.versions(store, branch))
+        if kind == "docx":
+            content = await export.thread_as_docx(title, items, newest)
+            await response.whole(200, MEDIA_TYPES[kind], content, [disposition(title, kind)])
+        else:
+            await send_chunks(response, kind, title, export.thread_as_markdown(title, items, newest))
+
+
+async def document_of(service: Service, branch: histories.Branch, doc_id: str, version: int | None) -> export.Row:
+    document = None
+    if DOC_ID.fullmatch(doc_id):
+        document = await histories.document(service.store, branch, doc_id, version)
+    if document is None:
+        raise not_found("document" if version is None else "version of a document")
+    return document
+
+
+async def get_diff(
+    service: Service, request: Request, response: Response, caller: Caller, *, thread_id: str, doc_id: str
+) -> None:
+    query = parameters(request, "from", "to", "format", "checkpoint_id")
+    kind = one_of(query.get("format", "html"), "html", "docx", "json")
+    old_version, new_version = number(query, "from"), number(query, "to")
+    branch = await histories.branch(service.store, caller.owner, thread_id, checkpoint(query))
+    if branch is None:
+        raise not_found("thread")
+    new = await document_of(service, branch, doc_id, new_version)
+    old = await document_of(service, branch, doc_id, old_version or new["version"] - 1)
+    content = await export.redline_as(kind, old, new)
+    headers = [disposition(new["title"], kind, f"v{old['version']}-v{new['version']}")]
+    if kind == "html":  # to be looked at
+        headers = [("content-security-policy", HEADER_POLICY), ("referrer-policy", "no-referrer")]
+    await response.whole(200, MEDIA_TYPES[kind], content, headers)
+
+
+def checkpoint(query: dict[str, str]) -> str | None:
+    """The state whose branch is asked for. Raises UnknownCheckpoint."""
+    checkpoint_id = query.get("checkpoint_id")
+    if checkpoint_id is not None and not CHECKPOINT_ID.fullmatch(checkpoint_id):
+        raise UnknownCheckpoint
+    return checkpoint_id
+
+
+def one_of(value: str, *allowed: str) -> str:
+    if value not in allowed:
+        raise InvalidRequest.of("format", f"must be one of {', '.join(allowed)}")
+    return value
+
+
+def number(query: dict[str, str], name: str) -> int | None:
+    """A version's number, if there is one."""
+    value = query.get(name)
+    if value is not None and not re.fullmatch(r"[1-9][0-9]{0,8}", value):
+        raise InvalidRequest.of(name, "must be a version: a whole number from 1")
+    return int(value) if value is not None else None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Sending
+
+
+async def send_document(response: Response, kind: str, document: export.Row) -> None:
+    named = disposition(document["title"], kind, f"v{document['version']}")
+    if kind == "docx":
+        await response.whole(200, MEDIA_TYPES[kind], await export.document_as_docx(document), [named])
+    elif kind == "json":
+        await response.json(200, document, [named])
+    else:
+        await response.whole(200, MEDIA_TYPES[kind], document["content"].encode(), [named])
+
+
+async def send_chunks(response: Response, kind: str, title: str, chunks: AsyncIterator[bytes]) -> None:
+    """Send what is made as it is made. The first chunk is made before the answer begins, as it may be refused."""
+    waiting = bytearray(await anext(chunks))
+    headers = [("content-type", MEDIA_TYPES[kind]), disposition(title, kind)]
+    await response.start(200, [*headers, ("cache-control", "no-store"), ("x-content-type-options", "nosniff")])
+    async for chunk in chunks:
+        waiting += chunk
+        if len(waiting) >= CHUNK_BYTES:
+            await response.write(bytes(waiting))
+            waiting.clear()
+    await response.end(bytes(waiting))
+
+
+def disposition(title: str, extension: str, version: str = "") -> tuple[str, str]:
+    """The header that names the file (RFC 6266): in Unicode, and in ASCII for those that don't read that."""
+    words = " ".join(NOT_IN_FILE_NAMES.sub(" ", title).split())
+    name = words.encode()[:TITLE_BYTES].decode(errors="ignore").strip(" .") or "thread"
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = " ".join(plain.replace("%", " ").split()).strip(" .") or "thread"
+    end = f" {version}.{extension}" if version else f".{extension}"
+    return (
+        "content-disposition",
+        f"attachment; filename=\"{plain}{end}\"; filename*=UTF-8''{quote(name + end, safe='')}",
+    )
