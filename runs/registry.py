@@ -1,6 +1,7 @@
 """The registry of runs: starts them, one a thread, keeps what they say, finds them again, and ends them all.
 
-No HTTP, SQL or LangGraph in sight: the agent is a callable, the store and the limits are what the protocols say.
+It knows no HTTP, SQL or LangGraph: the agent is a callable, the store and the limits are protocols. How one run goes,
+from its first step to its last event, is in `turn`.
 """
 
 import asyncio
@@ -12,48 +13,22 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
-from chat import (
-    ChatRequest,
-    Conflict,
-    End,
-    Error,
-    Outcome,
-    RunEnded,
-    RunFailure,
-    RunProgress,
-    RunStarted,
-    RunStatus,
-    Start,
-    StopCause,
-    StoredRun,
-    ThreadHead,
-    Turn,
-    Usage,
-)
+from chat import ChatRequest, RunProgress, RunStarted, Start, StopCause, StoredRun, ThreadHead, Turn
 from runs.run import Run
-from telemetry import tracing
-from telemetry.metrics import RunReport, Telemetry
+from runs.turn import RunAgent, Turns, TurnStore
+from telemetry.metrics import Telemetry
 
 log = logging.getLogger("draftstream.runs")
 
 LINGER_S = 60.0  # an ended run stays in memory this long, for a client whose connection broke near the end
 LINGERING_RUNS = 1000
-# An end waits no longer for its commit where there is a journal, or nothing to acknowledge; or at a shutdown, which
-# ends within DRAIN_TIMEOUT_S and five seconds: this, and what empties the queue.
-IMPATIENT_SAVE_S = 1.0
-ELSEWHERE_S = 11.0  # how long a run is waited for that another process has: a lease, and a little
-CROWD_S = 0.1  # how long a run that has sent its `start` lets others come to theirs
-RENEWAL_S = 2.5  # of a lease of 10 s
+FOREIGN_RUN_WAIT_S = 11.0  # for the end of a run that another process has: a lease, and a little
+LEASE_RENEWAL_S = 2.5  # of a lease of 10 s
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
-INTERNAL = "Something went wrong on our side; it has been logged."
 
-
-class RunStore(Protocol):
+class RunStore(TurnStore, Protocol):
     """Where runs are kept; see Store."""
-
-    @property
-    def journals(self) -> bool: ...
 
     async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead: ...
 
@@ -63,13 +38,9 @@ class RunStore(Protocol):
 
     def start_run(self, run: RunStarted) -> asyncio.Future[None]: ...
 
-    async def end_run(self, end: RunEnded) -> asyncio.Future[None]: ...
-
     def renew_leases(self, run_ids: Sequence[str]) -> bool: ...
 
     def save_progress(self, progress: Sequence[RunProgress]) -> bool: ...
-
-    async def journal(self, run_id: str) -> bool: ...
 
 
 class RunLimits(Protocol):
@@ -112,7 +83,7 @@ class Runs:
     def __init__(
         self,
         *,
-        agent: tracing.Agent,
+        agent: RunAgent,
         model: str,
         store: RunStore,
         limits: RunLimits,
@@ -122,31 +93,32 @@ class Runs:
         save_timeout_s: float,
         drain_timeout_s: float,
     ) -> None:
-        self._agent = agent
+        self._turns = Turns(
+            agent=agent,
+            store=store,
+            telemetry=telemetry,
+            run_timeout_s=run_timeout_s,
+            save_timeout_s=save_timeout_s,
+        )
         self._model = model
         self._store = store
         self._limits = limits
         self._telemetry = telemetry
         self._max_runs = max_runs
-        self._run_timeout_s = run_timeout_s
-        self._save_timeout_s = save_timeout_s
         self._drain_timeout_s = drain_timeout_s
         self._runs: dict[str, Run] = {}  # by run_id; the ended ones linger
         self._busy: dict[tuple[str, str], Run] = {}  # by owner and thread
         self._keyed: dict[tuple[str, str], Run] = {}  # by owner and idempotency key
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering: dict[str, asyncio.TimerHandle] = {}
-        # One run begins in a pass of the loop, once no more are being started, or wait for a look at their thread: the
-        # first steps of a crowd would hold up its own `start` frames.
-        self._beginning = asyncio.Lock()
-        self._started = 0
         self._renewed_at = time.monotonic()
-        self._looking = 0
-        self._looked = asyncio.Event()
-        self.draining = False
 
     def __repr__(self) -> str:
         return f"<Runs {len(self._busy)} in progress, {len(self._lingering)} ended{', draining' * self.draining}>"
+
+    @property
+    def draining(self) -> bool:
+        return self._turns.shutting_down
 
     @property
     def in_progress(self) -> int:
@@ -184,7 +156,7 @@ class Runs:
         One that another process has in progress is waited for as long as a lease may last: that process may be dead,
         and an EventSource that was refused would not come back. Raises ThreadBusy after that.
         """
-        patient_until = time.monotonic() + ELSEWHERE_S
+        give_up_at = time.monotonic() + FOREIGN_RUN_WAIT_S
         while True:
             run = self.get(owner, run_id)
             if run is not None:
@@ -192,7 +164,7 @@ class Runs:
             stored = await self._store.run(owner, run_id)
             if stored is None:
                 return None
-            if stored.last is not None or self.draining or time.monotonic() > patient_until:
+            if stored.last is not None or self.draining or time.monotonic() > give_up_at:
                 return _again(owner, stored)
             await asyncio.sleep(PROGRESS_S)
 
@@ -227,10 +199,32 @@ class Runs:
         run.begun.set_result(again)
         return _same(again, request)
 
+    def _claim(self, owner: str, request: ChatRequest) -> Run:
+        thread_id = request.thread_id or str(uuid.uuid4())
+        if self.draining:
+            raise Draining
+        if (busy := self._busy.get((owner, thread_id))) is not None:
+            raise ThreadBusy(busy.run_id)
+        if self.full:
+            raise TooManyRuns
+        self._limits.check(owner)
+        run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint)
+        self._limits.run_started(owner, run.run_id)
+        if request.idempotency_key is not None:
+            self._keyed[owner, request.idempotency_key] = run
+        return run
+
+    def _unclaim(self, run: Run, key: str | None) -> None:
+        del self._busy[run.owner, run.thread_id]
+        self._limits.run_ended(run.owner, run.run_id, 0)
+        if key is not None:
+            del self._keyed[run.owner, key]
+
     async def _begin(self, run: Run, request: ChatRequest) -> None:
         head = ThreadHead()
         if request.thread_id is not None:
-            head = await self._head(run.owner, request.thread_id, request.checkpoint_id)
+            with self._turns.starts.lookup():
+                head = await self._store.head(run.owner, request.thread_id, request.checkpoint_id)
             if head.running is not None:
                 raise ThreadBusy(head.running)
         if self.draining:  # meanwhile: whoever drains waits for no run that begins later
@@ -251,127 +245,26 @@ class Runs:
         claimed = self._store.start_run(run.started)
         claimed.add_done_callback(lambda claim: run.stop(StopCause.CONFLICT) if _is_lost(claim) else None)
         self._runs[run.run_id] = run
-        self._started += 1
+        self._turns.starts.run_started()
         run.begin(Start(run.thread_id, run.run_id, self._model))
         turn = Turn(
             *(run.owner, run.thread_id, run.run_id, request.message),
             *(head.checkpoint_id, head.lost, head.branches),
         )
-        task = asyncio.create_task(self._carry_out(run, run.started, turn), name=f"run {run.run_id}")
+        task = asyncio.create_task(self._run_to_end(run, run.started, turn), name=f"run {run.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
-        self._looking += 1
-        self._looked.clear()
+    async def _run_to_end(self, run: Run, started: RunStarted, turn: Turn) -> None:
+        """From the first step to the last event. The thread is free again before a reader sees that event."""
+        outcome = await self._turns.carry_out(run, turn)
         try:
-            return await self._store.head(owner, thread_id, checkpoint_id)
-        finally:
-            self._looking -= 1
-            if not self._looking:
-                self._looked.set()
-
-    async def _turn_to_begin(self, run: Run) -> None:
-        async with self._beginning:
-            started = None
-            while started != self._started:
-                started = self._started
-                await asyncio.sleep(0)
-                patience_s = run.begun_at + CROWD_S - time.monotonic()
-                if patience_s <= 0:
-                    break
-                if self._looking:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(patience_s):
-                            await self._looked.wait()
-
-    def _unclaim(self, run: Run, key: str | None) -> None:
-        del self._busy[run.owner, run.thread_id]
-        self._limits.run_ended(run.owner, run.run_id, 0)
-        if key is not None:
-            del self._keyed[run.owner, key]
-
-    def _claim(self, owner: str, request: ChatRequest) -> Run:
-        thread_id = request.thread_id or str(uuid.uuid4())
-        if self.draining:
-            raise Draining
-        if (busy := self._busy.get((owner, thread_id))) is not None:
-            raise ThreadBusy(busy.run_id)
-        if self.full:
-            raise TooManyRuns
-        self._limits.check(owner)
-        run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint)
-        self._limits.run_started(owner, run.run_id)
-        if request.idempotency_key is not None:
-            self._keyed[owner, request.idempotency_key] = run
-        return run
-
-    async def _carry_out(self, run: Run, started: RunStarted, turn: Turn) -> None:
-        timer = asyncio.get_running_loop().call_later(self._run_timeout_s, run.stop, StopCause.TIMEOUT)
-        await self._turn_to_begin(run)
-        try:
-            outcome = await self._agent_outcome(run, turn)
-        finally:
-            timer.cancel()
-        try:
-            last = await self._save(run, started, outcome)
-        except Exception:
-            log.exception("the end of run %s could not be saved", run.run_id)
-            last = Error(INTERNAL, "internal", retryable=True)
+            last = await self._turns.save(run, started, outcome)
         finally:
             del self._busy[run.owner, run.thread_id]
             self._limits.run_ended(run.owner, run.run_id, outcome.tokens)
             self._linger(run)
         run.finish(last)
-
-    async def _agent_outcome(self, run: Run, turn: Turn) -> Outcome:
-        try:
-            return await self._agent(turn, run.emit, run.stopping)
-        except RunFailure as failure:
-            error = failure
-        except Exception:
-            log.exception("run %s failed", run.run_id)
-            error = RunFailure("internal", INTERNAL, retryable=True)
-        unfinished = frozenset(item.first.item for item in run.items[-1:])
-        return Outcome(reason=None, error=error, unfinished=unfinished, usage=None, checkpoint_id=None)
-
-    async def _save(self, run: Run, started: RunStarted, outcome: Outcome) -> End | Error:
-        """Have the turn stored, and give the run's last event."""
-        status, error = RunStatus.COMPLETED, outcome.error
-        if error is not None:
-            status = RunStatus.FAILED
-        elif outcome.reason == "cancelled":
-            status = RunStatus.CANCELLED
-            error = STOPPED.get(run.stopping.result())
-        items = [item.record(complete=item.first.item not in outcome.unfinished) for item in run.items]
-        last = Error(error.content, error.code, error.retryable) if error else None
-        run.closing = True
-        ended = RunEnded(
-            started=started,
-            status=status,
-            items=items,
-            reason=outcome.reason,
-            error=last,
-            usage=outcome.usage,
-            checkpoint_id=outcome.checkpoint_id,
-            ended_at=time.time(),
-        )
-        saved = await self._store.end_run(ended)
-        patience_s = self._save_timeout_s
-        if self.draining or self._store.journals or last is not None:
-            patience_s = min(patience_s, IMPATIENT_SAVE_S)
-        await asyncio.wait({saved}, timeout=patience_s)
-        journaled = not saved.done() and await self._store.journal(run.run_id)
-        refused = saved.exception() if saved.done() else None
-        failure = error or (refused if isinstance(refused, RunFailure) else None)
-        self._telemetry.run_ended(
-            _report(run, ended, failure, saved=saved.done() and refused is None, journaled=journaled)
-        )
-        if last is not None or outcome.reason is None:
-            return last or Error("The run ended without a reason.", "internal", retryable=True)
-        if isinstance(refused, RunFailure):
-            return Error(refused.content, refused.code, refused.retryable)
-        return End(outcome.reason, saved.done(), outcome.checkpoint_id, outcome.usage, journaled)
 
     def _linger(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
@@ -385,23 +278,23 @@ class Runs:
         if run.started is not None and run.started.idempotency_key is not None:
             del self._keyed[run.owner, run.started.idempotency_key]
 
-    async def _keep(self) -> None:
+    async def _renew_and_save(self) -> None:
         """Twice a second, whatever goes wrong: without it a crash loses whole runs, and others take their threads."""
         while True:
             await asyncio.sleep(PROGRESS_S)
             try:
                 self._renew_leases()
-                self._keep_progress()
+                self._save_progress()
             except Exception:
-                log.exception("what runs have said could not be saved on the way")
+                log.exception("the leases or the progress of the runs could not be saved; trying again")
 
     def _renew_leases(self) -> None:
-        if self._busy and time.monotonic() - self._renewed_at > RENEWAL_S:
+        if self._busy and time.monotonic() - self._renewed_at > LEASE_RENEWAL_S:
             run_ids = [run.run_id for run in self._busy.values()]
             if self._store.renew_leases(run_ids):
                 self._renewed_at = time.monotonic()
 
-    def _keep_progress(self) -> None:
+    def _save_progress(self) -> None:
         """Save what runs have said since the last time, all of them at once; a run's end does it for the rest."""
         said = [(run, progress) for run in self._busy.values() if (progress := run.progress()) is not None]
         if said and self._store.save_progress([progress for _, progress in said]):
@@ -412,7 +305,7 @@ class Runs:
 
     async def drain(self) -> None:
         """Start no more; let what runs finish for a while, stop the rest, and wait until all has ended."""
-        self.draining = True
+        self._turns.shutting_down = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_timeout_s)
         self.stop_all()
@@ -425,7 +318,7 @@ class Runs:
             run.stop(StopCause.SHUTDOWN)
 
     async def __aenter__(self) -> Self:
-        self._keeper = asyncio.create_task(self._keep(), name="progress")
+        self._keeper = asyncio.create_task(self._renew_and_save(), name="progress")
         return self
 
     async def __aexit__(
@@ -443,28 +336,6 @@ def _is_lost(claim: asyncio.Future[None]) -> bool:
     return not claim.cancelled() and claim.exception() is not None
 
 
-def _report(run: Run, ended: RunEnded, failure: RunFailure | None, *, saved: bool, journaled: bool) -> RunReport:
-    """`failure`: what the client is told; also where only the database refused the turn."""
-    usage: Usage | dict[str, None] = ended.usage or {"input_tokens": None, "output_tokens": None}
-    trace = tracing.here()
-    return RunReport(
-        run_id=run.run_id,
-        thread_id=run.thread_id,
-        owner=run.owner,
-        status=ended.status if failure is None or ended.error is not None else RunStatus.FAILED,
-        reason=failure.code if failure is not None else str(ended.reason),
-        cause=failure.__cause__ if failure is not None else None,
-        model=ended.started.model,
-        seconds=time.monotonic() - run.begun_at,
-        first_token_s=run.first_piece_at - run.begun_at if run.items else None,
-        input_tokens=usage["input_tokens"],
-        output_tokens=usage["output_tokens"],
-        saved=saved,
-        journaled=None if saved else journaled,
-        trace_id=trace.trace_id if trace is not None else None,
-    )
-
-
 def _again(owner: str, stored: StoredRun) -> Run:
     """A run out of what was stored of it. Raises ThreadBusy if another process has it in progress."""
     if stored.last is None:
@@ -477,13 +348,3 @@ def _same(run: Run, request: ChatRequest) -> Run:
     if run.fingerprint != request.fingerprint:
         raise KeyReused
     return run
-
-
-STOPPED = {
-    StopCause.TIMEOUT: RunFailure(
-        "run_timeout", "The run took longer than it may; what it has was kept.", retryable=True
-    ),
-    StopCause.SHUTDOWN: RunFailure("shutting_down", "The service is restarting; what it has was kept.", retryable=True),
-    StopCause.CONFLICT: Conflict(),
-}
-"""The stops that a client hears of as an error; a person's own cancel is an `end`."""

@@ -7,7 +7,6 @@ the OTEL_ variables). A span says which model, how long and how many tokens, nev
 `tracestate` is not passed on: what other vendors keep there may be dropped by who does not take part in it.
 """
 
-import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,10 +14,10 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Concatenate, ParamSpec, Self
 from urllib.parse import urlsplit
 
-from chat import Emit, Finished, Outcome, RunFailure, StopCause, Turn, Usage
+from chat import Finished, Outcome, RunFailure, Turn, Usage
 
 try:
     from opentelemetry import trace as otel
@@ -30,6 +29,8 @@ TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]
 SAMPLED = 0x01
 NAME = "draftstream"
 PROVIDER = "openai"  # whose wire it is; the address tells who answers
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +185,12 @@ class ModelCall(Span):
         self.usage(reply.usage)
 
 
-Agent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
-"""Carries out a turn, calling `emit` with its pieces. When the future resolves it stops soon, and keeps what it has."""
+def traced(
+    carry_out: Callable[Concatenate[Turn, P], Awaitable[Outcome]], model: str, provider: str = PROVIDER
+) -> Callable[Concatenate[Turn, P], Awaitable[Outcome]]:
+    """An agent that carries out turns, with a span around each turn that its requests to the model belong to."""
 
-
-def traced(agent: Agent, model: str, provider: str = PROVIDER) -> Agent:
-    """The agent, with a span around each turn that its requests to the model belong to."""
-
-    async def carry_out(turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
+    async def traced_turn(turn: Turn, /, *others: P.args, **named: P.kwargs) -> Outcome:
         attributes = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.provider.name": provider,
@@ -203,10 +202,10 @@ def traced(agent: Agent, model: str, provider: str = PROVIDER) -> Agent:
         with Span(f"invoke_agent {NAME}", attributes, client=False) as span, span.current():
             _here.set(span.context)  # the run's task is its own context
             _conversation.set(turn.thread_id)
-            outcome = await agent(turn, emit, stopping)
+            outcome = await carry_out(turn, *others, **named)
             span.usage(outcome.usage)
             if outcome.error is not None:
                 span.failed(outcome.error)
             return outcome
 
-    return carry_out
+    return traced_turn

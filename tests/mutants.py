@@ -75,8 +75,8 @@ MUTANTS = (
     ),
     Mutant(
         "the wait for the commit",
-        "runs/registry.py",
-        "return End(outcome.reason, saved.done(),",
+        "runs/turn.py",
+        "return End(outcome.reason, saving.committed,",
         "return End(outcome.reason, True,",
         "test_runs.py test_faults.py:saved or kill_9_at_random or admitted",
     ),

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -35,11 +35,11 @@ from chat import (
 )
 from runs.registry import Draining, Runs, ThreadBusy, TooManyRuns
 from runs.run import FRAMES_A_WRITE, Cursor, Run
+from runs.turn import RunAgent
 from telemetry.metrics import Telemetry
 
 pytestmark = pytest.mark.anyio
 
-Agent = Callable[[Turn, Emit, "asyncio.Future[StopCause]"], Awaitable[Outcome]]
 PIECES: list[Piece] = [
     Message("Hello ", 0),
     Message("😀 world", 0),
@@ -110,7 +110,7 @@ class Records:
 
 
 @asynccontextmanager
-async def registry(agent: Agent, records: Records | None = None, **settings: float) -> AsyncIterator[Runs]:
+async def registry(agent: RunAgent, records: Records | None = None, **settings: float) -> AsyncIterator[Runs]:
     records = records or Records()
     limits = {"max_runs": 10, "run_timeout_s": 60, "save_timeout_s": 0.05, "drain_timeout_s": 0.05} | settings
     async with Runs(

@@ -22,6 +22,7 @@ from sse_client import chat
 
 from chat import Emit, ModelError, Outcome, StopCause, Turn, Usage
 from drafting.openai_model import OpenAIModel
+from runs.turn import RunAgent
 from telemetry import tracing
 from telemetry.tracing import TraceContext, arrive, traced
 
@@ -125,7 +126,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     return exporter
 
 
-def scripted(model: OpenAIModel, outcome: Outcome) -> tracing.Agent:
+def scripted(model: OpenAIModel, outcome: Outcome) -> RunAgent:
     async def agent(turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
         await ask(model)
         return outcome
@@ -133,14 +134,14 @@ def scripted(model: OpenAIModel, outcome: Outcome) -> tracing.Agent:
     return traced(agent, model.name)
 
 
-async def run(agent: tracing.Agent) -> Outcome:
+async def run(agent: RunAgent) -> Outcome:
     arrive(HEADER)
     turn = Turn("o", "thread", "run", "canary")
     stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
     return await asyncio.create_task(_awaited(agent, turn, stopping))
 
 
-async def _awaited(agent: tracing.Agent, turn: Turn, stopping: asyncio.Future[StopCause]) -> Outcome:
+async def _awaited(agent: RunAgent, turn: Turn, stopping: asyncio.Future[StopCause]) -> Outcome:
     return await agent(turn, lambda _: None, stopping)
 
 
