@@ -5,6 +5,7 @@ its own pace. A reader that is slow or gone costs the run nothing; what arrived 
 """
 
 import asyncio
+import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from typing import Self
 
 from chat import Doc, End, Error, Item, Message, Piece, RunProgress, RunStarted, Start, StopCause, StoredRun, StreamMode
 from runs.sse import HEARTBEAT, RETRY, last_frame, parse_frame, piece_frame, start_frame, with_content
+
+log = logging.getLogger("draftstream.runs")
 
 FRAMES_A_WRITE = 512  # bounds the copy that a reader with a long backlog makes
 
@@ -99,11 +102,18 @@ class Cursor:
             frames, following = self._more()
             if not frames:
                 return  # an item that is not whole yet
-            if self._write_now(frames):
-                written = following - self._next
+            try:
+                written = self._write_now(frames)
+            except Exception:
+                # A reader's fault must fail neither the run nor the readers behind it: its own iteration meets it.
+                log.exception("a reader of run %s: its frames can't be written at once", self._run.run_id)
+                self._write_now = _by_the_iteration
+                written = False
+            if written:
+                count = following - self._next
                 self._next = following
                 self._taken = self._loop.time()
-                if written < FRAMES_A_WRITE:  # else there may be more, for the iteration
+                if count < FRAMES_A_WRITE:  # else there may be more, for the iteration
                     return
         self._go_on(more=True)
 
@@ -128,6 +138,11 @@ class Cursor:
                 self._on_stuck()
             self._go_on(more=False)
         self._timer = self._loop.call_at(silent_until, self._on_silence)
+
+
+def _by_the_iteration(_: bytes) -> bool:
+    """The `write_now` of a reader that has none."""
+    return False
 
 
 @dataclass(slots=True)

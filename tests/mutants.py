@@ -228,9 +228,16 @@ MUTANTS = (
         "test_service.py:second_request_in_line",
     ),
     Mutant(
+        "a reader whose connection raises fails no run",
+        "runs/run.py",
+        "                self._write_now = _by_the_iteration\n",
+        "                raise\n",
+        "test_runs.py:connection_raises",
+    ),
+    Mutant(
         "what comes at once is written to its last piece",
         "runs/run.py",
-        "if written < FRAMES_A_WRITE:",
+        "if count < FRAMES_A_WRITE:",
         "if True:",
         "test_runs.py:last_piece",
     ),

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -316,6 +316,35 @@ async def test_what_comes_at_once_while_a_reader_waits_is_written_to_its_last_pi
         written += [await iteration, await anext(cursor)]
     assert b"".join(written).count(b"data: ") == 2 * FRAMES_A_WRITE + 1
     cursor.close()
+
+
+async def test_a_reader_whose_connection_raises_holds_up_neither_the_run_nor_the_readers_behind_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tried: list[bytes] = []
+
+    def broken(frames: bytes) -> bool:
+        tried.append(frames)
+        raise OSError("the connection is gone")
+
+    def reader(write_now: Callable[[bytes], bool]) -> Cursor:
+        return run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=write_now)
+
+    run = a_run([])
+    for write_now in (broken, later, broken):  # in whatever order they are woken
+        await anext(reader(write_now))
+    cursors = list(run.readers)
+    waiting = [asyncio.ensure_future(anext(cursor)) for cursor in cursors]
+    await asyncio.sleep(0)
+    run.emit(PIECES[:1])
+    assert [b"Hello" in frames for frames in await asyncio.gather(*waiting)] == [True] * 3, "by the iteration"
+    waiting = [asyncio.ensure_future(anext(cursor)) for cursor in cursors]
+    await asyncio.sleep(0)
+    run.emit(PIECES[1:2])
+    assert [b"world" in frames for frames in await asyncio.gather(*waiting)] == [True] * 3
+    assert len(tried) == len(caplog.records) == 2, "once a reader"
+    run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
+    assert len({b"".join([frames async for frames in cursor]) for cursor in cursors}) == 1
 
 
 async def test_a_reader_that_waits_for_the_end_ends_with_it() -> None:
