@@ -61,6 +61,19 @@ class Block:
     old_number: str | None = None
     aligned: tuple[Align, ...] = ()
 
+    @property
+    def texts(self) -> tuple[tuple[Span, ...], ...]:
+        """Its own text and the text of each cell."""
+        return (self.spans, *(cell for row in self.rows for cell in row))
+
+    @property
+    def is_changed(self) -> bool:
+        return (
+            self.mark != "kept"
+            or self.old_number is not None
+            or any(span.mark != "kept" for text in self.texts for span in text)
+        )
+
 
 def blocks(markdown: str) -> list[Block]:
     """The document's blocks, in order."""
@@ -80,53 +93,60 @@ def _parser() -> "MarkdownIt":
 
 
 def _blocks(tokens: Sequence["Token"]) -> Iterator[Block]:
-    lists: list[int | None] = []  # the lists that are open: the number of the next item, None for bullets
-    fresh = False  # an item has just begun: its number belongs to what comes next
+    lists = _Lists()
     clauses = _Clauses()
-    place = 0
-    while place < len(tokens):
-        token = tokens[place]
+    for place, token in enumerate(tokens):
         match token.type:
-            case "bullet_list_open":
-                lists.append(None)
-            case "ordered_list_open":
-                lists.append(int(token.attrGet("start") or 1))
-            case "bullet_list_close" | "ordered_list_close":
-                lists.pop()
-            case "list_item_open":
-                fresh = True
             case "heading_open":
-                if spans := _spans(tokens[place + 1]):
-                    yield clauses.heading(int(token.tag[1:]), spans)
-                place += 2
+                yield from clauses.heading(int(token.tag[1:]), _spans(tokens[place + 1]))
             case "paragraph_open":
                 for spans in _paragraphs(tokens[place + 1]):
-                    if fresh and lists:
-                        yield Block("item", spans, len(lists) - 1, _next_number(lists))
-                        fresh = False
+                    if (item := lists.item(spans)) is not None:
+                        yield item
                     elif spans:
-                        yield clauses.paragraph(spans, len(lists))
-                place += 2
+                        yield clauses.paragraph(spans, lists.depth)
             case "fence":
-                if text := token.content.rstrip("\n"):
-                    yield Block("code", (Span(text, code=True),))
-            case "hr" if token.markup.startswith("_"):
-                yield Block("paragraph", (Span(token.markup[1:]),))  # a line to sign on; the parser counts one more
+                yield from _code(token.content.rstrip("\n"))
             case "hr":
-                yield Block("rule")
+                yield _rule(token.markup)
             case "table_open":
-                end = next(at for at in range(place, len(tokens)) if tokens[at].type == "table_close")
-                yield Block("table", rows=tuple(_rows(tokens[place:end])), aligned=tuple(_aligned(tokens[place:end])))
-                place = end
-        place += 1
+                yield _table(tokens, place)
+            case _:
+                lists.follow(token)
 
 
-def _next_number(lists: list[int | None]) -> str:
-    number = lists[-1]
-    if number is None:
-        return ""
-    lists[-1] = number + 1
-    return f"{number}."
+class _Lists:
+    """The lists that are open at a place of the document, outermost first."""
+
+    def __init__(self) -> None:
+        self._next: list[int | None] = []  # the number of each one's next item; None for bullets
+        self._begun = False  # an item has begun, and nothing has been taken as its first paragraph
+
+    @property
+    def depth(self) -> int:
+        return len(self._next)
+
+    def follow(self, token: "Token") -> None:
+        match token.type:
+            case "bullet_list_open":
+                self._next.append(None)
+            case "ordered_list_open":
+                self._next.append(int(token.attrGet("start") or 1))
+            case "bullet_list_close" | "ordered_list_close":
+                self._next.pop()
+            case "list_item_open":
+                self._begun = True
+
+    def item(self, spans: tuple[Span, ...]) -> Block | None:
+        """The paragraph as the first one of an item, which has the item's number; None elsewhere."""
+        if not self._begun or not self._next:
+            return None
+        self._begun = False
+        number = self._next[-1]
+        if number is None:
+            return Block("item", spans, self.depth - 1)
+        self._next[-1] = number + 1
+        return Block("item", spans, self.depth - 1, f"{number}.")
 
 
 class _Clauses:
@@ -139,10 +159,12 @@ class _Clauses:
         self._last = ""
         self._decimal = 0  # the level of the decimal number before
 
-    def heading(self, level: int, spans: tuple[Span, ...]) -> Block:
-        number, rest = _number(spans) if level > 1 else ("", spans)
-        self._decimal = _depth(number)
-        return Block("heading", rest, level - 1, number) if level > 1 else Block("title", spans)
+    def heading(self, level: int, spans: tuple[Span, ...]) -> Iterator[Block]:
+        """None without text."""
+        if spans:
+            number, rest = _number(spans) if level > 1 else ("", spans)
+            self._decimal = _depth(number)
+            yield Block("heading", rest, level - 1, number) if level > 1 else Block("title", spans)
 
     def paragraph(self, spans: tuple[Span, ...], lists: int) -> Block:
         number, rest = _number(spans)
@@ -183,6 +205,22 @@ def _with_text(span: Span, text: str) -> Span:
     return Span(text, span.bold, span.italic, span.code)
 
 
+def _code(text: str) -> Iterator[Block]:
+    if text:
+        yield Block("code", (Span(text, code=True),))
+
+
+def _rule(markup: str) -> Block:
+    """A rule; of underscores, a line to sign on, for which the parser counts one more than there are."""
+    return Block("paragraph", (Span(markup[1:]),)) if markup.startswith("_") else Block("rule")
+
+
+def _table(tokens: Sequence["Token"], start: int) -> Block:
+    end = next(place for place in range(start, len(tokens)) if tokens[place].type == "table_close")
+    table = tokens[start:end]
+    return Block("table", rows=tuple(_rows(table)), aligned=tuple(_aligned(table)))
+
+
 def _rows(tokens: Sequence["Token"]) -> Iterator[tuple[tuple[Span, ...], ...]]:
     row: list[tuple[Span, ...]] = []
     for token in tokens:
@@ -217,38 +255,47 @@ def _paragraphs(inline: "Token") -> Iterator[tuple[Span, ...]]:
 
 
 def _spans(inline: "Token") -> tuple[Span, ...]:
-    """An inline token's text by style, neighbours of one style together."""
-    spans: list[Span] = []
-    bold = italic = 0
-    link = ""
+    """An inline token's text by style."""
     # A line that is to be filled in stands by itself, and so does what is written above and below it.
-    form = BLANK_TO_FILL in inline.content
-
-    def add(text: str, *, code: bool = False) -> None:
-        style = (bool(bold), bool(italic), code)
-        if spans and (spans[-1].bold, spans[-1].italic, spans[-1].code) == style:
-            text = spans.pop().text + text
-        if text:
-            spans.append(Span(text, *style))
-
+    text = _Text("\n" if BLANK_TO_FILL in inline.content else " ")
     for token in inline.children or ():
+        text.take(token)
+    return tuple(text.spans)
+
+
+class _Text:
+    """Spans out of the tokens of a paragraph; neighbours of one style become one span."""
+
+    def __init__(self, line_end: str) -> None:
+        self.spans: list[Span] = []
+        self._line_end = line_end  # of a line that ends without a mark
+        self._bold = self._italic = 0
+        self._link = ""
+
+    def take(self, token: "Token") -> None:
         match token.type:
-            case "text":
-                add(token.content)
+            case "text" | "image":
+                self._add(token.content)
             case "code_inline":
-                add(token.content, code=True)
+                self._add(token.content, code=True)
             case "softbreak":
-                add("\n" if form else " ")
+                self._add(self._line_end)
             case "hardbreak":
-                add("\n")
+                self._add("\n")
             case "strong_open" | "strong_close":
-                bold += 1 if token.type == "strong_open" else -1
+                self._bold += token.nesting
             case "em_open" | "em_close":
-                italic += 1 if token.type == "em_open" else -1
+                self._italic += token.nesting
             case "link_open":
-                link = str(token.attrGet("href") or "")
-            case "link_close":
-                add(f" ({link})" if link and not "".join(span.text for span in spans).endswith(link) else "")
-            case "image":
-                add(token.content)
-    return tuple(spans)
+                self._link = str(token.attrGet("href") or "")
+            case "link_close" if self._link and not "".join(span.text for span in self.spans).endswith(self._link):
+                self._add(f" ({self._link})")
+
+    def _add(self, text: str, *, code: bool = False) -> None:
+        bold, italic = bool(self._bold), bool(self._italic)
+        if self.spans:
+            last = self.spans[-1]
+            if (last.bold, last.italic, last.code) == (bold, italic, code):
+                text = self.spans.pop().text + text
+        if text:
+            self.spans.append(Span(text, bold, italic, code))

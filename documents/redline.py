@@ -104,11 +104,7 @@ def mark_of(row: Row) -> Mark:
 def count_words(marked: Iterable[Block], mark: Mark) -> int:
     """How many words have that mark."""
     return sum(
-        len(WORD.findall(span.text))
-        for block in marked
-        for cell in (block.spans, *(cell for row in block.rows for cell in row))
-        for span in cell
-        if span.mark == mark
+        len(WORD.findall(span.text)) for block in marked for text in block.texts for span in text if span.mark == mark
     )
 
 

@@ -2,11 +2,11 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import groupby
 
-from documents.markdown import Align, Block, Mark, Span
+from documents.markdown import Align, Block, Kind, Mark, Span
 from documents.redline import Row, Spans, count_words, mark_of
 
 STYLE = """
@@ -47,14 +47,17 @@ _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'"
 HEADER_POLICY = f"{POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"  # not in a <meta>
 
-TAGS: dict[Mark, str] = {"inserted": "ins", "deleted": "del"}
+TAGS: dict[Kind, str] = {"title": "h1", "paragraph": "p", "clause": "p", "item": "p", "code": "pre"}
+MARK_TAGS: dict[Mark, str] = {"inserted": "ins", "deleted": "del"}
+NUMBERED = ("clause", "item")
+INDENTED = (*NUMBERED, "paragraph")
 DEEPEST = 4  # that is set in farther than the one above it
 
 
 def page(title: str, versions: str, blocks: Sequence[Block], notes: Iterable[str] = ()) -> str:
     """The page. `versions` says what is compared: "version 1 to version 3". Each note is a line above the text."""
     inserted, deleted = (count_words(blocks, mark) for mark in ("inserted", "deleted"))
-    changed = any(_changed(block) for block in blocks)
+    changed = any(block.is_changed for block in blocks)
     said = f"<ins>{_count(inserted)} inserted</ins>, <del>{_count(deleted)} deleted</del>" if changed else "no change"
     lines = [f"<strong>{escape(title)}</strong>", f"{escape(versions)}: {said}", *map(escape, notes)]
     return "".join(
@@ -74,41 +77,29 @@ def _count(words: int) -> str:
     return f"{words:,} word{'' if words == 1 else 's'}"
 
 
-def _changed(block: Block) -> bool:
-    cells = (block.spans, *(cell for row in block.rows for cell in row))
-    return (
-        block.mark != "kept"
-        or block.old_number is not None
-        or any(span.mark != "kept" for cell in cells for span in cell)
-    )
-
-
 def _block(block: Block) -> str:
-    classes = ["changed"] if _changed(block) else []
-    if block.kind in ("clause", "item"):
-        classes.append("numbered")
-    if block.kind in ("clause", "item", "paragraph") and block.level:
-        classes.append(f"in{min(block.level, DEEPEST)}")
+    classes = " ".join(_classes(block))
+    start = f' class="{classes}"' if classes else ""
     if block.kind == "rule":
-        classes.append(block.mark)
-    start = f' class="{" ".join(classes)}"' if classes else ""
-    match block.kind:
-        case "rule":
-            return f"<hr{start}>"
-        case "table":
-            return f"<table{start}>{_rows(block)}</table>"
-        case "title":
-            tag = "h1"
-        case "heading":
-            tag = f"h{min(block.level + 1, 6)}"
-        case "code":
-            tag = "pre"
-        case "paragraph" | "clause" | "item":
-            tag = "p"
+        return f"<hr{start}>"
+    if block.kind == "table":
+        return f"<table{start}>{_rows(block)}</table>"
+    tag = f"h{min(block.level + 1, 6)}" if block.kind == "heading" else TAGS[block.kind]
     number = _number(block)
-    if "numbered" in classes:
+    if block.kind in NUMBERED:
         number = f"<span>{number}</span>"
     return f"<{tag}{start}>{number}{_spans(block.spans)}</{tag}>"
+
+
+def _classes(block: Block) -> Iterator[str]:
+    if block.is_changed:
+        yield "changed"
+    if block.kind in NUMBERED:
+        yield "numbered"
+    if block.level and block.kind in INDENTED:
+        yield f"in{min(block.level, DEEPEST)}"
+    if block.kind == "rule":
+        yield block.mark
 
 
 def _number(block: Block) -> str:
@@ -139,7 +130,7 @@ def _spans(spans: Spans) -> str:
 
 
 def _marked(mark: Mark, text: str) -> str:
-    return f"<{TAGS[mark]}>{text}</{TAGS[mark]}>" if mark in TAGS and text else text
+    return f"<{MARK_TAGS[mark]}>{text}</{MARK_TAGS[mark]}>" if mark in MARK_TAGS and text else text
 
 
 def _styled(span: Span) -> str:

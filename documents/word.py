@@ -67,7 +67,7 @@ class _Writer:
         self._style_ids = {style.name: style.style_id for style in self._document.styles}
 
     def write(self) -> bytes:
-        marked = any(_is_marked(block) for block in self._blocks)
+        marked = any(block.is_changed for block in self._blocks)
         numbers = numbered_by_word(self._blocks, self._levels, marked=marked)
         above: Paragraph | None = None
         for block, numbered in zip(self._blocks, numbers, strict=True):
@@ -288,12 +288,3 @@ def _storable(text: str) -> str:
 def _is_form(block: Block) -> bool:
     """Lines that are to be filled in, as in a block of signatures: they stay on one page."""
     return block.kind == "paragraph" and any("\n" in span.text for span in block.spans)
-
-
-def _is_marked(block: Block) -> bool:
-    cells = (block.spans, *(cell for row in block.rows for cell in row))
-    return (
-        block.mark != "kept"
-        or block.old_number is not None
-        or any(span.mark != "kept" for cell in cells for span in cell)
-    )
