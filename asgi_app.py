@@ -3,6 +3,7 @@
 `uvicorn asgi_app:app` serves it; `python asgi_app.py` does so at HOST and PORT, and says where to go.
 """
 
+import argparse
 import atexit
 import logging
 import os
@@ -21,7 +22,7 @@ from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
 from documents.files import TooLargeForDocx
 from runs.registry import Draining, KeyReused, ThreadBusy, TooManyRuns
 from runs.sse import EventId
-from settings import Settings, SettingsError
+from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError
 from storage.journal import JournalError
 from storage.writer import QueueFull
@@ -230,7 +231,8 @@ async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
     stack = AsyncExitStack()
     try:
         settings = Settings.from_env(os.environ)
-        set_up_logs(settings)
+        if "server" not in scope["state"]:  # else `main` has done so
+            begin_log(settings)
         scope["state"]["service"] = await stack.enter_async_context(open_service(settings))
     except (SettingsError, StoreUnavailable, JournalError, EmbeddedPostgresError) as error:
         await send({"type": "lifespan.startup.failed", "message": f"Draftstream can't start: {error}"})
@@ -247,17 +249,21 @@ async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def set_up_logs(settings: Settings) -> None:
+def begin_log(settings: Settings) -> None:
     secrets = [settings.openai_api_key or "", settings.database_url or ""]
     logs.set_up(settings.log_level, settings.log_format, content=settings.log_content, secrets=secrets)
+    log.info("Draftstream %s", VERSION)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve at HOST and PORT. Settings are environment variables.")
+    parser.add_argument("--version", action="version", version=f"Draftstream {VERSION}")
+    parser.parse_args()
     try:
         settings = Settings.from_env(os.environ)
     except SettingsError as error:
         sys.exit(f"Draftstream can't start: {error}")
-    set_up_logs(settings)  # uvicorn's first lines, too
+    begin_log(settings)  # before uvicorn's first lines
     server = Server(
         uvicorn.Config(
             app,

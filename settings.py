@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
+VERSION = "0.1.0"  # the one place: pyproject.toml refers to it, and a test holds openapi.json to it
 DEFAULT_MODEL = "gpt-5.1"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NOT_SHOWN = ("DATABASE_URL", "OPENAI_API_KEY", "JWT_PUBLIC_KEY")  # a private key may stand there by mistake

@@ -62,9 +62,12 @@ def _figure(report: RunReport, name: str) -> object:
 class Telemetry:
     """The metrics of one service, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        Gauge("draftstream_build_info", "Always 1; the version is its label.", ("version",), registry=registry).labels(
+            version
+        ).set(1)
         self._started = Counter("draftstream_runs_started_total", "Runs that have begun.", registry=registry)
         self._ended = Counter(
             "draftstream_runs_total", "Runs that have ended.", ("status", "reason"), registry=registry

@@ -267,12 +267,19 @@ def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Service
     """Start the service with settings: `service(openai=server, MAX_RUNS="3")`. At the end it must go down cleanly."""
     services: list[Service] = []
 
-    def start(openai: OpenAIServer | None = None, app: str = "asgi_app:app", **settings: str) -> Service:
+    def start(
+        openai: OpenAIServer | None = None,
+        app: str = "asgi_app:app",
+        command: list[str] | None = None,
+        **settings: str,
+    ) -> Service:
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         env |= {"DATABASE_URL": database_url, "PYTHONASYNCIODEBUG": "0", "PYTHONUNBUFFERED": "1"}
         if openai is not None:
             env |= {"OPENAI_BASE_URL": openai.base_url, "OPENAI_API_KEY": openai.key, "OPENAI_MODEL": "gpt-test"}
-        started = Service(env | settings, tmp_path / f"service-{len(services)}.log", app=app)
+        if command is not None:
+            env["PORT"] = str(free_port())
+        started = Service(env | settings, tmp_path / f"service-{len(services)}.log", command, app)
         services.append(started)
         return started.wait_until_ready()
 

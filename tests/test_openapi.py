@@ -31,6 +31,7 @@ from asgi_app import ROUTES, STREAMS
 from chat import FIELDS as CHAT_FIELDS
 from chat import FORK_FIELDS, ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
 from documents.markdown import Kind, Mark
+from settings import VERSION
 from store import StoreUnavailable
 
 Start = Callable[..., Service]
@@ -128,7 +129,9 @@ def test_it_has_every_route_and_no_other_and_says_who_may_call() -> None:
 
 
 def test_it_has_the_version_of_the_service() -> None:
-    assert DOCUMENT["info"]["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "settings.VERSION"}
+    assert DOCUMENT["info"]["version"] == VERSION
 
 
 def calls(*names: str) -> Iterator[list[object]]:

@@ -118,7 +118,7 @@ async def registry(agent: RunAgent, records: Records | None = None, **settings: 
         model="scripted",
         store=records,
         limits=Limits(requests_a_minute=None, runs_at_once=None, tokens_a_day=None),
-        telemetry=Telemetry(),
+        telemetry=Telemetry("1.2.3"),
         **limits,  # type: ignore[arg-type]
     ) as runs:
         yield runs

@@ -24,6 +24,7 @@ from test_access import until
 
 from agent import Agent
 from drafting.offline import OfflineModel
+from settings import VERSION
 from store import open_store
 from threads.checkpointer import Checkpointer
 
@@ -471,7 +472,7 @@ def test_odd_requests_do_no_harm(service: Start, openai: OpenAIServer) -> None:
     with socket.create_connection(("127.0.0.1", running.port)) as client:
         client.sendall(upgrade)
         assert client.recv(100).startswith(b"HTTP/1.1 200 ")
-    assert requests.get(f"{running.url}/healthz", timeout=10).json() == {"status": "ok"}
+    assert requests.get(f"{running.url}/healthz", timeout=10).json() == {"status": "ok", "version": VERSION}
 
 
 def test_options_and_head_are_answered(service: Start, openai: OpenAIServer) -> None:
@@ -550,7 +551,7 @@ def test_threads_are_listed_newest_first_without_gap_or_repetition(service: Star
 
 def test_it_is_alive_and_ready_and_sends_a_browser_to_the_page(service: Start) -> None:
     running = service()
-    assert requests.get(f"{running.url}/healthz", timeout=10).json() == {"status": "ok"}
+    assert requests.get(f"{running.url}/healthz", timeout=10).json() == {"status": "ok", "version": VERSION}
     assert requests.get(f"{running.url}/readyz", timeout=10).json() == {"status": "ready", "reasons": []}
     root = requests.get(running.url, timeout=10, allow_redirects=False)
     assert (root.status_code, root.headers["Location"]) == (302, "/debug")

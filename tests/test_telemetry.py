@@ -57,7 +57,7 @@ def read(telemetry: Telemetry) -> dict[str, float]:
 
 
 def test_what_is_reported_is_counted() -> None:
-    telemetry, other = Telemetry(), Telemetry()
+    telemetry, other = Telemetry("1.2.3"), Telemetry("1.2.3")
     telemetry.run_started(0.004)
     telemetry.run_ended(report())
     telemetry.run_ended(report(status=RunStatus.FAILED, reason="model_auth", input_tokens=None, output_tokens=None))
@@ -66,6 +66,7 @@ def test_what_is_reported_is_counted() -> None:
     telemetry.committed(0.002)
     found = read(telemetry)
     expected = {
+        "draftstream_build_info{version=1.2.3}": 1,
         "draftstream_runs_started_total": 1,
         "draftstream_time_to_first_event_seconds_bucket{le=0.0025}": 0,
         "draftstream_time_to_first_event_seconds_bucket{le=0.005}": 1,
@@ -84,7 +85,7 @@ def test_what_is_reported_is_counted() -> None:
 
 
 def test_gauges_are_read_when_asked_for() -> None:
-    telemetry = Telemetry()
+    telemetry = Telemetry("1.2.3")
     queue: list[int] = []
     telemetry.watch(
         runs=lambda: 3, streams=lambda: 2, queued_units=lambda: len(queue), oldest_unit_s=lambda: 1.5 if queue else 0.0
@@ -99,7 +100,7 @@ def test_gauges_are_read_when_asked_for() -> None:
 
 
 def test_both_formats_are_well_formed_and_names_by_the_conventions() -> None:
-    telemetry = Telemetry()
+    telemetry = Telemetry("1.2.3")
     telemetry.run_ended(report())
     content_type, body = telemetry.exposition("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
@@ -111,13 +112,19 @@ def test_both_formats_are_well_formed_and_names_by_the_conventions() -> None:
             assert family.type in ("counter", "gauge", "histogram")
             if family.type == "histogram":
                 assert family.name.endswith("_seconds")
-            assert {label for sample in family.samples for label in sample.labels} <= {"status", "reason", "type", "le"}
+            assert {label for sample in family.samples for label in sample.labels} <= {
+                "status",
+                "reason",
+                "type",
+                "le",
+                "version",
+            }
     assert "process_resident_memory_bytes" in {family.name for family in families}
 
 
 def test_a_run_is_one_line_of_ids_and_figures(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "draftstream.run")
-    Telemetry().run_ended(report(trace_id=TRACE))
+    Telemetry("1.2.3").run_ended(report(trace_id=TRACE))
     [record] = caplog.records
     assert record.__dict__["fields"] == {
         "run_id": "r",

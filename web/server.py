@@ -89,6 +89,7 @@ class Server(uvicorn.Server):
     """uvicorn, saying where to go once it serves."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan.state["server"] = self
         await super().startup(sockets)
         if not self.started:
             return

@@ -15,7 +15,7 @@ from access.shared_limits import exchanging
 from agent import Agent, ChatModel
 from drafting.offline import OfflineModel
 from runs.registry import Runs
-from settings import Settings
+from settings import VERSION, Settings
 from storage.embedded import embedded_postgres
 from store import Store, open_store, where
 from telemetry import tracing
@@ -59,7 +59,7 @@ class Service:
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """Lifetimes nested in the order in which the parts need each other; leaving it is the shutdown."""
-    telemetry = Telemetry()
+    telemetry = Telemetry(VERSION)
     async with AsyncExitStack() as stack:
         if settings.database_url is None:
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))

@@ -1,5 +1,6 @@
 """The handlers of the page, of the API's description and of the service's own state."""
 
+from settings import VERSION
 from store import StoreUnavailable
 from web.asgi import JSON, Request, Response, retry_after
 from web.service import Service
@@ -23,7 +24,7 @@ async def get_openapi(service: Service, _: Request, response: Response) -> None:
 
 
 async def get_health(_: Service, __: Request, response: Response) -> None:
-    await response.json(200, {"status": "ok"})
+    await response.json(200, {"status": "ok", "version": VERSION})
 
 
 async def get_readiness(service: Service, _: Request, response: Response) -> None:
