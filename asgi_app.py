@@ -1,4 +1,4 @@
-"""The hand-written ASGI callable `app`: the routes, who may call them, errors to answers, and the lifespan.
+"""The hand-written ASGI callable `app`: the routes, who may call them, and the lifespan.
 
 `uvicorn asgi_app:app` serves it; `python asgi_app.py` does so at HOST and PORT, and says where to go.
 """
@@ -15,25 +15,20 @@ from typing import Literal
 
 import uvicorn
 
-from access.callers import Caller, Forbidden, Scope, Unauthorized
-from access.jwts import ProviderUnavailable
-from access.limits import LimitExceeded
-from chat import InvalidRequest, MessageTooLong, UnknownCheckpoint
-from documents.files import TooLargeForDocx
-from runs.registry import Draining, KeyReused, ThreadBusy, TooManyRuns
+from access.callers import Caller, Scope
+from chat import Refusal
 from runs.sse import EventId
 from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError
 from storage.journal import JournalError
-from storage.writer import QueueFull
 from store import StoreUnavailable, UnsavedTurns
 from telemetry import logs, tracing
-from threads.histories import ThreadGone
-from web.asgi import Disconnected, Headers, Problem, Receive, Request, Response, Send, not_found, retry_after
+from web.asgi import Disconnected, Headers, Receive, Request, Response, Send
 from web.asgi import Scope as AsgiScope
 from web.branches import get_checkpoints, post_fork
 from web.chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
 from web.downloads import get_diff, get_export
+from web.problems import refusal_of, send_problem, shown_code
 from web.server import Server, keep_collections_short
 from web.service import Service, open_service
 from web.status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
@@ -43,13 +38,12 @@ log = logging.getLogger("draftstream")
 
 # To pages of other origins.
 EXPOSED = "Location, Content-Disposition, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"
-REALM = 'Bearer realm="draftstream"'
 READERS_S = 5  # after the last run has ended: for who reads slowly
 EXIT_UNSAVED = 4  # the exit code when turns were lost; 3 is uvicorn's, for a start that failed
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Routes, and errors to responses
+# Routes
 
 Handler = Callable[..., Awaitable[None]]
 Who = Scope | Literal["anyone", "any caller"]
@@ -93,12 +87,12 @@ NO_HEAD = STREAMS  # a stream has no length to tell, and a chat is started by no
 
 
 async def dispatch(service: Service, request: Request, response: Response) -> None:
-    """Find the route and call its handler. Raises Problem, and what handlers raise."""
+    """Find the route and call its handler. Raises Refusal, and what handlers raise."""
     found = next(
         ((match, handlers) for pattern, handlers in ROUTES if (match := pattern.fullmatch(request.path))), None
     )
     if found is None:
-        raise Problem(404, "not_found", "There is nothing at this path.")
+        raise Refusal("not_found", "There is nothing at this path.")
     match, handlers = found
     allowed = [*handlers, "OPTIONS"]
     if "GET" in handlers and handlers["GET"][0] not in NO_HEAD:
@@ -108,7 +102,7 @@ async def dispatch(service: Service, request: Request, response: Response) -> No
         return
     if request.method not in allowed:
         detail = f"This path answers {', '.join(allowed)}."
-        raise Problem(405, "method_not_allowed", detail, [("allow", ", ".join(allowed))])
+        raise Refusal("method_not_allowed", detail, [("allow", ", ".join(allowed))])
     handler, who = handlers["GET" if request.method == "HEAD" else request.method]
     arguments: dict[str, object] = {**match.groupdict()}
     if who != "anyone":
@@ -119,61 +113,11 @@ async def dispatch(service: Service, request: Request, response: Response) -> No
 
 
 async def authenticate(service: Service, request: Request, takes_token: bool) -> Caller:  # noqa: FBT001
-    """The caller. Raises Unauthorized, and Problem for one that says twice who it is."""
-    authorization = request.headers.get("authorization")
+    """The caller. Raises as Access.caller does."""
     access_token = request.query().get("access_token") if takes_token else None
-    if authorization is not None and access_token is not None:
-        detail = "The request has both an Authorization header and an access_token."
-        raise Problem(400, "invalid_request", detail, [("www-authenticate", f'{REALM}, error="invalid_request"')])
     seen = EventId.parse(request.headers.get("last-event-id", ""))
-    return await service.access.caller(authorization, access_token, seen.run_id if seen is not None else None)
-
-
-def problem_of(error: Exception) -> Problem:
-    """The one place where a refusal of any room becomes an answer."""
-    match error:
-        case Problem():
-            return error
-        case Unauthorized():
-            header = f'{REALM}, error="invalid_token"' if error.sent else REALM
-            detail = "This needs an API key or a token that is good: Authorization: Bearer …"
-            return Problem(401, "unauthorized", detail, [("www-authenticate", header)])
-        case Forbidden():
-            header = f'{REALM}, error="insufficient_scope", scope="{error.scope}"'
-            detail = f"This needs the scope {error.scope}."
-            return Problem(403, "insufficient_scope", detail, [("www-authenticate", header)], scope=error.scope)
-        case ProviderUnavailable():
-            detail = "The identity provider can't be reached at the moment."
-            return Problem(503, "provider_unavailable", detail, [retry_after()])
-        case InvalidRequest():
-            return Problem(422, "invalid_request", "The request has fields that can't be used.", errors=error.errors)
-        case MessageTooLong():
-            return Problem(413, "message_too_long", str(error), limit=error.limit)
-        case TooLargeForDocx():
-            detail = "This is too large for a DOCX; take md or json, or one document."
-            return Problem(413, "too_large_for_docx", detail)
-        case ThreadGone():
-            return not_found("thread")
-        case UnknownCheckpoint():
-            return problem_of(InvalidRequest.of("checkpoint_id", "is not a checkpoint of this thread"))
-        case ThreadBusy():
-            detail = "The thread has a run in progress; follow it, cancel it, or wait for its end."
-            return Problem(409, "thread_busy", detail, [retry_after()], run_id=error.run_id)
-        case KeyReused():
-            return problem_of(InvalidRequest.of("idempotency_key", "came before with another request"))
-        case LimitExceeded():
-            headers = [("retry-after", str(error.retry_after_s)), *error.headers]
-            return Problem(429, "rate_limited", str(error), headers, limit=error.limit)
-        case TooManyRuns() | QueueFull():
-            return Problem(503, "overloaded", "The service has no room for another chat just now.", [retry_after()])
-        case Draining():
-            headers = [retry_after(), ("connection", "close")]
-            return Problem(503, "shutting_down", "The service is shutting down; please try again.", headers)
-        case StoreUnavailable():
-            return Problem(503, error.code, error.content, [retry_after()])
-        case _:
-            log.error("an error of ours", exc_info=error)
-            return Problem(500, "internal", "Something went wrong on our side; it has been logged.")
+    seen_run = seen.run_id if seen is not None else None
+    return await service.access.caller(request.headers.get("authorization"), access_token, seen_run)
 
 
 def cors(service: Service, request: Request) -> Headers:
@@ -220,10 +164,10 @@ async def serve(scope: AsgiScope, receive: Receive, send: Send) -> None:
     except Disconnected:
         pass
     except Exception as error:  # noqa: BLE001  # the last resort: whatever it is, the client gets an answer
-        problem = problem_of(error)
-        service.telemetry.refused(problem.code)
+        refusal = refusal_of(error)
+        service.telemetry.refused(shown_code(refusal))
         if not response.started:
-            await response.problem(problem)
+            await send_problem(response, refusal)
 
 
 async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
 """The vocabulary of a chat: the request and how it is checked, each event, the states of a run.
 
-Everything else speaks these words. Nothing here does I/O, reads a clock or knows HTTP, SQL or LangGraph.
+Everything else speaks these words. Nothing here does I/O, reads a clock or knows SQL or LangGraph.
 """
 
 import hashlib
@@ -22,7 +22,22 @@ TITLE_CHARS = 80
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The request
+# Refusals
+
+
+class Refusal(Exception):
+    """A request that is not carried out.
+
+    `code` names the reason for a program; web/problems.py gives each code its status. `detail` says it to a person.
+    `members` are further facts of the answer's body, `headers` those of its head.
+    """
+
+    def __init__(self, code: str, detail: str, headers: Sequence[tuple[str, str]] = (), **members: object) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.headers = headers
+        self.members = members
 
 
 class FieldError(TypedDict):
@@ -32,24 +47,54 @@ class FieldError(TypedDict):
     detail: str
 
 
-class InvalidRequest(ValueError):
-    """The request was understood and can't be carried out as it stands (422)."""
+class InvalidRequest(Refusal):
+    """The request was understood, and has fields that can't be used; `errors` names each."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__("; ".join(f"{error['pointer']}: {error['detail']}" for error in errors))
         self.errors = list(errors)
+        super().__init__("invalid_request", "The request has fields that can't be used.", errors=self.errors)
 
     @classmethod
     def of(cls, field: str, detail: str) -> "InvalidRequest":
         return cls([{"pointer": f"/{field}", "detail": detail}])
 
 
-class MessageTooLong(ValueError):
-    """The message has more than `limit` characters (413)."""
+class UnknownCheckpoint(InvalidRequest):
+    def __init__(self) -> None:
+        super().__init__([{"pointer": "/checkpoint_id", "detail": "is not a checkpoint of this thread"}])
 
+
+class MessageTooLong(Refusal):
     def __init__(self, limit: int) -> None:
-        super().__init__(f"The message has more than {limit} characters.")
+        super().__init__("message_too_long", f"The message has more than {limit} characters.", limit=limit)
         self.limit = limit
+
+
+class NotFound(Refusal):
+    """There is no such thing, or it is another owner's: the two look the same."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("not_found", f"There is no such {what}.")
+
+
+class ThreadBusy(Refusal):
+    """The thread has a run in progress."""
+
+    def __init__(self, run_id: str) -> None:
+        detail = "The thread has a run in progress; follow it, cancel it, or wait for its end."
+        super().__init__("thread_busy", detail, run_id=run_id)
+        self.run_id = run_id
+
+
+class Overloaded(Refusal):
+    """More is under way than the service is configured to take."""
+
+    def __init__(self) -> None:
+        super().__init__("overloaded", "The service has no room for another chat just now.")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The request
 
 
 # An Idempotency-Key: visible ASCII, as clients make them (a UUID, most often).
@@ -279,10 +324,13 @@ class RunFailure(Exception):
     """What ends a run with an `error`. `content` is for a person: it shows no key, no DSN and no provider's words."""
 
     def __init__(self, code: str, content: str, *, retryable: bool) -> None:
-        super().__init__(content)
+        super().__init__(code, content)  # as a Refusal takes them, for a failure that is both
         self.code = code
         self.content = content
         self.retryable = retryable
+
+    def __str__(self) -> str:
+        return self.content
 
 
 class Unstorable(RunFailure):
@@ -379,10 +427,6 @@ class ThreadHead:
     lost: Sequence[LostRun] = ()
     branches: bool = False
     running: str | None = None  # the run that another process has in progress on it
-
-
-class UnknownCheckpoint(Exception):
-    """The thread has no such checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from chat import (
     Error,
     Item,
     LostRun,
+    Refusal,
     RunEnded,
     RunFailure,
     RunProgress,
@@ -69,7 +70,7 @@ FORK_BUDGET_S = 30.0
 FORKS_AT_ONCE = 2  # the pool's other connections are for reads
 
 
-class StoreUnavailable(RunFailure):
+class StoreUnavailable(RunFailure, Refusal):
     """The database can't be reached, or does not answer in time."""
 
     def __init__(self, why: str = "") -> None:
@@ -80,8 +81,11 @@ class StoreUnavailable(RunFailure):
         return self.why or self.content
 
 
-class ThreadExists(Exception):
+class ThreadExists(Refusal):
     """The owner has a thread of that name."""
+
+    def __init__(self) -> None:
+        super().__init__("thread_exists", "There is a thread of that name already.")
 
 
 class UnsavedTurns(Exception):

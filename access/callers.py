@@ -26,6 +26,7 @@ from typing import Literal
 import asyncpg
 
 from access.jwts import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
+from chat import Refusal
 from settings import Settings, SettingsError
 from storage.batched_reads import Gathered
 from store import StoreUnavailable
@@ -51,20 +52,34 @@ Fetch = Callable[..., Awaitable[Sequence[asyncpg.Record]]]
 """Runs one statement, within a second. Raises StoreUnavailable."""
 
 
-class Unauthorized(Exception):
+class Unauthorized(Refusal):
     """No caller: nothing was sent, or (`sent`) what was sent is not, or no longer, good. It does not say which."""
 
     def __init__(self, *, sent: bool = True) -> None:
-        super().__init__()
-        self.sent = sent
+        detail = "This needs an API key or a token that is good: Authorization: Bearer …"
+        super().__init__("unauthorized", detail, [challenge(error="invalid_token") if sent else challenge()])
 
 
-class Forbidden(Exception):
+class TwoCredentials(Refusal):
+    """A client that says twice who it is, maybe as two callers."""
+
+    def __init__(self) -> None:
+        detail = "The request has both an Authorization header and an access_token."
+        super().__init__("two_credentials", detail, [challenge(error="invalid_request")])
+
+
+class Forbidden(Refusal):
     """The caller is known, and may not do this: it takes `scope`."""
 
     def __init__(self, scope: Scope) -> None:
-        super().__init__(scope)
-        self.scope = scope
+        header = challenge(error="insufficient_scope", scope=scope)
+        super().__init__("insufficient_scope", f"This needs the scope {scope}.", [header], scope=scope)
+
+
+def challenge(**parameters: str) -> tuple[str, str]:
+    """The header that says how to authenticate (RFC 6750, section 3)."""
+    named = {"realm": "draftstream", **parameters}
+    return "www-authenticate", "Bearer " + ", ".join(f'{name}="{value}"' for name, value in named.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +171,10 @@ class Access:
         """The caller, by the `Authorization` header or, where a route takes one, by a stream token.
 
         `seen_run` is the run of which the client has seen an event: a token that started it may resume it.
-        Raises Unauthorized, StoreUnavailable, ProviderUnavailable.
+        Raises Unauthorized, TwoCredentials, StoreUnavailable, ProviderUnavailable.
         """
+        if authorization is not None and access_token is not None:
+            raise TwoCredentials
         if access_token is not None:
             return await self._by_stream_token(access_token, seen_run)
         scheme, _, _ = (authorization or "").partition(" ")

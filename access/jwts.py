@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from chat import Refusal
+
 log = logging.getLogger("draftstream.identity")
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
@@ -42,8 +44,11 @@ class InvalidToken(Exception):
     """It is no JWT that this service accepts. Why is nobody's business."""
 
 
-class ProviderUnavailable(Exception):
+class ProviderUnavailable(Refusal):
     """The identity provider's keys were never got, so that nothing can be said of a token."""
+
+    def __init__(self) -> None:
+        super().__init__("provider_unavailable", "The identity provider can't be reached at the moment.")
 
 
 @dataclass(frozen=True, slots=True)

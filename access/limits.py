@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from chat import Refusal
+
 SLOTS = 12  # to a window: so that a call counts for a twelfth of it too long or too short, at most
 MINUTE_S = 60
 DAY_S = 86_400
@@ -33,14 +35,13 @@ LEASE_S = 10.0  # of a run's row; what ended here this long ago has ended in the
 JITTER_S = 2  # so that those refused together do not come back together
 
 
-class LimitExceeded(Exception):
+class LimitExceeded(Refusal):
     """The owner has used up a limit. `retry_after_s`: whole seconds, no earlier than the `t` of the RateLimit field."""
 
     def __init__(self, limit: str, detail: str, retry_after_s: int, headers: Sequence[tuple[str, str]]) -> None:
-        super().__init__(detail)
+        super().__init__("rate_limited", detail, [("retry-after", str(retry_after_s)), *headers], limit=limit)
         self.limit = limit
         self.retry_after_s = retry_after_s
-        self.headers = headers
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,20 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
-from chat import ChatRequest, RunProgress, RunStarted, Start, StopCause, StoredRun, ThreadHead, Turn
+from chat import (
+    ChatRequest,
+    InvalidRequest,
+    Overloaded,
+    Refusal,
+    RunProgress,
+    RunStarted,
+    Start,
+    StopCause,
+    StoredRun,
+    ThreadBusy,
+    ThreadHead,
+    Turn,
+)
 from runs.run import Run
 from runs.turn import RunAgent, Turns, TurnStore
 from telemetry.metrics import Telemetry
@@ -53,24 +66,22 @@ class RunLimits(Protocol):
     def run_ended(self, owner: str, run_id: str, tokens: int) -> None: ...
 
 
-class ThreadBusy(Exception):
-    """The thread has a run in progress."""
-
-    def __init__(self, run_id: str) -> None:
-        super().__init__(run_id)
-        self.run_id = run_id
-
-
-class TooManyRuns(Exception):
+class TooManyRuns(Overloaded):
     """As many runs are in progress as MAX_RUNS allows."""
 
 
-class Draining(Exception):
+class Draining(Refusal):
     """The service is going down and starts no more runs."""
 
+    def __init__(self) -> None:
+        super().__init__("shutting_down", "The service is shutting down; please try again.")
 
-class KeyReused(Exception):
+
+class KeyReused(InvalidRequest):
     """The idempotency key came before with another request."""
+
+    def __init__(self) -> None:
+        super().__init__([{"pointer": "/idempotency_key", "detail": "came before with another request"}])
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
-from chat import Conflict, RunFailure, Unstorable
+from chat import Conflict, Overloaded, RunFailure, Unstorable
 
 log = logging.getLogger("draftstream.writer")
 
@@ -56,7 +56,7 @@ class GivenUp(RunFailure):
         super().__init__("store_unavailable", "The database takes too long for this.", retryable=True)
 
 
-class QueueFull(Exception):
+class QueueFull(Overloaded):
     """More is waiting to be written than WRITE_QUEUE_SIZE allows."""
 
 

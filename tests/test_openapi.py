@@ -32,13 +32,13 @@ from chat import FIELDS as CHAT_FIELDS
 from chat import FORK_FIELDS, ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
 from documents.markdown import Kind, Mark
 from settings import VERSION
-from store import StoreUnavailable
+from web.problems import PROBLEM_TYPES
 
 Start = Callable[..., Service]
 Json = dict[str, Any]
 
 DOCUMENT: Json = json.loads((ROOT / "web/openapi.json").read_text())
-README = (ROOT / "README.md").read_text()
+DOCS = "".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 TESTS = Path(__file__).parent
 METHODS = {"get", "post", "put", "patch", "delete"}
 
@@ -146,34 +146,53 @@ def literals(source: ast.AST, *names: str) -> Iterator[list[object]]:
             yield [argument.value if isinstance(argument, ast.Constant) else None for argument in node.args]
 
 
-def documented_problems() -> set[tuple[int, str]]:
-    found = set()
+UNHEARD = "connection_closed"  # there is no connection left to say it on
+PROBLEMS = {code: kind for code, kind in PROBLEM_TYPES.items() if code != UNHEARD}
+
+
+def documented_problems() -> Iterator[tuple[Json, int, set[str]]]:
+    """The answers that are problems: each with its schema, its status and the codes that it may have."""
     for answer in DOCUMENT["components"]["responses"].values():
         for media_type, content in answer["content"].items():
             if media_type == "application/problem+json":
                 members = content["schema"]["properties"]
                 codes = members["code"].get("enum") or [members["code"]["const"]]
-                found |= {(members["status"]["const"], code) for code in codes}
-    return found
+                yield answer, members["status"]["const"], set(codes)
 
 
-def test_it_has_every_problem_that_the_source_raises_and_no_other() -> None:
-    raised = {(status, code or StoreUnavailable().code) for status, code, *_ in calls("Problem")}
-    unheard = {(400, "connection_closed")}  # there is no connection left to say it on
-    assert documented_problems() == raised - unheard
+def test_it_has_every_problem_of_the_table_and_no_other() -> None:
+    documented = {(status, code) for _, status, codes in documented_problems() for code in codes}
+    assert documented == {(kind.status, kind.shown_as or code) for code, kind in PROBLEMS.items()}
 
 
-def test_the_readme_has_every_problem_too() -> None:
-    rows = re.findall(r"^\| ([45]\d\d(?:, [45]\d\d)*) \| (.+) \|$", README, re.MULTILINE)
-    codes = {code for _, text_of_row in rows for code in re.findall(r"`(\w+)`", text_of_row)}
-    assert {code for _, code in documented_problems()} - codes == {"internal"}
-    statuses = {int(status) for cell, _ in rows for status in cell.split(", ")}
-    assert statuses == {status for status, _ in documented_problems()} - {500}
+def test_a_problem_has_the_headers_and_members_of_the_table() -> None:
+    for answer, status, codes in documented_problems():
+        kinds = [kind for code, kind in PROBLEMS.items() if kind.status == status and (kind.shown_as or code) in codes]
+        headers = {header for kind in kinds for header in kind.headers} - {"connection"}  # not of HTTP/2
+        documented = {name.lower(): resolve(header) for name, header in answer.get("headers", {}).items()}
+        assert headers <= documented.keys(), codes
+        always = {name for name, header in documented.items() if header.get("required")}
+        assert always <= set.intersection(*(set(kind.headers) for kind in kinds)), codes
+        [content] = answer["content"].values()
+        required = set(content["schema"].get("required", []))
+        assert required == set.intersection(*(set(kind.members) for kind in kinds)), codes
 
 
-def test_it_has_every_code_of_an_error_event_and_the_readme_too() -> None:
+def test_the_docs_have_every_problem_too() -> None:
+    rows = re.findall(r"^\| ([45]\d\d(?:, [45]\d\d)*) \| (.+) \|$", DOCS, re.MULTILINE)
+    told = {
+        (int(status), code)
+        for cell, text_of_row in rows
+        for status in cell.split(", ")
+        for code in re.findall(r"`(\w+)`", text_of_row)
+    }
+    assert {(kind.status, kind.shown_as or code) for code, kind in PROBLEMS.items()} - told == {(500, "internal")}
+    assert {status for status, _ in told} == {kind.status for kind in PROBLEMS.values()} - {500}
+
+
+def test_it_has_every_code_of_an_error_event_and_the_docs_too() -> None:
     codes = set(DOCUMENT["components"]["schemas"]["ErrorCode"]["enum"])
-    [listed] = re.findall(r"^Codes of an `error` event: (.+?)\.\n", README, re.MULTILINE | re.DOTALL)
+    [listed] = re.findall(r"^Codes of an `error` event: (.+?)\.\n", DOCS, re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"`(\w+)`", listed)) == codes
     assert {code for code, *_ in calls("ModelError", "RunFailure") if code} <= codes
 

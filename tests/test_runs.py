@@ -28,12 +28,13 @@ from chat import (
     Start,
     StopCause,
     StoredRun,
+    ThreadBusy,
     ThreadHead,
     Turn,
     UnknownCheckpoint,
     Unstorable,
 )
-from runs.registry import Draining, Runs, ThreadBusy, TooManyRuns
+from runs.registry import Draining, Runs, TooManyRuns
 from runs.run import FRAMES_A_WRITE, Cursor, Run
 from runs.turn import RunAgent
 from telemetry.metrics import Telemetry

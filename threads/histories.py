@@ -8,7 +8,7 @@ from typing import TypedDict, TypeVar
 import asyncpg
 import orjson
 
-from chat import UnknownCheckpoint, graph_thread_id
+from chat import NotFound, UnknownCheckpoint, graph_thread_id
 from storage.statements import (
     LIST_THREADS,
     READ_DOCUMENT,
@@ -176,8 +176,11 @@ class Version(TypedDict):
     complete: bool
 
 
-class ThreadGone(Exception):
+class ThreadGone(NotFound):
     """The thread was deleted while it was read."""
+
+    def __init__(self) -> None:
+        super().__init__("thread")
 
 
 async def transcript(store: Store, branch: Branch) -> AsyncIterator[dict[str, object]]:

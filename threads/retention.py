@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from chat import Conflict, graph_thread_id
-from runs.registry import Runs, ThreadBusy
+from chat import Conflict, ThreadBusy, graph_thread_id
+from runs.registry import Runs
 from storage.writer import QueueFull
 from store import FOREVER, Store, StoreUnavailable
 

@@ -1,19 +1,19 @@
-"""HTTP over ASGI: its types, reading a request within limits, JSON and problem responses. Knows nothing of chat.
+"""HTTP over ASGI: its types, reading a request within limits, responses. Of chat it knows the word Refusal alone.
 
 What uvicorn does, and what follows from it: after a disconnect `send` returns silently and only `receive` tells; a
 request whose body is not read to its end is read and thrown away by the server, so that the connection stays usable.
 """
 
 import asyncio
-import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import orjson
+
+from chat import Refusal
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,31 +25,7 @@ UNSENT_BYTES = 16384  # below it a transport never asks to wait: asyncio's low-w
 MAX_HEADER_BYTES = 65536  # twice what nginx lets through by default
 BROKEN_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 JSON = "application/json"
-PROBLEM = "application/problem+json"
 COMMON_HEADERS = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
-
-
-class Problem(Exception):
-    """A refusal, as RFC 9457 has it; `code` names it for a program, `more` is what else helps."""
-
-    def __init__(self, status: int, code: str, detail: str, headers: Headers = (), **more: object) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.headers = tuple(headers)
-        self.more = more
-
-    def body(self) -> bytes:
-        title = HTTPStatus(self.status).phrase
-        problem = {
-            "type": "about:blank",
-            "title": title,
-            "status": self.status,
-            "detail": self.detail,
-            "code": self.code,
-        }
-        return orjson.dumps(problem | self.more)
 
 
 class Disconnected(Exception):
@@ -69,60 +45,57 @@ class Request:
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive) -> "Request":
-        """Raises Problem for headers that no honest client sends."""
+        """Raises Refusal for headers that no honest client sends."""
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             detail = f"The headers have more than {MAX_HEADER_BYTES} bytes."
-            raise Problem(431, "headers_too_large", detail, limit=MAX_HEADER_BYTES)
+            raise Refusal("headers_too_large", detail, limit=MAX_HEADER_BYTES)
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             if name == "host" and name in headers:
-                raise Problem(400, "bad_host", "There must be one Host header.")
+                raise Refusal("bad_host", "There must be one Host header.")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if "host" not in headers and scope["http_version"] == "1.1":
-            raise Problem(400, "bad_host", "There must be one Host header.")
+            raise Refusal("bad_host", "There must be one Host header.")
         return cls(scope["method"], scope["path"], scope["http_version"], headers, scope["query_string"], receive)
 
     def query(self) -> dict[str, str]:
-        """The query's parameters. Raises Problem for a repeated one, and for what is not UTF-8 in percent encoding."""
+        """The query's parameters. Raises Refusal for a repeated one, and for what is not UTF-8 in percent encoding."""
         parameters: dict[str, str] = {}
         for pair in self.raw_query.split(b"&"):
             if not pair:
                 continue
             name, _, value = (_unquote(part) for part in pair.partition(b"="))
             if name in parameters:
-                raise Problem(400, "bad_query", f"The parameter {name!r} stands twice in the query.")
+                raise Refusal("bad_query", f"The parameter {name!r} stands twice in the query.")
             parameters[name] = value
         return parameters
 
     async def json(self, limit: int) -> object:
-        """The body, decoded. Raises Problem (400, 415) and what `body` does."""
+        """The body, decoded. Raises Refusal (not_json, invalid_json) and what `body` does."""
         media_type, _, parameters = self.headers.get("content-type", "").partition(";")
         charset = parameters.replace(" ", "").lower().removeprefix("charset=").strip('"')
         transfer = self.headers.get("transfer-encoding", "chunked").lower()
         encoded = "content-encoding" in self.headers or transfer != "chunked"
         if media_type.strip().lower() != JSON or charset not in ("", "utf-8") or encoded:
-            raise Problem(415, "not_json", "The body must be sent as application/json, in UTF-8, uncompressed.")
+            raise Refusal("not_json", "The body must be sent as application/json, in UTF-8, uncompressed.")
         body = await self.body(limit)
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise Problem(400, "invalid_json", f"The body is not valid JSON: {error}.") from None
+            raise Refusal("invalid_json", f"The body is not valid JSON: {error}.") from None
 
     async def body(self, limit: int) -> bytes:
-        """The body, whole. Raises Problem (408, 413) and Disconnected."""
+        """The body, whole. Raises Refusal (slow_body, body_too_large) and Disconnected."""
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 return await self._body(limit)
         except TimeoutError:
             detail = f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds."
-            raise Problem(408, "slow_body", detail, [("connection", "close")]) from None
+            raise Refusal("slow_body", detail) from None
 
     async def _body(self, limit: int) -> bytes:
-        # `Connection: close`, as the rest of the body may never end.
-        too_large = Problem(
-            413, "body_too_large", f"The body has more than {limit} bytes.", [("connection", "close")], limit=limit
-        )
+        too_large = Refusal("body_too_large", f"The body has more than {limit} bytes.", limit=limit)
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise too_large
@@ -139,7 +112,7 @@ class Request:
         if (transport := _transport_of(self.receive)) is not None and transport.is_closing():
             # uvicorn has refused what came right behind this request, or the client has gone: either way the client
             # gets no answer to this one, and may well send it again.
-            raise Problem(400, "connection_closed", "The connection was closed behind this request.")
+            raise Refusal("connection_closed", "The connection was closed behind this request.")
         return bytes(body)
 
     async def disconnected(self) -> None:
@@ -158,11 +131,11 @@ class Request:
 
 def _unquote(part: bytes) -> str:
     if BROKEN_ESCAPE.search(part):
-        raise Problem(400, "bad_query", "The query has a % without two hexadecimal digits.")
+        raise Refusal("bad_query", "The query has a % without two hexadecimal digits.")
     try:
         return unquote_to_bytes(part.replace(b"+", b" ")).decode()
     except UnicodeDecodeError:
-        raise Problem(400, "bad_query", "The query is not UTF-8.") from None
+        raise Refusal("bad_query", "The query is not UTF-8.") from None
 
 
 def _transport_of(call: Receive | Send) -> asyncio.Transport | None:
@@ -241,15 +214,3 @@ class Response:
 
     async def json(self, status: int, content: object, headers: Headers = ()) -> None:
         await self.whole(status, JSON, orjson.dumps(content), headers)
-
-    async def problem(self, problem: Problem) -> None:
-        await self.whole(problem.status, PROBLEM, problem.body(), problem.headers)
-
-
-def not_found(what: str) -> Problem:
-    return Problem(404, "not_found", f"There is no such {what}.")
-
-
-def retry_after() -> tuple[str, str]:
-    """Spread over a few seconds, so that those refused together do not come back together."""
-    return "retry-after", str(random.randint(1, 5))  # noqa: S311  # no secret

@@ -4,16 +4,16 @@ import asyncio
 import re
 
 from access.callers import Caller
-from chat import ChatRequest, InvalidRequest, StopCause, StreamMode
+from chat import ChatRequest, InvalidRequest, NotFound, Refusal, StopCause, StreamMode
 from runs.run import Run
 from runs.sse import EventId
-from web.asgi import Disconnected, Problem, Request, Response, not_found
+from web.asgi import Disconnected, Request, Response
 from web.service import Service
 
 
 async def get_chat(service: Service, request: Request, response: Response, caller: Caller) -> None:
     if "prefetch" in request.headers.get("sec-purpose", request.headers.get("purpose", "")):
-        raise Problem(403, "prefetch", "A chat is not started for a prefetch.")
+        raise Refusal("prefetch", "A chat is not started for a prefetch.")
     if (last_event_id := request.headers.get("last-event-id")) is not None:
         await resume(service, request, response, caller, last_event_id)
         return
@@ -38,7 +38,7 @@ async def start_chat(
     idempotency_key: str | None,
 ) -> None:
     if not service.allows(request):
-        raise Problem(403, "bad_origin", "Pages of this origin may not use the service; see CORS_ALLOW_ORIGINS.")
+        raise Refusal("bad_origin", "Pages of this origin may not use the service; see CORS_ALLOW_ORIGINS.")
     chat = ChatRequest.from_fields(
         fields, max_message_chars=service.settings.max_message_chars, idempotency_key=idempotency_key
     )
@@ -75,12 +75,12 @@ async def get_run_events(service: Service, request: Request, response: Response,
             raise InvalidRequest.of(name, "is not a known parameter")
     run = await service.runs.find(caller.owner, run_id)
     if run is None:
-        raise not_found("run")
+        raise NotFound("run")
     after = query.get("after")
     if (header := request.headers.get("last-event-id")) is not None:
         event_id = EventId.parse(header)
         if event_id is None or event_id.run_id != run_id:
-            raise Problem(422, "invalid_request", "The Last-Event-ID is not one of this run.")
+            raise InvalidRequest.of("Last-Event-ID", "is not the id of an event of this run")
         if event_id.after is None:
             await response.whole(204, None, b"")
             return
@@ -94,7 +94,7 @@ async def get_run_events(service: Service, request: Request, response: Response,
 async def cancel_run(service: Service, _: Request, response: Response, caller: Caller, run_id: str) -> None:
     run = service.runs.get(caller.owner, run_id)
     if run is None:
-        raise not_found("run")
+        raise NotFound("run")
     run.stop(StopCause.USER)
     await response.json(202, {"run_id": run_id})
 

@@ -2,15 +2,15 @@
 
 import re
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from urllib.parse import quote
 
 from access.callers import Caller
-from chat import CHECKPOINT_ID, InvalidRequest, UnknownCheckpoint
+from chat import CHECKPOINT_ID, InvalidRequest, NotFound, Refusal, UnknownCheckpoint
 from documents import files as export
 from documents.redline_page import HEADER_POLICY
 from threads import histories
-from web.asgi import Request, Response, not_found
+from web.asgi import Request, Response
 from web.service import Service
 from web.threads import parameters
 
@@ -37,7 +37,7 @@ async def get_export(service: Service, request: Request, response: Response, cal
     branch = await histories.branch(store, owner, thread_id, checkpoint(query))  # waits for what is still queued
     outline = await histories.outline(store, owner, thread_id)
     if outline is None or branch is None:
-        raise not_found("thread")
+        raise NotFound("thread")
     title = str(outline["title"])
     if "document" in query:
         document = await document_of(service, branch, query["document"], version)
@@ -49,7 +49,7 @@ async def get_export(service: Service, request: Request, response: Response, cal
         items = histories.transcript(store, branch)
         newest = export.newest_versions(await histories.versions(store, branch))
         if kind == "docx":
-            content = await export.thread_as_docx(title, items, newest)
+            content = await within_docx(export.thread_as_docx(title, items, newest))
             await response.whole(200, MEDIA_TYPES[kind], content, [disposition(title, kind)])
         else:
             await send_chunks(response, kind, title, export.thread_as_markdown(title, items, newest))
@@ -60,7 +60,7 @@ async def document_of(service: Service, branch: histories.Branch, doc_id: str, v
     if DOC_ID.fullmatch(doc_id):
         document = await histories.document(service.store, branch, doc_id, version)
     if document is None:
-        raise not_found("document" if version is None else "version of a document")
+        raise NotFound("document" if version is None else "version of a document")
     return document
 
 
@@ -72,10 +72,10 @@ async def get_diff(
     old_version, new_version = number(query, "from"), number(query, "to")
     branch = await histories.branch(service.store, caller.owner, thread_id, checkpoint(query))
     if branch is None:
-        raise not_found("thread")
+        raise NotFound("thread")
     new = await document_of(service, branch, doc_id, new_version)
     old = await document_of(service, branch, doc_id, old_version or new["version"] - 1)
-    content = await export.redline_as(kind, old, new)
+    content = await within_docx(export.redline_as(kind, old, new))
     headers = [disposition(new["title"], kind, f"v{old['version']}-v{new['version']}")]
     if kind == "html":  # to be looked at
         headers = [("content-security-policy", HEADER_POLICY), ("referrer-policy", "no-referrer")]
@@ -108,10 +108,20 @@ def number(query: dict[str, str], name: str) -> int | None:
 # Sending
 
 
+async def within_docx(content: Awaitable[bytes]) -> bytes:
+    """The file, or the refusal of a text that is too large for one."""
+    try:
+        return await content
+    except export.TooLargeForDocx:
+        detail = "This is too large for a DOCX; take md or json, or one document."
+        raise Refusal("too_large_for_docx", detail) from None
+
+
 async def send_document(response: Response, kind: str, document: export.Row) -> None:
     named = disposition(document["title"], kind, f"v{document['version']}")
     if kind == "docx":
-        await response.whole(200, MEDIA_TYPES[kind], await export.document_as_docx(document), [named])
+        content = await within_docx(export.document_as_docx(document))
+        await response.whole(200, MEDIA_TYPES[kind], content, [named])
     elif kind == "json":
         await response.json(200, document, [named])
     else:

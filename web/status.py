@@ -2,7 +2,8 @@
 
 from settings import VERSION
 from store import StoreUnavailable
-from web.asgi import JSON, Request, Response, retry_after
+from web.asgi import JSON, Request, Response
+from web.problems import retry_after
 from web.service import Service
 
 

@@ -6,10 +6,10 @@ import re
 from datetime import UTC, datetime
 
 from access.callers import Caller
-from chat import CONTROL_CHARACTER, SURROGATE, InvalidRequest
+from chat import CONTROL_CHARACTER, SURROGATE, InvalidRequest, NotFound
 from threads import histories
 from threads.search import QUERY_CHARS
-from web.asgi import Request, Response, not_found
+from web.asgi import Request, Response
 from web.service import Service
 
 THREADS_A_PAGE = 20
@@ -93,7 +93,7 @@ def read_cursor(cursor: str) -> tuple[datetime, str]:
 async def get_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
     history = await histories.history(service.store, caller.owner, thread_id)
     if history is None:
-        raise not_found("thread")
+        raise NotFound("thread")
     await response.json(200, history)
 
 
@@ -108,16 +108,16 @@ async def patch_thread(service: Service, request: Request, response: Response, c
         raise InvalidRequest.of("title", "is required")
     title = line("title", fields["title"], TITLE_CHARS)
     if await histories.thread(service.store, caller.owner, thread_id) is None:
-        raise not_found("thread")
+        raise NotFound("thread")
     await service.store.rename_thread(caller.owner, thread_id, title)
     thread = await histories.thread(service.store, caller.owner, thread_id)
     if thread is None:
-        raise not_found("thread")  # deleted meanwhile
+        raise NotFound("thread")  # deleted meanwhile
     await response.json(200, thread)
 
 
 async def delete_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
     if await histories.thread(service.store, caller.owner, thread_id) is None:
-        raise not_found("thread")
+        raise NotFound("thread")
     await service.upkeep.delete(caller.owner, thread_id)
     await response.whole(204, None, b"")

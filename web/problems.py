@@ -1,0 +1,97 @@
+"""Refusals to answers: one table says which status and headers each code has.
+
+The OpenAPI document and the table of codes in the docs are held to it by tests.
+"""
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import orjson
+
+from chat import Refusal
+from web.asgi import Response
+
+log = logging.getLogger("draftstream")
+
+PROBLEM = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """How a refusal is answered (RFC 9457).
+
+    `headers` and `members` are the names of those that every such answer has besides the common ones. `shown_as` is the
+    code that the client sees, where two kinds of problem share one.
+    """
+
+    status: int
+    headers: Sequence[str] = ()
+    members: Sequence[str] = ()
+    shown_as: str | None = None
+
+
+PROBLEM_TYPES: Mapping[str, ProblemType] = {
+    "bad_host": ProblemType(400),
+    "bad_query": ProblemType(400),
+    "connection_closed": ProblemType(400),
+    "invalid_json": ProblemType(400),
+    "two_credentials": ProblemType(400, ["www-authenticate"], shown_as="invalid_request"),  # as RFC 6750 calls it
+    "unauthorized": ProblemType(401, ["www-authenticate"]),
+    "bad_origin": ProblemType(403),
+    "insufficient_scope": ProblemType(403, ["www-authenticate"], ["scope"]),
+    "prefetch": ProblemType(403),
+    "not_found": ProblemType(404),
+    "method_not_allowed": ProblemType(405, ["allow"]),
+    "slow_body": ProblemType(408, ["connection"]),  # closed, as the rest of the body may never come
+    "thread_busy": ProblemType(409, ["retry-after"], ["run_id"]),
+    "thread_exists": ProblemType(409),
+    "body_too_large": ProblemType(413, ["connection"], ["limit"]),  # closed, as the rest of the body may never end
+    "message_too_long": ProblemType(413, [], ["limit"]),
+    "too_large_for_docx": ProblemType(413),
+    "not_json": ProblemType(415),
+    "invalid_request": ProblemType(422, [], ["errors"]),
+    "rate_limited": ProblemType(429, ["retry-after"], ["limit"]),
+    "headers_too_large": ProblemType(431, [], ["limit"]),
+    "internal": ProblemType(500),
+    "overloaded": ProblemType(503, ["retry-after"]),
+    "provider_unavailable": ProblemType(503, ["retry-after"]),
+    "shutting_down": ProblemType(503, ["retry-after", "connection"]),
+    "store_unavailable": ProblemType(503, ["retry-after"]),
+}
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """The refusal itself; any other error is one of ours, which the client learns nothing of."""
+    if isinstance(error, Refusal) and error.code in PROBLEM_TYPES:
+        return error
+    log.error("an error of ours", exc_info=error)
+    return Refusal("internal", "Something went wrong on our side; it has been logged.")
+
+
+def shown_code(refusal: Refusal) -> str:
+    return PROBLEM_TYPES[refusal.code].shown_as or refusal.code
+
+
+async def send_problem(response: Response, refusal: Refusal) -> None:
+    kind = PROBLEM_TYPES[refusal.code]
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(kind.status).phrase,
+        "status": kind.status,
+        "detail": refusal.detail,
+        "code": shown_code(refusal),
+    }
+    headers = dict(refusal.headers)
+    if "retry-after" in kind.headers:
+        headers.setdefault(*retry_after())
+    if "connection" in kind.headers:
+        headers["connection"] = "close"
+    await response.whole(kind.status, PROBLEM, orjson.dumps(problem | refusal.members), headers.items())
+
+
+def retry_after() -> tuple[str, str]:
+    """Spread over a few seconds, so that those refused together do not come back together."""
+    return "retry-after", str(random.randint(1, 5))  # noqa: S311  # no secret
