@@ -22,6 +22,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from chat import (
+    STORED_LAST,
     Document,
     Emit,
     EndReason,
@@ -49,10 +50,6 @@ PATIENCE_SLACK = 0.05  # the timer of the model's silence is moved on once in so
 SNAPSHOT_FREQUENCY = 1000
 
 MESSAGE_BYTES = 3000  # of a message or a document beside its text
-
-# In a config's `configurable`: the thread's newest state, for a saver that may have it at hand. LangGraph keeps names
-# that begin so out of what it stores.
-STORED_LAST = "__stored_last"
 
 PROMPT = """You draft legal documents in a conversation, as a careful lawyer's associate would.
 

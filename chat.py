@@ -19,6 +19,10 @@ BEGINNING = "00000000-0000-0000-0000-000000000000"
 CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 TITLE_CHARS = 80
+# In the `configurable` of a graph's config: the thread's newest state, for a saver that may have it in memory.
+# LangGraph does not store names that begin with two underscores.
+STORED_LAST = "__stored_last"
+LEASE_S = 10.0  # a run whose process has not renewed its lease for this long is over, and its thread is free
 
 
 # ---------------------------------------------------------------------------------------------------------------

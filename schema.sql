@@ -161,7 +161,7 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     thread     text        NOT NULL,                       -- owner/thread_id
     error      text        NOT NULL,
-    writes     bytea       NOT NULL,                       -- JSON: [[sql, [arguments]], …]; bytes, as it may hold NUL
+    writes     bytea       NOT NULL,                       -- JSON: [[statement, {field: value}], …]; bytes, as it may hold NUL
     created_at timestamptz NOT NULL DEFAULT now()
 );
 

@@ -36,9 +36,7 @@ from chat import (
 )
 from storage.batched_reads import Gathered
 from storage.journal import Journal
-from storage.recovery import Turn, replay
-from storage.statements import (
-    DELETE_THREAD,
+from storage.reads import (
     FIND_WORDS,
     FORK_THREAD,
     READ_HEADS,
@@ -47,15 +45,20 @@ from storage.statements import (
     READ_OLD,
     READ_RUN_BY_ID,
     READ_RUN_BY_KEY,
+    WALK_THREADS,
+    item_of,
+)
+from storage.recovery import JournaledTurn, replay
+from storage.sql import Write
+from storage.statements import (
+    DELETE_THREAD,
     RENAME_THREAD,
     RENEW_LEASES,
-    WALK_THREADS,
     end_writes,
-    item_of,
     progress_write,
     start_writes,
 )
-from storage.writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Write, Writer, within
+from storage.writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Writer, within
 
 log = logging.getLogger("draftstream.store")
 
@@ -125,7 +128,7 @@ class Store:
         self._heads = Gathered(self.fetch, READ_HEADS)
         self._forking = asyncio.Semaphore(FORKS_AT_ONCE)
         self._open_runs: dict[str, OpenRun] = {}
-        self._unsaved: dict[str, Turn] = {}  # the turns that have ended and wait for the writer, by run_id
+        self._unsaved: dict[str, JournaledTurn] = {}  # the turns that have ended and wait for the writer, by run_id
 
     @property
     def waiting(self) -> int:
@@ -172,7 +175,7 @@ class Store:
         run = self._open_runs.pop(thread, None)
         checkpoints = run.writes if run is not None else []
         run_id = end.started.run_id
-        self._unsaved[run_id] = Turn(end, checkpoints)
+        self._unsaved[run_id] = JournaledTurn(end, checkpoints)
         after = run.begun if run is not None else None
         unit = await self._writer.put(thread, [*end_writes(end), *checkpoints], after)
         unit.saved.add_done_callback(lambda saved: self._on_saved(run_id, saved))
@@ -216,7 +219,7 @@ class Store:
         """The runs go on: nobody else may take their threads for another while. False if that could not be queued."""
         if self._writer.failing or self._free_places < 1:
             return False
-        self._writer.put_nowait("", [(RENEW_LEASES, (list(run_ids),))])
+        self._writer.put_nowait("", [RENEW_LEASES(list(run_ids))])
         return True
 
     def save_progress(self, progress: Sequence[RunProgress]) -> bool:
@@ -241,14 +244,14 @@ class Store:
 
     async def rename_thread(self, owner: str, thread_id: str, title: str) -> None:
         """Raises as `_change` does."""
-        await self._change(owner, thread_id, (RENAME_THREAD, (owner, thread_id, title)))
+        await self._change(owner, thread_id, RENAME_THREAD(owner, thread_id, title))
 
     async def delete_thread(self, owner: str, thread_id: str, before: datetime = FOREVER) -> None:
         """Delete all that is stored and queued of the thread, unless it was updated since `before`.
 
         It is queued when this first waits. Raises Conflict while a run of it is in progress anywhere, and as `_change`.
         """
-        await self._change(owner, thread_id, (DELETE_THREAD, (owner, thread_id, before)))
+        await self._change(owner, thread_id, DELETE_THREAD(owner, thread_id, before))
 
     async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> None:
         """A new thread out of the history of a run, back to where its conversation began, and the state that it left.

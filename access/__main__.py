@@ -10,22 +10,47 @@ import secrets
 import sys
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from access.callers import CACHE_S, DEFAULT_SCOPES, SCOPES, hash_of
 from settings import Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, embedded_postgres
+from storage.sql import Statement
 from store import Store, StoreUnavailable, UnsavedTurns, open_store
 
 OWNER_CHARS = 255
 
-ADD_KEY = """INSERT INTO access_keys (key_id, secret_hash, owner, name, scopes, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (key_id) DO NOTHING"""
+
+class KeyRow(NamedTuple):
+    key_id: str
+    secret_hash: bytes
+    owner: str
+    name: str
+    scopes: list[str]
+    expires_at: datetime | None
+
+
+ADD_KEY = Statement(
+    "add_key",
+    KeyRow,
+    """INSERT INTO access_keys (key_id, secret_hash, owner, name, scopes, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (key_id) DO NOTHING""",
+)
+
+
+class RevocationRow(NamedTuple):
+    key_id: str
+
+
+REVOKE_KEY = Statement(
+    "revoke_key",
+    RevocationRow,
+    "UPDATE access_keys SET revoked_at = coalesce(revoked_at, now()) WHERE key_id = $1",
+)
 
 LIST_KEYS = """SELECT key_id, owner, name, scopes, created_at, expires_at, CASE
     WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired' ELSE 'good' END AS state
 FROM access_keys ORDER BY created_at, key_id"""
-
-REVOKE_KEY = "UPDATE access_keys SET revoked_at = coalesce(revoked_at, now()) WHERE key_id = $1"
 
 
 def main() -> None:
@@ -101,9 +126,9 @@ async def _carry_out(arguments: argparse.Namespace) -> None:
 
 async def _add(store: Store, arguments: argparse.Namespace) -> None:
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
-    row = (key_id, hash_of(secret), arguments.owner, arguments.name, arguments.scopes, arguments.expires)
+    key = ADD_KEY(key_id, hash_of(secret), arguments.owner, arguments.name, arguments.scopes, arguments.expires)
     async with asyncio.timeout(10):
-        await store.write("access_keys", [(ADD_KEY, row)])
+        await store.write("access_keys", [key])
     end = f", until {_utc(arguments.expires)}" if arguments.expires else ""
     _tell(f"The key {key_id} of {arguments.owner} ({', '.join(arguments.scopes)}{end}). It is not shown again:")
     print(f"ds_{key_id}_{secret}")  # noqa: T201  # what the command is for
@@ -113,7 +138,7 @@ async def _revoke(store: Store, key_id: str) -> None:
     if not any(row["key_id"] == key_id for row in await store.fetch(LIST_KEYS)):
         sys.exit(f"There is no key {key_id}; see python -m access list.")
     async with asyncio.timeout(10):
-        await store.write("access_keys", [(REVOKE_KEY, (key_id,))])
+        await store.write("access_keys", [REVOKE_KEY(key_id)])
     _tell(f"The key {key_id} is revoked; a service that has just seen it refuses it within {CACHE_S:.0f} seconds.")
 
 

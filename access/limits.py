@@ -26,12 +26,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from chat import Refusal
+from chat import LEASE_S, Refusal
 
 SLOTS = 12  # to a window: so that a call counts for a twelfth of it too long or too short, at most
 MINUTE_S = 60
 DAY_S = 86_400
-LEASE_S = 10.0  # of a run's row; what ended here this long ago has ended in the database too, or its lease is over
 JITTER_S = 2  # so that those refused together do not come back together
 
 

@@ -8,10 +8,12 @@ import logging
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
 
 from access.limits import DAY_S, Limits
 from chat import RunFailure
-from storage.writer import QueueFull, Write
+from storage.sql import Statement, Write
+from storage.writer import QueueFull
 from store import Store, StoreUnavailable
 
 log = logging.getLogger("draftstream.exchange")
@@ -21,14 +23,36 @@ OVERLAP_S = 10.0  # a row is read again this long after its change: a transactio
 LEAVING_S = 0.5  # what a shutdown may wait for the last counts to be stored
 CLEANING_S = 60.0  # how often expired counts are deleted
 
-# What this process has let through, absolute: sent again or out of order, it is the same.
-PUBLISH = """INSERT INTO limit_counts (owner, name, slot, process, used, updated_at, expires_at)
+
+class CountsRow(NamedTuple):
+    """Column by column: one statement for all counts."""
+
+    process: str
+    owners: list[str]
+    names: list[str]
+    slots: list[int]
+    used: list[int]
+    expires_at: list[float]
+
+
+# The counts of this process are absolute: sent again or out of order, they are the same.
+PUBLISH = Statement(
+    "publish_counts",
+    CountsRow,
+    """INSERT INTO limit_counts (owner, name, slot, process, used, updated_at, expires_at)
 SELECT owner, name, slot, $1, used, now(), to_timestamp(expires_at)
 FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::float8[]) AS u (owner, name, slot, used, expires_at)
 ON CONFLICT (owner, name, slot, process) DO UPDATE SET
-    used = GREATEST(limit_counts.used, EXCLUDED.used), updated_at = EXCLUDED.updated_at"""
+    used = GREATEST(limit_counts.used, EXCLUDED.used), updated_at = EXCLUDED.updated_at""",
+    batchable=True,
+)
 
-FORGET_EXPIRED = "DELETE FROM limit_counts WHERE expires_at < now()"
+
+class NoRow(NamedTuple):
+    pass
+
+
+FORGET_EXPIRED = Statement("forget_expired_counts", NoRow, "DELETE FROM limit_counts WHERE expires_at < now()")
 
 # What all others have let through, of the counts that one of them changed in the last $2 seconds.
 READ_OTHERS = """SELECT owner, name, slot, sum(used)::bigint AS used FROM limit_counts
@@ -80,11 +104,11 @@ class _Exchange:
             return
         if not (rows := self._limits.unpublished()):
             return
-        writes: list[Write] = [(PUBLISH, (self._limits.process, *map(list, zip(*rows, strict=True))))]
+        writes = [Write(PUBLISH, CountsRow(self._limits.process, *map(list, zip(*rows, strict=True))))]
         now = asyncio.get_running_loop().time()
         if now - self._cleaned > CLEANING_S:
             self._cleaned = now
-            writes.append((FORGET_EXPIRED, ()))
+            writes.append(FORGET_EXPIRED())
         self._publishing = asyncio.create_task(self._write(writes), name="limits publishing")
 
     async def leave(self) -> None:

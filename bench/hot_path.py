@@ -42,10 +42,11 @@ from agent import SYSTEM, mended
 from chat import ModelDelta
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
+from storage.checkpoints import PUT_BLOB
 from storage.embedded import embedded_postgres
-from storage.writer import Write, Writer
+from storage.sql import Write
+from storage.writer import Writer
 from store import apply_schema
-from threads.checkpointer import PUT_BLOB
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -339,8 +340,8 @@ async def writer(bench: Bench, _: Process) -> Figures:
     try:
         began = time.perf_counter()
         for number in range(rows // 4):
-            sql, row = blob_write("one", number, blob)
-            await connection.execute(sql, *row)
+            statement, row = blob_write("one", number, blob)
+            await connection.execute(statement.sql, *row)
         alone = rows // 4 / (time.perf_counter() - began)
         queue = Writer(dsn, rows + 1)
         writing = asyncio.create_task(queue.run())
@@ -358,7 +359,7 @@ async def writer(bench: Bench, _: Process) -> Figures:
 
 
 def blob_write(thread: str, number: int, blob: bytes) -> Write:
-    return PUT_BLOB, (thread, "", "messages", f"{number:032}", "msgpack", blob)
+    return PUT_BLOB(thread, "", "messages", f"{number:032}", "msgpack", blob)
 
 
 # ---------------------------------------------------------------------------------------------------------------

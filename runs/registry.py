@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from chat import (
+    LEASE_S,
     ChatRequest,
     InvalidRequest,
     Overloaded,
@@ -35,8 +36,8 @@ log = logging.getLogger("draftstream.runs")
 
 LINGER_S = 60.0  # an ended run stays in memory this long, for a client whose connection broke near the end
 LINGERING_RUNS = 1000
-FOREIGN_RUN_WAIT_S = 11.0  # for the end of a run that another process has: a lease, and a little
-LEASE_RENEWAL_S = 2.5  # of a lease of 10 s
+FOREIGN_RUN_WAIT_S = LEASE_S + 1.0  # for the end of a run that another process has: a lease, and a little
+LEASE_RENEWAL_S = LEASE_S / 4  # so that a renewal may fail or come late
 PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
 
 

@@ -5,6 +5,7 @@ branch of it, and the thread's head stays where it is; nothing is overwritten, a
 said. One that was deleted with its thread stays away.
 """
 
+import hashlib
 import logging
 import uuid
 from collections import Counter
@@ -17,9 +18,21 @@ import asyncpg
 import ormsgpack
 
 from chat import Error, RunEnded, RunStarted, RunStatus
+from storage.checkpoints import (
+    COPY_CHECKPOINT,
+    JOURNALED,
+    PUT_BLOB,
+    PUT_CHECKPOINT,
+    PUT_TASK_WRITE,
+    REPLACE_TASK_WRITE,
+    CheckpointRow,
+    TaskWriteRow,
+)
 from storage.journal import orphan, orphans
-from storage.statements import READ_PLACE, end_writes, start_writes
-from storage.writer import CONFLICTS, Write, is_refused_content
+from storage.reads import READ_PLACE
+from storage.sql import Statement, Write
+from storage.statements import end_writes, start_writes
+from storage.writer import CONFLICTS, is_refused_content
 
 log = logging.getLogger("draftstream.recovery")
 
@@ -35,28 +48,37 @@ TOLD: Mapping[str, str] = {
 }
 BRANCHES = uuid.UUID("0f3c1a52-7d0c-4f0b-9d55-6f7f0f7b6a3e")  # names a branch after its run
 
-PUT_DELTA, PUT_CHECKPOINT = "INSERT INTO checkpoint_writes", "INSERT INTO checkpoints"  # how the statements begin
-COPY_CHECKPOINT = """INSERT INTO checkpoints
-    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
-SELECT thread_id, checkpoint_ns, $4, parent_checkpoint_id, type,
-    jsonb_set(checkpoint, '{id}', to_jsonb($4::text)), metadata
-FROM checkpoints WHERE thread_id = $1 AND checkpoint_ns = $2 AND checkpoint_id = $3
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO NOTHING"""
+
+# A record of version 0.1.0 holds each checkpoint's statement as SQL, and its row as a list. By the SHA-256 of that SQL:
+STATEMENTS_BY_SQL: Mapping[str, Statement[...]] = {
+    "1d8d1c45440667e1360202da7d28bdd542b3911905ed396ff719ae24e6f607ba": PUT_BLOB,
+    "c0dd7c47653b9238ecb33117e414fc898999e8d6f32cbe885388c4afc209cff6": PUT_CHECKPOINT,
+    "da40012994fd3f0fa0ebaec18101e7c42301396e3ebf1811be0b602cfaca8dd7": PUT_TASK_WRITE,
+    "61dd503a460a15f1fc66d05d78110b61040d08910cb04616499b5f8d91a0ad12": REPLACE_TASK_WRITE,
+}
+
+
+class UnknownStatement(ValueError):
+    """A record holds a write that is none of ours, so it is not executed."""
+
+    def __init__(self, statement: object) -> None:
+        super().__init__(f"this version knows no statement {str(statement)[:60]!r}")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class JournaledTurn:
     """A run from its start to its end, and the checkpoints that it left."""
 
     ended: RunEnded
     checkpoints: list[Write]
 
     def encode(self) -> bytes:
-        return ormsgpack.packb({"ended": self.ended, "checkpoints": self.checkpoints})
+        """Statements by name and rows by field, so that a later version can read it."""
+        return ormsgpack.packb({"ended": self.ended, "checkpoints": [write.named for write in self.checkpoints]})
 
     @classmethod
-    def decode(cls, record: bytes) -> "Turn":
-        """Raises ValueError, TypeError or KeyError for what is no turn."""
+    def decode(cls, record: bytes) -> "JournaledTurn":
+        """Raises UnknownStatement; ValueError, TypeError or KeyError for a record that is no turn."""
         fields: dict[str, Any] = ormsgpack.unpackb(record)
         ended = fields["ended"]
         lost = [(run_id, known) for run_id, known in ended["started"]["lost"]]
@@ -69,8 +91,18 @@ class Turn:
                     "error": Error(**ended["error"]) if ended["error"] else None,
                 }
             ),
-            [(sql, tuple(arguments)) for sql, arguments in fields["checkpoints"]],
+            [_write_of(statement, row) for statement, row in fields["checkpoints"]],
         )
+
+
+def _write_of(name: str, row: dict[str, Any] | list[Any]) -> Write:
+    if isinstance(row, list):
+        statement = STATEMENTS_BY_SQL.get(hashlib.sha256(name.encode()).hexdigest())
+        if statement is not None:
+            return statement(*row)
+    elif (statement := JOURNALED.get(name)) is not None:
+        return statement(**row)
+    raise UnknownStatement(name)
 
 
 async def replay(connection: asyncpg.Connection, folder: Path) -> None:
@@ -85,10 +117,12 @@ async def replay(connection: asyncpg.Connection, folder: Path) -> None:
             outcomes: Counter[str] = Counter()
             for record in contents.records:
                 try:
-                    outcomes[await _put_back(connection, Turn.decode(record))] += 1
+                    outcomes[await _put_back(connection, JournaledTurn.decode(record))] += 1
                 except (ValueError, TypeError, KeyError, asyncpg.PostgresError) as error:
                     if isinstance(error, asyncpg.PostgresError) and not is_refused_content(error):
                         raise
+                    if isinstance(error, UnknownStatement):
+                        log.error("%s: a turn can't be put back: %s", path.name, error)
                     outcomes["set aside"] += 1
                     with path.with_suffix(".damaged").open("ab") as aside:
                         aside.write(record)
@@ -96,7 +130,7 @@ async def replay(connection: asyncpg.Connection, folder: Path) -> None:
                 log.warning(TOLD[outcome], path.name, count)
 
 
-async def _put_back(connection: asyncpg.Connection, turn: Turn) -> Outcome:
+async def _put_back(connection: asyncpg.Connection, turn: JournaledTurn) -> Outcome:
     for _ in range(ATTEMPTS - 1):
         try:
             return await _attempt(connection, turn)
@@ -105,7 +139,7 @@ async def _put_back(connection: asyncpg.Connection, turn: Turn) -> Outcome:
     return await _attempt(connection, turn)
 
 
-async def _attempt(connection: asyncpg.Connection, turn: Turn) -> Outcome:
+async def _attempt(connection: asyncpg.Connection, turn: JournaledTurn) -> Outcome:
     run = turn.ended.started
     branch_id = str(uuid.uuid5(BRANCHES, run.run_id))
     async with connection.transaction():
@@ -129,8 +163,8 @@ async def _attempt(connection: asyncpg.Connection, turn: Turn) -> Outcome:
             *end_writes(replace(turn.ended, started=run)),
             *(on_their_own(turn.checkpoints, branch_id) if moved_on else turn.checkpoints),
         ]
-        for sql, arguments in writes:
-            await connection.execute(sql, *arguments)
+        for statement, row in writes:
+            await connection.execute(statement.sql, *row)
     return "put back as branches" if moved_on else "put back"
 
 
@@ -140,18 +174,19 @@ def on_their_own(checkpoints: Sequence[Write], branch_id: str) -> list[Write]:
     LangGraph stores what a turn adds with the state that it started from, where all that went on from there would read
     it. So the turn gets a copy of that state for its own, with an id that sorts beside it.
     """
-    put = {row[2] for sql, row in checkpoints if sql.startswith(PUT_CHECKPOINT)}
-    copies: dict[object, str] = {}
+    put = {row.checkpoint_id for _, row in checkpoints if isinstance(row, CheckpointRow)}
+    copies: dict[str | None, str] = {}
     writes: list[Write] = []
-    for sql, row in checkpoints:
-        if sql.startswith(PUT_DELTA) and row[2] not in put and row[2] not in copies:
-            copies[row[2]] = f"{str(row[2])[:-12]}{branch_id[-12:]}"
-            writes.append((COPY_CHECKPOINT, (*row[:3], copies[row[2]])))
-    for sql, row in checkpoints:
-        if sql.startswith(PUT_DELTA):
-            writes.append((sql, (*row[:2], copies.get(row[2], row[2]), *row[3:])))
-        elif sql.startswith(PUT_CHECKPOINT):
-            writes.append((sql, (*row[:3], copies.get(row[3], row[3]), *row[4:])))
-        else:
-            writes.append((sql, row))
+    for _, row in checkpoints:
+        if isinstance(row, TaskWriteRow) and row.checkpoint_id not in put and row.checkpoint_id not in copies:
+            copy_id = f"{row.checkpoint_id[:-12]}{branch_id[-12:]}"
+            copies[row.checkpoint_id] = copy_id
+            writes.append(COPY_CHECKPOINT(row.thread, row.namespace, row.checkpoint_id, copy_id))
+    for statement, row in checkpoints:
+        if isinstance(row, TaskWriteRow):
+            row = row._replace(checkpoint_id=copies.get(row.checkpoint_id, row.checkpoint_id))  # noqa: PLW2901
+        elif isinstance(row, CheckpointRow):
+            parent = copies.get(row.parent_checkpoint_id, row.parent_checkpoint_id)
+            row = row._replace(parent_checkpoint_id=parent)  # noqa: PLW2901
+        writes.append(Write(statement, row))
     return writes

@@ -1,42 +1,105 @@
-"""Every statement of the store on the tables of `schema.sql`, and the rows that it takes.
-
-What writes is idempotent: sent twice, it has been done once.
-"""
+"""The statements that write a run's life and change a thread, each with its row."""
 
 from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
 
-import asyncpg
 import orjson
 
-from chat import USER_ITEM, Doc, Item, RunEnded, RunProgress, RunStarted, title_from
-from storage.writer import Write
+from chat import LEASE_S, USER_ITEM, Doc, Item, RunEnded, RunProgress, RunStarted, title_from
+from storage.sql import Statement, Write
 
 # ---------------------------------------------------------------------------------------------------------------
 # A run's life
 
-# The next message goes on from this run, unless $6 is NULL.
-PUT_THREAD = """INSERT INTO threads (owner, thread_id, title, last_seq, head_run_id, created_at, updated_at)
+
+class ThreadRow(NamedTuple):
+    owner: str
+    thread_id: str
+    title: str
+    seq: int
+    at: float
+    head_run_id: str | None
+
+
+# The next message goes on from this run, unless `head_run_id` is None.
+PUT_THREAD = Statement(
+    "put_thread",
+    ThreadRow,
+    """INSERT INTO threads (owner, thread_id, title, last_seq, head_run_id, created_at, updated_at)
 VALUES ($1, $2, $3, $4, $6, to_timestamp($5::float8), to_timestamp($5::float8))
 ON CONFLICT (owner, thread_id) DO UPDATE SET
     head_run_id = CASE WHEN EXCLUDED.last_seq > threads.last_seq
         THEN coalesce(EXCLUDED.head_run_id, threads.head_run_id) ELSE threads.head_run_id END,
     last_seq = GREATEST(threads.last_seq, EXCLUDED.last_seq),
-    updated_at = GREATEST(threads.updated_at, EXCLUDED.updated_at)"""
+    updated_at = GREATEST(threads.updated_at, EXCLUDED.updated_at)""",
+    batchable=True,
+)
+
+
+class StartRow(NamedTuple):
+    run_id: str
+    owner: str
+    thread_id: str
+    seq: int
+    model: str
+    started_at: float
+    idempotency_key: str | None
+    fingerprint: str | None
+    parent_run_id: str | None
+    lease_s: float = LEASE_S
+
 
 # The run's row is the claim on its thread: a second one for the same place in the thread is refused. A run whose
-# process has not renewed its lease for ten seconds is over, and its thread is free.
-START_RUN = """INSERT INTO runs
+# process has not renewed its lease for LEASE_S is over, and its thread is free.
+START_RUN = Statement(
+    "start_run",
+    StartRow,
+    """INSERT INTO runs
     (run_id, owner, thread_id, seq, status, model, started_at, idempotency_key, fingerprint, parent_run_id,
     leased_until)
-VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8, $9, now() + interval '10 s')
-ON CONFLICT (run_id) DO NOTHING"""
-RENEW_LEASES = """UPDATE runs SET leased_until = now() + interval '10 s'
-WHERE run_id = ANY($1) AND status = 'running'"""
+VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8, $9, now() + make_interval(secs => $10))
+ON CONFLICT (run_id) DO NOTHING""",
+    batchable=True,
+)
 
-# Of runs that are still running: what a process brings that slept through its lease has no place any more. The lock
-# lets whoever interrupts a run wait for a piece that is on its way. The writer does not gather it with others: it comes
-# after the starts and before the ends that were queued around it.
-PUT_PIECES = """WITH said AS (
+
+class LeasesRow(NamedTuple):
+    run_ids: list[str]
+    lease_s: float = LEASE_S
+
+
+RENEW_LEASES = Statement(
+    "renew_leases",
+    LeasesRow,
+    """UPDATE runs SET leased_until = now() + make_interval(secs => $2)
+WHERE run_id = ANY($1) AND status = 'running'""",
+)
+
+
+class PiecesRow(NamedTuple):
+    """Column by column: one statement takes all pieces of all runs."""
+
+    run_ids: list[str]
+    positions: list[int]
+    owners: list[str]
+    thread_ids: list[str]
+    seqs: list[int]
+    items: list[int]
+    types: list[str]
+    contents: list[str]
+    doc_ids: list[str | None]
+    titles: list[str | None]
+    versions: list[int | None]
+
+
+# Only of runs that are still running: a process that slept through its lease brings its pieces too late. The lock makes
+# whoever interrupts a run wait for a piece that is on its way. Not batchable: the pieces of many threads come after the
+# starts and before the ends that were queued around them.
+PUT_PIECES = Statement(
+    "put_pieces",
+    PiecesRow,
+    """WITH said AS (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::int[], $7::text[],
         $8::text[], $9::text[], $10::text[], $11::int[])
     AS said (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
@@ -46,210 +109,131 @@ PUT_PIECES = """WITH said AS (
 INSERT INTO pieces (run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version)
 SELECT run_id, position, owner, thread_id, seq, item, type, content, doc_id, title, version
 FROM said JOIN running USING (run_id)
-ON CONFLICT (run_id, position) DO NOTHING"""
+ON CONFLICT (run_id, position) DO NOTHING""",
+)
 
-DELETE_PIECES = "DELETE FROM pieces WHERE run_id = $1"
 
-# The items of runs in progress, and of those whose process ended, out of their pieces.
-ITEMS_OF_PIECES = """SELECT owner, thread_id, seq, item, run_id, 'assistant' AS role, type,
-    string_agg(content, '' ORDER BY position) AS content, false AS complete, doc_id, title, version, now() AS created_at
-FROM {} GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version"""
+class RunRow(NamedTuple):
+    run_id: str
 
-# The thread moves on from a run whose process ended, and of which $2 code points are known.
-INTERRUPT_RUN = "SELECT interrupt_run($1, $2)"
 
-# A run ends once. The whole row, as an INSERT goes with others of its kind; the schema refuses one that would be new.
-END_RUN = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at,
+DELETE_PIECES = Statement("delete_pieces", RunRow, "DELETE FROM pieces WHERE run_id = $1", batchable=True)
+
+
+class InterruptedRow(NamedTuple):
+    run_id: str
+    known: int
+
+
+# The thread moves on from a run whose process ended, and of which `known` code points are known.
+INTERRUPT_RUN = Statement("interrupt_run", InterruptedRow, "SELECT interrupt_run($1, $2)")
+
+
+class EndRow(NamedTuple):
+    run_id: str
+    owner: str
+    thread_id: str
+    seq: int
+    status: str
+    model: str
+    started_at: float
+    reason: str | None
+    error: str | None
+    usage: str | None
+    checkpoint_id: str | None
+    ended_at: float
+
+
+# A run ends once. The whole row, as an INSERT can be batched; the schema refuses one that would be new.
+END_RUN = Statement(
+    "end_run",
+    EndRow,
+    """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at,
     reason, error, usage, checkpoint_id, ended_at)
 VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::float8), $8, $9::jsonb, $10::jsonb, $11, to_timestamp($12::float8))
 ON CONFLICT (run_id) DO UPDATE SET
     status = EXCLUDED.status, reason = EXCLUDED.reason, error = EXCLUDED.error, usage = EXCLUDED.usage,
     checkpoint_id = EXCLUDED.checkpoint_id, ended_at = EXCLUDED.ended_at
-WHERE runs.status <> EXCLUDED.status"""
+WHERE runs.status <> EXCLUDED.status""",
+    batchable=True,
+)
 
-PUT_ITEM = """INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+
+class ItemRow(NamedTuple):
+    owner: str
+    thread_id: str
+    seq: int
+    item: int
+    run_id: str
+    role: str
+    type: str
+    content: str
+    complete: bool
+    doc_id: str | None
+    title: str | None
+    version: int | None
+    created_at: float
+
+
+PUT_ITEM = Statement(
+    "put_item",
+    ItemRow,
+    """INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
     doc_id, title, version, created_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, to_timestamp($13::float8))
-ON CONFLICT (owner, thread_id, seq, item) DO NOTHING"""
-
-# ---------------------------------------------------------------------------------------------------------------
-# What becomes of a thread
-
-RENAME_THREAD = (
-    "UPDATE threads SET title = $3, updated_at = GREATEST(updated_at, now()) WHERE owner = $1 AND thread_id = $2"
+ON CONFLICT (owner, thread_id, seq, item) DO NOTHING""",
+    batchable=True,
 )
 
-# If it was last updated before $3. Refused while the thread has a run in progress.
-DELETE_THREAD = "SELECT delete_thread($1, $2, $3)"
-
-# A new thread $4 out of the history of the thread's run $3.
-FORK_THREAD = "SELECT fork_thread($1, $2, $3, $4)"
-
-# The words of items that are not found yet. Processes that do so at once take different ones.
-FIND_WORDS = """UPDATE messages m SET words = search_vector(m.owner, coalesce(m.title || ' ', '') || m.content)
-FROM (SELECT owner, thread_id, seq, item FROM messages WHERE words IS NULL
-    ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED) AS next
-WHERE (m.owner, m.thread_id, m.seq, m.item) = (next.owner, next.thread_id, next.seq, next.item)
-RETURNING 1"""
-
 # ---------------------------------------------------------------------------------------------------------------
-# Reading
-
-# Newest first from a place in that order; the place is the last row of the page before.
-LIST_THREADS = """SELECT thread_id, title, created_at, updated_at FROM threads
-WHERE owner = $1 AND (created_at, thread_id) < ($2, $3)
-ORDER BY created_at DESC, thread_id DESC LIMIT $4"""
-
-# The owner's threads whose title or items have the words, in the same order; with each its newest item that has them: a
-# passage of it from about the first of the words on ($6 is their regular expression).
-SEARCH_THREADS = """WITH said AS MATERIALIZED (
-    SELECT thread_id, max(ARRAY[seq, item]) AS place FROM messages
-    WHERE owner = $1 AND words @@ search_query($1, $5)
-    GROUP BY thread_id
-), named AS MATERIALIZED (
-    SELECT thread_id FROM threads WHERE owner = $1 AND search_vector(owner, title) @@ search_query($1, $5)
-), page AS (
-    SELECT t.*, said.place
-    FROM (SELECT thread_id FROM said UNION SELECT thread_id FROM named) AS found
-    JOIN threads t ON t.owner = $1 AND t.thread_id = found.thread_id
-    LEFT JOIN said ON said.thread_id = found.thread_id
-    WHERE (t.created_at, t.thread_id) < ($2, $3)
-    ORDER BY t.created_at DESC, t.thread_id DESC LIMIT $4
-)
-SELECT p.thread_id, p.title, p.created_at, p.updated_at, m.run_id, m.item, m.type,
-    substr(m.content, greatest(regexp_instr(left(m.content, 100000), $6, 1, 1, 0, 'i') - 60, 1), 240) AS passage
-FROM page p LEFT JOIN messages m ON m.owner = $1 AND m.thread_id = p.thread_id
-    AND m.seq = p.place[1] AND m.item = p.place[2]
-ORDER BY p.created_at DESC, p.thread_id DESC"""
-
-# An owner's threads that were last updated before $2 and have no run in progress, a few at a time in order of their id.
-READ_OLD = """SELECT thread_id FROM threads t
-WHERE owner = $1 AND updated_at < $2 AND created_at < $2 AND thread_id > $3 AND NOT EXISTS (
-    SELECT FROM runs r
-    WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND status = 'running' AND leased_until > now())
-ORDER BY thread_id LIMIT $4"""
-
-# A walk through all threads in the order of their key: no index needs to be kept up to date for it, whose updates would
-# cost each message.
-WALK_THREADS = """SELECT owner, thread_id, updated_at < $3 AS old FROM threads
-WHERE (owner, thread_id) > ($1, $2) ORDER BY owner, thread_id LIMIT $4"""
-
-READ_THREAD = """SELECT thread_id, title, head_run_id, created_at, updated_at
-FROM threads WHERE owner = $1 AND thread_id = $2"""
-
-READ_RUNS = """SELECT run_id, parent_run_id, seq,
-    CASE WHEN status = 'running' AND leased_until < now() THEN 'interrupted' ELSE status END AS status,
-    reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
-FROM runs WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
-
-_ITEMS_WHERE = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
-FROM (
-    SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
-    FROM messages WHERE {where}
-  UNION ALL
-    {pieces}
-) AS items ORDER BY """
+# Changes of a thread
 
 
-def _items(where: str) -> str:
-    return _ITEMS_WHERE.format(where=where, pieces=ITEMS_OF_PIECES.format(f"pieces WHERE {where}"))
+class RenameRow(NamedTuple):
+    owner: str
+    thread_id: str
+    title: str
 
 
-READ_ITEMS = _items("owner = $1 AND thread_id = $2") + "seq, item"
-READ_ITEMS_OF = _items("owner = $1 AND thread_id = $2 AND seq = ANY($3::bigint[])") + "seq, item"
-
-# The places of a branch, from where its conversation began to a run.
-_LINE = """WITH RECURSIVE line AS (
-    SELECT parent_run_id, seq FROM runs WHERE run_id = {}
-  UNION ALL
-    SELECT r.parent_run_id, r.seq FROM line JOIN runs r ON r.run_id = line.parent_run_id
-) SELECT seq FROM line ORDER BY seq"""
-READ_LINE = _LINE.format("$1")
-
-# The versions of the documents of the branch that ends with the run $3; and one of them, the newest unless $5 tells.
-_DOCUMENTS_WHERE = f"owner = $1 AND thread_id = $2 AND type = 'doc' AND seq IN ({_LINE.format('$3')})"
-READ_VERSIONS = f"""SELECT doc_id, title, version, complete FROM messages
-WHERE {_DOCUMENTS_WHERE} ORDER BY seq, item"""  # noqa: S608  # our own text
-READ_DOCUMENT = (
-    _items(f"{_DOCUMENTS_WHERE} AND doc_id = $4 AND version = coalesce($5, version)") + "seq DESC, item DESC LIMIT 1"
+RENAME_THREAD = Statement(
+    "rename_thread",
+    RenameRow,
+    "UPDATE threads SET title = $3, updated_at = GREATEST(updated_at, now()) WHERE owner = $1 AND thread_id = $2",
 )
 
-# From the run $1 back to the nearest one that left a state, oldest first; that one comes first, if there is one.
-READ_LOST = """WITH RECURSIVE line AS (
-    SELECT run_id, parent_run_id, checkpoint_id, seq FROM runs WHERE run_id = $1
-  UNION ALL
-    SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.seq
-    FROM line JOIN runs r ON r.run_id = line.parent_run_id WHERE line.checkpoint_id IS NULL
-) SELECT run_id, checkpoint_id FROM line ORDER BY seq"""
 
-# A thread's runs in order, with the state that each left and the end of what was said then.
-READ_STATES = """SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.ended_at AS created_at,
-    (c.metadata ->> 'step')::int AS step, said.role, said.content
-FROM runs r
-LEFT JOIN checkpoints c ON c.thread_id = $3 AND c.checkpoint_ns = '' AND c.checkpoint_id = r.checkpoint_id
-LEFT JOIN LATERAL (
-    SELECT m.role, left(m.content, 240) AS content FROM messages m
-    WHERE r.checkpoint_id IS NOT NULL AND m.owner = $1 AND m.thread_id = $2 AND m.seq = r.seq AND m.type = 'message'
-    ORDER BY m.item DESC LIMIT 1
-) AS said ON true
-WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
-
-# The run that a fork goes back to: the one that left the state $3, or else the thread's head.
-READ_TIP = """SELECT r.run_id, r.status = 'running' AND r.leased_until > now() AS in_progress
-FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.head_run_id ELSE (
-    SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $3) END
-WHERE t.owner = $1 AND t.thread_id = $2"""
-
-READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint,
-    status = 'running' AND leased_until > now() AS in_progress
-FROM runs WHERE owner = $1 AND """
-READ_RUN_BY_ID = READ_RUN + "run_id = $2"
-READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
-
-# What must be known of threads before a run of each may start, in a few looks at unique indexes: the run in progress,
-# which can only be the newest; the run that the new one goes on from, the thread's head or the one that left the state
-# in $4; and which state was stored last. One row for each of the threads, empty for one that is not there.
-READ_HEADS = """SELECT t.last_seq, parent.run_id AS parent_run_id, parent.checkpoint_id,
-    (SELECT run_id FROM runs r WHERE r.owner = asked.owner AND r.thread_id = asked.thread_id AND r.seq = t.last_seq
-        AND status = 'running' AND leased_until > now()) AS running,
-    (SELECT c.checkpoint_id FROM checkpoints c WHERE c.thread_id = asked.graph_id AND checkpoint_ns = ''
-        ORDER BY c.checkpoint_id DESC LIMIT 1) AS stored_last
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
-    WITH ORDINALITY AS asked (owner, thread_id, graph_id, checkpoint_id, place)
-LEFT JOIN threads t ON t.owner = asked.owner AND t.thread_id = asked.thread_id
-LEFT JOIN runs parent ON parent.run_id = CASE WHEN asked.checkpoint_id IS NULL THEN t.head_run_id ELSE (
-    SELECT r.run_id FROM runs r WHERE r.owner = asked.owner AND r.thread_id = asked.thread_id
-        AND r.checkpoint_id = asked.checkpoint_id) END
-ORDER BY place"""
+class DeletionRow(NamedTuple):
+    owner: str
+    thread_id: str
+    before: datetime
 
 
-# Where a run of the journal belongs: how far its thread is, what is known of the run and of its branch, and whether one
-# of them was deleted.
-READ_PLACE = """SELECT
-    (SELECT coalesce(max(seq), 0) FROM runs WHERE owner = $1 AND thread_id = $2) AS last_seq,
-    (SELECT status FROM runs WHERE run_id = $3) AS status,
-    EXISTS (SELECT 1 FROM runs WHERE run_id = $4) AS branched,
-    EXISTS (SELECT 1 FROM deleted_runs WHERE run_id IN ($3, $4)) AS deleted,
-    EXISTS (SELECT 1 FROM runs WHERE owner = $1 AND idempotency_key = $5 AND run_id <> $3) AS key_is_taken"""
-
+# If it was last updated before that time. Refused while the thread has a run in progress.
+DELETE_THREAD = Statement("delete_thread", DeletionRow, "SELECT delete_thread($1, $2, $3)")
 
 # ---------------------------------------------------------------------------------------------------------------
-# The rows of a run's life
+# A run's writes
 
 
 def start_writes(run: RunStarted, *, leads: bool = True) -> list[Write]:
     """The rows of a run's start: its thread, the run, the user's message. `leads`: the next message goes on from it."""
     message: Item = {"item": USER_ITEM, "role": "user", "type": "message", "content": run.message, "complete": True}
-    row = (
-        *(run.run_id, run.owner, run.thread_id, run.seq, run.model, run.started_at),
-        *(run.idempotency_key, run.fingerprint, run.parent_run_id),
-    )
     head = run.run_id if leads else None
     return [
-        (PUT_THREAD, (run.owner, run.thread_id, title_from(run.message), run.seq, run.started_at, head)),
-        (START_RUN, row),
+        PUT_THREAD(run.owner, run.thread_id, title_from(run.message), run.seq, run.started_at, head),
+        START_RUN(
+            run_id=run.run_id,
+            owner=run.owner,
+            thread_id=run.thread_id,
+            seq=run.seq,
+            model=run.model,
+            started_at=run.started_at,
+            idempotency_key=run.idempotency_key,
+            fingerprint=run.fingerprint,
+            parent_run_id=run.parent_run_id,
+        ),
         _item_write(run, message, run.started_at),
-        *((INTERRUPT_RUN, lost) for lost in run.lost),
+        *(INTERRUPT_RUN(run_id, known) for run_id, known in run.lost),
     ]
 
 
@@ -259,16 +243,26 @@ def end_writes(end: RunEnded) -> list[Write]:
     error = None
     if end.error is not None:
         error = {"content": end.error.content, "code": end.error.code, "retryable": end.error.retryable}
-    row = (
-        *(run.run_id, run.owner, run.thread_id, run.seq, end.status.value, run.model, run.started_at),
-        *(end.reason, _json(error), _json(end.usage), end.checkpoint_id, end.ended_at),
+    ended = END_RUN(
+        run_id=run.run_id,
+        owner=run.owner,
+        thread_id=run.thread_id,
+        seq=run.seq,
+        status=end.status.value,
+        model=run.model,
+        started_at=run.started_at,
+        reason=end.reason,
+        error=_json(error),
+        usage=_json(end.usage),
+        checkpoint_id=end.checkpoint_id,
+        ended_at=end.ended_at,
     )
     items = [_item_write(run, item, end.ended_at) for item in end.items]
-    return [(END_RUN, row), *items, (DELETE_PIECES, (run.run_id,))]
+    return [ended, *items, DELETE_PIECES(run.run_id)]
 
 
 def progress_write(progress: Sequence[RunProgress]) -> Write:
-    """What runs in progress have said since the last time, column by column: one statement for all of them."""
+    """The pieces that runs in progress have added since the last time: one statement for all of them."""
     rows: list[tuple[object, ...]] = []
     for said in progress:
         run = said.started
@@ -278,23 +272,26 @@ def progress_write(progress: Sequence[RunProgress]) -> Write:
                 rows.append((*place, "doc", piece.content, piece.doc_id, piece.title, piece.version))
             else:
                 rows.append((*place, "message", piece.content, None, None, None))
-    return PUT_PIECES, tuple(map(list, zip(*rows, strict=True)))
+    return Write(PUT_PIECES, PiecesRow._make(map(list, zip(*rows, strict=True))))
 
 
 def _item_write(run: RunStarted, item: Item, created_at: float) -> Write:
-    row = (
-        *(run.owner, run.thread_id, run.seq, item["item"], run.run_id, item["role"], item["type"], item["content"]),
-        *(item["complete"], item.get("doc_id"), item.get("title"), item.get("version"), created_at),
+    return PUT_ITEM(
+        owner=run.owner,
+        thread_id=run.thread_id,
+        seq=run.seq,
+        item=item["item"],
+        run_id=run.run_id,
+        role=item["role"],
+        type=item["type"],
+        content=item["content"],
+        complete=item["complete"],
+        doc_id=item.get("doc_id"),
+        title=item.get("title"),
+        version=item.get("version"),
+        created_at=created_at,
     )
-    return PUT_ITEM, row
 
 
 def _json(value: object) -> str | None:
     return None if value is None else orjson.dumps(value).decode()
-
-
-def item_of(row: asyncpg.Record) -> dict[str, object]:
-    item = dict(row)
-    if item["type"] == "message":
-        del item["doc_id"], item["title"], item["version"]
-    return item

@@ -13,13 +13,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
 from chat import Conflict, Overloaded, RunFailure, Unstorable
+from storage.sql import Statement, Write
 
 log = logging.getLogger("draftstream.writer")
 
@@ -37,12 +38,16 @@ DATABASE_FAULTS = (
 
 TEXTS = (str, bytes)  # a tuple, as a union takes several times as long to ask for
 
-GATHERED = ("INSERT", "DELETE FROM pieces")
 
-ADD_DEAD_LETTER = "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
+class DeadLetterRow(NamedTuple):
+    thread: str
+    error: str
+    writes: bytes
 
-Write = tuple[str, tuple[object, ...]]
-"""SQL with $1… and its arguments; idempotent."""
+
+ADD_DEAD_LETTER = Statement(
+    "add_dead_letter", DeadLetterRow, "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
+)
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 
@@ -99,29 +104,30 @@ def _bytes(value: object) -> int:
     return len(value) if isinstance(value, TEXTS) else 0
 
 
-def statements(units: Sequence[Unit]) -> Iterator[tuple[str, list[tuple[object, ...]]]]:
-    """The batch's statements, those of a kind together where that leaves each thread's own in their order.
+def statements(units: Sequence[Unit]) -> Iterator[tuple[Statement[...], list[NamedTuple]]]:
+    """The batch's statements with their rows, in an order that keeps each thread's own.
 
-    What is gathered of different threads commutes: idempotent INSERTs, and the deletions of ended runs' pieces. Of one
-    thread it does not: a run's start comes before its end, and pieces are kept before they are deleted. Anything else
-    keeps its place.
+    The rows of a batchable statement go together, past the statements of other threads. They stay in place among those
+    of their own thread: a run's start comes before its end, and pieces are kept before they are deleted. A statement
+    that is not batchable keeps its place among all.
     """
-    gathered: list[tuple[str, list[tuple[object, ...]]]] = []
-    reached: dict[str, int] = {}  # by thread: the last of the gathered that has something of it
+    batches: list[tuple[Statement[...], list[NamedTuple]]] = []
+    reached: dict[str, int] = {}  # by thread: the last of the batches that has a row of it
     for unit in units:
-        for sql, arguments in unit.writes:
-            if not sql.startswith(GATHERED):
-                yield from gathered
-                yield sql, [arguments]
-                gathered, reached = [], {}
+        for statement, row in unit.writes:
+            if not statement.batchable:
+                yield from batches
+                yield statement, [row]
+                batches, reached = [], {}
                 continue
             first = reached.get(unit.thread, 0)
-            place = next((place for place in range(first, len(gathered)) if gathered[place][0] == sql), len(gathered))
-            if place == len(gathered):
-                gathered.append((sql, []))
-            gathered[place][1].append(arguments)
+            places = range(first, len(batches))
+            place = next((place for place in places if batches[place][0] is statement), len(batches))
+            if place == len(batches):
+                batches.append((statement, []))
+            batches[place][1].append(row)
             reached[unit.thread] = place
-    yield from gathered
+    yield from batches
 
 
 def without_void(units: Sequence[Unit]) -> Sequence[Unit]:
@@ -297,11 +303,11 @@ class Writer:
     @staticmethod
     async def _transaction(connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
         async with connection.transaction():
-            for sql, rows in statements(units):
+            for statement, rows in statements(units):
                 if len(rows) == 1:
-                    await connection.execute(sql, *rows[0])
+                    await connection.execute(statement.sql, *rows[0])
                 else:
-                    await connection.executemany(sql, rows)
+                    await connection.executemany(statement.sql, rows)
 
     async def _wait_out(self, error: Exception, failures: int) -> None:
         if not self.failing:
@@ -319,10 +325,9 @@ class Writer:
             unit.refuse(Conflict())
             return True
         log.error("set aside a unit of %s: the database refused it (%s)", unit.thread, type(error).__name__)
-        dump = _dump(unit.writes)
-        letter = Unit(unit.thread, [(ADD_DEAD_LETTER, (unit.thread, type(error).__name__, dump))], unit.saved)
+        letter = ADD_DEAD_LETTER(unit.thread, type(error).__name__, _dump(unit.writes))
         try:
-            await self._attempt([letter])
+            await self._attempt([Unit(unit.thread, [letter], unit.saved)])
         except DATABASE_FAULTS as away:
             await self._wait_out(away, 1)
             return False
@@ -336,10 +341,11 @@ class Writer:
 
 
 def _dump(writes: Sequence[Write]) -> bytes:
+    named = [write.named for write in writes]
     try:
-        return orjson.dumps(writes, default=_dump_value)
+        return orjson.dumps(named, default=_dump_value)
     except TypeError:  # unpaired surrogates, which may be what the database refused
-        return json.dumps(writes, default=_dump_value).encode()
+        return json.dumps(named, default=_dump_value).encode()
 
 
 def _dump_value(value: object) -> str:

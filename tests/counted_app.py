@@ -8,14 +8,14 @@ from typing import Any
 import asyncpg
 
 from asgi_app import app as service
-from storage import statements
+from storage.reads import FIND_WORDS
 from storage.writer import Unit, Writer
 from store import Store
 from web import asgi
 from web.asgi import Receive, Response, Scope, Send
 
 asgi.BODY_TIMEOUT_S = 0.5
-BESIDE = (statements.FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # what is read beside the requests
+BESIDE = (FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # what is read beside the requests
 
 done: Counter[str] = Counter()
 fetch = Store.fetch

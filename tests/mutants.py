@@ -40,14 +40,14 @@ MUTANTS = (
     ),
     Mutant(
         "the lease: a thread is another process's while that is alive",
-        "storage/statements.py",
+        "storage/reads.py",
         "AND status = 'running' AND leased_until > now()) AS running",
         "AND status = 'running' AND false) AS running",
         "test_faults.py:one_run_between_two",
     ),
     Mutant(
         "the lease's end: a dead process's thread is free",
-        "storage/statements.py",
+        "storage/reads.py",
         "AND status = 'running' AND leased_until > now()) AS running",
         "AND status = 'running') AS running",
         "test_faults.py:kill_9_in_the_middle",
@@ -55,8 +55,8 @@ MUTANTS = (
     Mutant(
         "ON CONFLICT of a run's start",
         "storage/statements.py",
-        "now() + interval '10 s')\nON CONFLICT (run_id) DO NOTHING",
-        "now() + interval '10 s')",
+        "make_interval(secs => $10))\nON CONFLICT (run_id) DO NOTHING",
+        "make_interval(secs => $10))",
         "test_store.py:answer_was_lost or put_twice",
     ),
     Mutant(
@@ -173,7 +173,7 @@ MUTANTS = (
     ),
     Mutant(
         "a stored run is its owner's alone",
-        "storage/statements.py",
+        "storage/reads.py",
         'FROM runs WHERE owner = $1 AND """',
         'FROM runs WHERE $1 <> \'\' AND """',
         "test_access.py:another",
@@ -181,8 +181,8 @@ MUTANTS = (
     Mutant(
         "of two threads of one name, the caller's is renamed",
         "storage/statements.py",
-        'WHERE owner = $1 AND thread_id = $2"\n)',
-        "WHERE $1 <> '' AND thread_id = $2\"\n)",
+        'now()) WHERE owner = $1 AND thread_id = $2",',
+        "now()) WHERE $1 <> '' AND thread_id = $2\",",
         "test_access.py:two_owners",
     ),
     Mutant(

@@ -82,12 +82,12 @@ def new_key(
     """What `python -m access add` does, without its process; that has tests of its own."""
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
     secret_hash = hashlib.sha256(secret.encode()).digest()
-    execute(database_url, ADD_KEY, key_id, secret_hash, owner, "", list(scopes), expires_at)
+    execute(database_url, ADD_KEY.sql, key_id, secret_hash, owner, "", list(scopes), expires_at)
     return Key(key_id, f"ds_{key_id}_{secret}")
 
 
 def revoke(database_url: str, key: Key) -> None:
-    execute(database_url, REVOKE_KEY, key.key_id)
+    execute(database_url, REVOKE_KEY.sql, key.key_id)
 
 
 def send(service: Service, method: str, path: str, headers: dict[str, str], body: Any = None) -> requests.Response:
@@ -495,8 +495,8 @@ def closed_access(link: Link) -> Access:
 
 async def stored_key(store: Store, owner: str = "a", *, expires_at: datetime | None = None) -> Key:
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
-    row = (key_id, hashlib.sha256(secret.encode()).digest(), owner, "", ["chat"], expires_at)
-    await store.write("access_keys", [(ADD_KEY, row)])
+    secret_hash = hashlib.sha256(secret.encode()).digest()
+    await store.write("access_keys", [ADD_KEY(key_id, secret_hash, owner, "", ["chat"], expires_at)])
     return Key(key_id, f"ds_{key_id}_{secret}")
 
 
@@ -550,7 +550,7 @@ async def test_a_revoked_key_dies_when_it_is_looked_up_again(store: Store, monke
     access = closed_access(Link(store))
     key = await stored_key(store)
     await access.caller(f"Bearer {key.key}")
-    await store.write("access_keys", [(REVOKE_KEY, (key.key_id,))])
+    await store.write("access_keys", [REVOKE_KEY(key.key_id)])
     await access.caller(f"Bearer {key.key}")
     later(access, room.CACHE_S)
     for _ in range(2):

@@ -18,8 +18,9 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from agent import append
+from chat import STORED_LAST
 from store import Store
-from threads.checkpointer import STORED_LAST, Checkpointer, StatesAtHand
+from threads.checkpointer import Checkpointer, StatesAtHand
 
 pytestmark = pytest.mark.anyio
 
@@ -190,9 +191,9 @@ async def test_a_copy_is_whole_and_goes_its_own_way(checkpointer: Checkpointer) 
 async def test_stored_bytes_make_only_harmless_types(checkpointer: Checkpointer, store: Store) -> None:
     await turn(checkpointer, at("o/t"), "turn")
     forged = ormsgpack.packb(ormsgpack.Ext(0, ormsgpack.packb(("test_checkpointer", "Forged", (), {}))))
-    await store.write("o/t", [("UPDATE checkpoint_writes SET blob = $1, type = 'msgpack'", (forged,))])
+    await store.fetch("UPDATE checkpoint_writes SET blob = $1, type = 'msgpack'", forged)
     await checkpointer.aget_delta_channel_history(config=at("o/t"), channels=["messages"])
-    await store.write("o/t", [("UPDATE checkpoint_writes SET blob = $1, type = 'pickle'", (pickle.dumps(Forged()),))])
+    await store.fetch("UPDATE checkpoint_writes SET blob = $1, type = 'pickle'", pickle.dumps(Forged()))
     made = Forged.made
     with pytest.raises(NotImplementedError):
         await checkpointer.aget_delta_channel_history(config=at("o/t"), channels=["messages"])

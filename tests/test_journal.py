@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
+import ormsgpack
 import pytest
 from conftest import Service, rows
 from fault_proxy import FaultProxy
@@ -21,8 +22,9 @@ from test_service import graph_state, history
 from test_store import ended, started
 
 from chat import Error, RunStatus
+from storage.checkpoints import PUT_BLOB
 from storage.journal import HEADER, Contents, Journal, JournalError
-from storage.recovery import Turn, replay
+from storage.recovery import JournaledTurn, replay
 
 Start = Callable[..., Service]
 
@@ -99,11 +101,11 @@ def test_a_folder_that_can_not_be_written_to_stops_the_start(tmp_path: Path) -> 
 # Back into the database
 
 
-def turn_of(run_id: str, seq: int = 1, answer: str = "Hello", thread_id: str = "t") -> Turn:
-    return Turn(ended(started(thread_id, seq, f"question {run_id}", run_id), answer), [])
+def turn_of(run_id: str, seq: int = 1, answer: str = "Hello", thread_id: str = "t") -> JournaledTurn:
+    return JournaledTurn(ended(started(thread_id, seq, f"question {run_id}", run_id), answer), [])
 
 
-def put_back(database_url: str, folder: Path, *turns: Turn) -> None:
+def put_back(database_url: str, folder: Path, *turns: JournaledTurn) -> None:
     if turns:
         write(folder, *(turn.encode() for turn in turns))
 
@@ -123,10 +125,10 @@ def said(database_url: str) -> list[tuple[int, str, str]]:
 def test_a_turn_is_written_down_whole() -> None:
     end = ended(replace(started(run_id="r"), lost=[("r0", 3)]))
     for turn in (
-        Turn(end, [("INSERT $1", ("t", b"\xff\0", 7, None, True))]),
-        Turn(type(end)(end.started, RunStatus.FAILED, [], None, Error("x", "y", True), None, None, 1.5), []),
+        JournaledTurn(end, [PUT_BLOB("t", "", "messages", "1", "msgpack", b"\xff\0")]),
+        JournaledTurn(type(end)(end.started, RunStatus.FAILED, [], None, Error("x", "y", True), None, None, 1.5), []),
     ):
-        assert Turn.decode(turn.encode()) == turn
+        assert JournaledTurn.decode(turn.encode()) == turn
 
 
 def test_turns_come_back_in_their_order_and_only_once(database_url: str, tmp_path: Path) -> None:
@@ -180,6 +182,71 @@ def test_what_can_not_be_read_or_stored_is_set_aside_and_the_rest_goes_on(databa
     assert b"damage!" in aside
     assert b"no turn" in aside
     assert b"a\0b" in aside
+
+
+PUT_BLOB_THEN = """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING"""
+PUT_CHECKPOINT_THEN = """INSERT INTO checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb)
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
+    checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata"""
+PUT_TASK_WRITE_THEN = """INSERT INTO checkpoint_writes
+    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO NOTHING"""
+REPLACE_TASK_WRITE_THEN = PUT_TASK_WRITE_THEN.replace(
+    "DO NOTHING", "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
+)
+
+
+def record_of_0_1_0(*checkpoints: tuple[str, tuple[object, ...]]) -> bytes:
+    """A record as version 0.1.0 wrote it: SQL, and the arguments in their order."""
+    return ormsgpack.packb({"ended": turn_of("r1").ended, "checkpoints": list(checkpoints)})
+
+
+def test_a_record_of_the_first_version_is_put_back(database_url: str, tmp_path: Path) -> None:
+    state = ("o/t", "", "c2")
+    record = record_of_0_1_0(
+        (PUT_BLOB_THEN, ("o/t", "", "messages", "1", "msgpack", b"\xff\0")),
+        (PUT_CHECKPOINT_THEN, (*state, "c1", '{"id": "c2"}', "{}")),
+        (PUT_TASK_WRITE_THEN, (*state, "task", "path", 0, "messages", "msgpack", b"\x01")),
+        (REPLACE_TASK_WRITE_THEN, (*state, "task", "path", 0, "messages", "msgpack", b"\x02")),
+    )
+    write(tmp_path, record)
+    put_back(database_url, tmp_path)
+    assert said(database_url) == [(1, "r1", "question r1"), (1, "r1", "Hello")]
+    assert [tuple(row) for row in rows(database_url, "SELECT channel, blob FROM checkpoint_blobs")] == [
+        ("messages", b"\xff\0")
+    ]
+    sql = "SELECT checkpoint_id, parent_checkpoint_id, checkpoint::text FROM checkpoints"
+    assert [tuple(row) for row in rows(database_url, sql)] == [("c2", "c1", '{"id": "c2"}')]
+    sql = "SELECT checkpoint_id, task_path, idx, blob FROM checkpoint_writes"
+    assert [tuple(row) for row in rows(database_url, sql)] == [("c2", "path", 0, b"\x02")]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        record_of_0_1_0(("DELETE FROM threads", ())),
+        ormsgpack.packb({"ended": turn_of("r1").ended, "checkpoints": [("forget_everything", {"thread": "o/t"})]}),
+    ],
+    ids=["SQL", "name"],
+)
+def test_a_statement_that_is_none_of_ours_is_not_executed(
+    database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, record: bytes
+) -> None:
+    put_back(database_url, tmp_path, turn_of("before", thread_id="b"))
+    write(tmp_path, record)
+    put_back(database_url, tmp_path)
+    assert said(database_url) == []
+    assert len(rows(database_url, "SELECT 1 FROM threads")) == 1
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [record]
+    [error] = [entry.getMessage() for entry in caplog.records if entry.levelname == "ERROR"]
+    assert ".journal: a turn can't be put back: this version knows no statement" in error
+    assert caplog.records[-1].getMessage().endswith("1 records set aside, as they can't be put back")
 
 
 def test_the_journal_of_a_process_that_lives_is_left_alone(database_url: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from access.limits import (
     LimitExceeded,
     Limits,
 )
-from access.shared_limits import READ_OTHERS, READ_RUNNING, exchanging
+from access.shared_limits import FORGET_EXPIRED, READ_OTHERS, READ_RUNNING, exchanging
 from chat import RunStarted
 from store import Store, open_store
 
@@ -322,7 +322,7 @@ async def test_runs_of_other_processes_take_places_while_they_hold_their_lease(s
         mine.run_ended("o", "run a", 0)
         assert told(mine) == '"runs";r=1', "though its row still says that it runs"
         # The other process dies: nobody renews the lease.
-        await store.write("", [("UPDATE runs SET leased_until = now() - interval '1 s' WHERE run_id = 'run b'", ())])
+        await store.fetch("UPDATE runs SET leased_until = now() - interval '1 s' WHERE run_id = 'run b'")
         await until(lambda: told(mine) == '"runs";r=2')
     assert await store.fetch("SELECT * FROM limit_counts") == [], "runs at once alone write nothing"
 
@@ -379,7 +379,7 @@ async def test_counts_that_a_full_queue_has_no_place_for_are_told_later(database
         async with exchanging(one, store), exchanging(two, store):
             proxy.frozen = True
             for number in range(3):  # one in the writer's hand, and two behind it
-                store._writer.put_nowait(f"t{number}", [("SELECT 1", ())])
+                store._writer.put_nowait(f"t{number}", [FORGET_EXPIRED()])
                 await asyncio.sleep(0)
             one.check("o")
             await until(lambda: one._unpublished == set())
@@ -414,7 +414,8 @@ async def test_the_reads_use_their_indexes(store: Store) -> None:
     runs = """INSERT INTO runs (run_id, owner, thread_id, seq, status, model, started_at)
         SELECT 'r' || n, 'o', 't' || n, 1, 'running', 'm', now() FROM generate_series(1, 20000) n"""
     end = "UPDATE runs SET status = 'completed'"
-    await store.write("", [(sql, ()) for sql in (counts, runs, end, "ANALYZE limit_counts", "ANALYZE runs")])
+    for sql in (counts, runs, end, "ANALYZE limit_counts", "ANALYZE runs"):
+        await store.fetch(sql)
     plan = "\n".join(row[0] for row in await store.fetch(f"EXPLAIN {READ_OTHERS}", "me", 11.0))
     assert "limit_counts_changed" in plan
     assert "Seq Scan" not in plan

@@ -2,21 +2,29 @@
 
 import asyncio
 import gc
+import json
+import re
 import time
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
+from types import ModuleType
 
 import asyncpg
 import pytest
 from fault_proxy import FaultProxy
 
 import store as store_room
+from access import __main__ as access_command
+from access import shared_limits
 from chat import Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
-from storage import writer
-from storage.statements import end_writes, start_writes
+from storage import checkpoints, reads, writer
+from storage import statements as sql_statements
+from storage.sql import Statement, Write
+from storage.statements import RENAME_THREAD, end_writes, start_writes
 from storage.writer import QueueFull, Unit, statements
 from store import Store, StoreUnavailable, apply_schema, open_store, where
-from threads import histories
+from threads import checkpointer, histories
 
 pytestmark = pytest.mark.anyio
 
@@ -89,12 +97,15 @@ async def test_a_unit_that_the_database_refuses_is_set_aside_and_the_others_go_o
     letters = await store.fetch("SELECT thread, error, writes FROM dead_letters")
     assert [letter["thread"] for letter in letters] == ["o/t5"]
     assert kept in letters[0]["writes"]
+    writes = json.loads(letters[0]["writes"])
+    assert [name for name, _ in writes] == ["put_thread", "start_run", "put_item"]
+    assert writes[1][1]["run_id"] == "run t5 1", "the row by fields"
     assert len(await store.fetch("SELECT 1 FROM threads")) == 11
 
 
 async def test_a_unit_that_is_refused_after_its_caller_has_left_does_not_end_the_writer(store: Store) -> None:
-    [(sql, row), *_] = start_writes(started(message="a\0b"))
-    left = asyncio.create_task(store.write("t", [(sql, row)]))
+    [first, *_] = start_writes(started(message="a\0b"))
+    left = asyncio.create_task(store.write("t", [first]))
     await asyncio.sleep(0)
     left.cancel()
     await asyncio.wait({left})
@@ -135,7 +146,7 @@ async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Stor
     await store.start_run(slept)
     head = await store.head("o", "t", None)
     assert (head.running, head.last_seq) == ("slept", 1)
-    await store.write("", [("UPDATE runs SET leased_until = now() - interval '1 s'", ())])
+    await store.fetch("UPDATE runs SET leased_until = now() - interval '1 s'")
     head = await store.head("o", "t", None)
     assert head.running is None
     assert [lost.run_id for lost in head.lost] == ["slept"]
@@ -320,8 +331,36 @@ async def test_statements_of_a_kind_go_together_and_others_keep_their_place() ->
     future = asyncio.get_running_loop().create_future()
     units = [Unit(f"o/{name}", start_writes(started(name)), future) for name in "ab"]
     assert [len(rows) for _, rows in statements(units)] == [2, 2, 2]
-    delete = Unit("o/t", [("DELETE FROM x", ())], future)
-    assert [len(rows) for _, rows in statements([units[0], delete, units[1]])] == [1, 1, 1, 1, 1, 1, 1]
+    rename = Unit("o/t", [RENAME_THREAD("o", "t", "x")], future)
+    assert [len(rows) for _, rows in statements([units[0], rename, units[1]])] == [1, 1, 1, 1, 1, 1, 1]
+
+
+def statements_of(module: ModuleType) -> list[Statement[...]]:
+    """Those of its global names and of its groups."""
+    values = list(vars(module).values())
+    groups = [value for value in values if isinstance(value, tuple | list)]
+    return [value for value in [*values, *chain(*groups)] if isinstance(value, Statement)]
+
+
+WITH_STATEMENTS = (sql_statements, checkpoints, writer, checkpointer, shared_limits, access_command)
+ALL_STATEMENTS = {statement for module in WITH_STATEMENTS for statement in statements_of(module)}
+
+
+def test_each_statement_has_a_name_of_its_own_and_a_field_for_each_argument() -> None:
+    by_name = {statement.name: statement for statement in ALL_STATEMENTS}
+    assert len(by_name) > 20
+    assert len(by_name) == len(ALL_STATEMENTS)
+    for statement in by_name.values():
+        fields = getattr(statement.row_type, "_fields")  # noqa: B009  # of a NamedTuple, as its type can't say
+        assert {int(number) for number in re.findall(r"\$(\d+)", statement.sql)} == set(range(1, len(fields) + 1))
+
+
+def test_only_statements_that_commute_are_batchable() -> None:
+    batchable = {statement.name for statement in ALL_STATEMENTS if statement.batchable}
+    assert batchable == {
+        *("put_thread", "start_run", "end_run", "put_item", "delete_pieces"),
+        *("put_blob", "put_checkpoint", "put_task_write", "replace_task_write", "publish_counts"),
+    }
 
 
 async def test_statements_of_one_thread_stay_in_their_order() -> None:
@@ -335,7 +374,7 @@ async def test_statements_of_one_thread_stay_in_their_order() -> None:
         Unit("o/mine", end_writes(ended(mine)), future),
         Unit("o/t", start_writes(after_lost), future),
     ]
-    order = [(sql, row) for sql, rows in statements(units) for row in rows]
+    order = [Write(statement, row) for statement, rows in statements(units) for row in rows]
     assert sorted(map(repr, order)) == sorted(repr(write) for unit in units for write in unit.writes)
     for name in ("other", "mine", "t"):
         writes = [write for unit in units if unit.thread == f"o/{name}" for write in unit.writes]
@@ -343,13 +382,11 @@ async def test_statements_of_one_thread_stay_in_their_order() -> None:
 
 
 async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
-    from storage import statements as room
-
     for named, arguments in (
-        (room.LIST_THREADS, "'o', 'infinity'::timestamptz, '', 20"),
-        (room.READ_ITEMS, "'o', 't'"),
-        (room.READ_RUNS, "'o', 't'"),
-        (room.READ_HEADS, "'{o}', '{t}', '{o/t}', '{x}'"),
+        (reads.LIST_THREADS, "'o', 'infinity'::timestamptz, '', 20"),
+        (reads.READ_ITEMS, "'o', 't'"),
+        (reads.READ_RUNS, "'o', 't'"),
+        (reads.READ_HEADS, "'{o}', '{t}', '{o/t}', '{x}'"),
     ):
         values = [value.strip() for value in arguments.split(",")]
         sql = named
@@ -359,7 +396,7 @@ async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
         plan = "\n".join(row[0] for row in await store.fetch(f"EXPLAIN {sql}"))
         assert "Index" in plan
         assert "Seq Scan" not in plan, plan
-        assert named in (room.READ_ITEMS, room.READ_HEADS) or "Sort" not in plan, plan
+        assert named in (reads.READ_ITEMS, reads.READ_HEADS) or "Sort" not in plan, plan
 
 
 def test_where_a_database_is_shows_no_secret() -> None:

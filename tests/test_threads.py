@@ -22,7 +22,7 @@ from test_service import history
 from test_store import ended, started, texts
 
 from chat import Conflict, Doc, Message, Piece, RunProgress
-from storage.statements import SEARCH_THREADS
+from storage.reads import SEARCH_THREADS
 from store import FOREVER, Store, apply_schema
 from threads import histories
 from threads.search import marked, pattern
@@ -284,7 +284,7 @@ async def test_nothing_of_a_deleted_thread_comes_back_with_a_process_that_slept(
     await store.start_run(runs[1])
     with pytest.raises(Conflict):
         await store.delete_thread("o", "t")
-    await store.write("", [("UPDATE runs SET leased_until = now() - interval '1 s' WHERE status = 'running'", ())])
+    await store.fetch("UPDATE runs SET leased_until = now() - interval '1 s' WHERE status = 'running'")
     await store.delete_thread("o", "t")
     assert await histories.history(store, "o", "t") is None
     pieces: list[tuple[int, Piece]] = [(5, Message("Hello", 0)), (9, Doc("# ND", 1, "d1", "NDA", 1))]

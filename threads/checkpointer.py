@@ -8,7 +8,7 @@ Deliberately not here: the synchronous methods; the service has one event loop a
 import random
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import asyncpg
 import orjson
@@ -29,31 +29,13 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from storage.writer import Write
+from chat import STORED_LAST
+from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
+from storage.sql import Statement, Write
 from store import Store
 
 BYTES_AT_HAND = 2**25  # of the states that are kept in memory, about and all together
 STATE_BYTES = 8000  # of one beside its messages
-STORED_LAST = "__stored_last"  # the agent's word for the state that it wants, if it is the newest
-
-PUT_BLOB = """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING"""
-
-PUT_CHECKPOINT = """INSERT INTO checkpoints
-    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb)
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
-    checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata"""
-
-_PUT_WRITE = """INSERT INTO checkpoint_writes
-    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) """
-PUT_WRITE = _PUT_WRITE + "DO NOTHING"
-# Errors, interrupts and their like have a fixed place, and the newest counts.
-REPLACE_WRITE = _PUT_WRITE + "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
-
 # A checkpoint with its channels' values and the writes that wait for the next step, in the order of `writes_sort_key`.
 # `COLLATE "C"`, as Python sorts those keys by code point.
 READ_TUPLES = """SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id,
@@ -99,34 +81,78 @@ WHERE k.depth > 0 ORDER BY k.channel, k.depth DESC"""
 NEWEST_ID = """SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND checkpoint_ns = $2
 ORDER BY checkpoint_id DESC LIMIT 1"""
 
+
+class ThreadRow(NamedTuple):
+    thread: str
+
+
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
-DELETE_THREAD = tuple(f"DELETE FROM {table} WHERE thread_id = $1" for table in TABLES)  # noqa: S608  # our own names
+DELETE_STATES = [
+    Statement(f"delete_{table}", ThreadRow, f"DELETE FROM {table} WHERE thread_id = $1")  # noqa: S608  # our own names
+    for table in TABLES
+]
+
+
+class RunsRow(NamedTuple):
+    thread: str
+    run_ids: list[str]
+
 
 RUNS_CHECKPOINTS = """SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY($1)"""
-DELETE_RUNS_WRITES = """DELETE FROM checkpoint_writes w USING checkpoints c
+DELETE_TASK_WRITES_OF_RUNS = Statement(
+    "delete_task_writes_of_runs",
+    RunsRow,
+    """DELETE FROM checkpoint_writes w USING checkpoints c
 WHERE c.thread_id = $1 AND c.metadata ->> 'run_id' = ANY($2) AND w.thread_id = c.thread_id
-    AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id"""
-DELETE_RUNS = "DELETE FROM checkpoints WHERE thread_id = $1 AND metadata ->> 'run_id' = ANY($2)"
+    AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id""",
+)
+DELETE_CHECKPOINTS_OF_RUNS = Statement(
+    "delete_checkpoints_of_runs",
+    RunsRow,
+    "DELETE FROM checkpoints WHERE thread_id = $1 AND metadata ->> 'run_id' = ANY($2)",
+)
 
-COPY_THREAD = (
-    """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+
+class CopyRow(NamedTuple):
+    source: str
+    target: str
+
+
+# Not batchable: each reads another thread.
+COPY_STATES = (
+    Statement(
+        "copy_blobs",
+        CopyRow,
+        """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
 SELECT $2, checkpoint_ns, channel, version, type, blob FROM checkpoint_blobs WHERE thread_id = $1
 ON CONFLICT DO NOTHING""",
-    """INSERT INTO checkpoints
+    ),
+    Statement(
+        "copy_checkpoints",
+        CopyRow,
+        """INSERT INTO checkpoints
     (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
 SELECT $2, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
 FROM checkpoints WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
-    """INSERT INTO checkpoint_writes
+    ),
+    Statement(
+        "copy_task_writes",
+        CopyRow,
+        """INSERT INTO checkpoint_writes
     (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 SELECT $2, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
 FROM checkpoint_writes WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
+    ),
 )
 
 # Of a thread: kept is what the newest checkpoint of each namespace stands on, itself and, for its delta channels, its
 # ancestors up to where each of them has a value stored; without one that is in use a chain goes back to the root, and
 # nothing may be cut. One statement, as what is kept and what is deleted must be told from one state of the thread.
 # Writes go by the checkpoints deleted, as those of a run in progress may be stored before their checkpoint is.
-DELETE_UNKEPT = """WITH RECURSIVE heads AS (
+DELETE_UNKEPT = Statement(
+    "delete_unkept_checkpoints",
+    ThreadRow,
+    """WITH RECURSIVE heads AS (
     SELECT DISTINCT ON (checkpoint_ns) checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata
     FROM checkpoints WHERE thread_id = $1 ORDER BY checkpoint_ns, checkpoint_id DESC
 ),
@@ -149,16 +175,25 @@ deleted AS (
     RETURNING checkpoint_ns, checkpoint_id
 )
 DELETE FROM checkpoint_writes w USING deleted d
-WHERE w.thread_id = $1 AND w.checkpoint_ns = d.checkpoint_ns AND w.checkpoint_id = d.checkpoint_id"""
-DELETE_UNUSED_BLOBS = """DELETE FROM checkpoint_blobs
+WHERE w.thread_id = $1 AND w.checkpoint_ns = d.checkpoint_ns AND w.checkpoint_id = d.checkpoint_id""",
+)
+DELETE_UNUSED_BLOBS = Statement(
+    "delete_unused_blobs",
+    ThreadRow,
+    """DELETE FROM checkpoint_blobs
 WHERE thread_id = $1 AND (checkpoint_ns, channel, version) NOT IN (
     SELECT c.checkpoint_ns, v.key, v.value
-    FROM checkpoints c, jsonb_each_text(c.checkpoint -> 'channel_versions') AS v WHERE c.thread_id = $1)"""
-FORGET_PARENTS = """UPDATE checkpoints c SET parent_checkpoint_id = NULL
+    FROM checkpoints c, jsonb_each_text(c.checkpoint -> 'channel_versions') AS v WHERE c.thread_id = $1)""",
+)
+FORGET_PARENTS = Statement(
+    "forget_parents",
+    ThreadRow,
+    """UPDATE checkpoints c SET parent_checkpoint_id = NULL
 WHERE c.thread_id = $1 AND parent_checkpoint_id IS NOT NULL AND NOT EXISTS (
     SELECT 1 FROM checkpoints p WHERE p.thread_id = $1 AND p.checkpoint_ns = c.checkpoint_ns
-        AND p.checkpoint_id = c.parent_checkpoint_id)"""
-PRUNE_THREAD = (DELETE_UNKEPT, DELETE_UNUSED_BLOBS, FORGET_PARENTS)
+        AND p.checkpoint_id = c.parent_checkpoint_id)""",
+)
+PRUNE = (DELETE_UNKEPT, DELETE_UNUSED_BLOBS, FORGET_PARENTS)
 
 # A NUL as JSON writes it: with an even number of backslashes before its own.
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -247,12 +282,12 @@ class Checkpointer(BaseCheckpointSaver[str]):
             if isinstance(value, _DeltaSnapshot):
                 inline[channel] = True  # the official saver's mark that there is a blob
             if channel in new_versions:
-                row = (thread, namespace, channel, str(new_versions[channel]), *self.serde.dumps_typed(value))
-                writes.append((PUT_BLOB, row))
+                kind, blob = self.serde.dumps_typed(value)
+                writes.append(PUT_BLOB(thread, namespace, channel, str(new_versions[channel]), kind, blob))
         stored = {**checkpoint, "channel_values": inline}
         shown = get_serializable_checkpoint_metadata(config, metadata)
         parent = get_checkpoint_id(config)
-        writes.append((PUT_CHECKPOINT, (thread, namespace, checkpoint["id"], parent, _json(stored), _json(shown))))
+        writes.append(PUT_CHECKPOINT(thread, namespace, checkpoint["id"], parent, _json(stored), _json(shown)))
         config = _config(thread, namespace, checkpoint["id"])
         if not namespace:
             parent_config = _config(thread, namespace, parent) if parent else None
@@ -264,29 +299,32 @@ class Checkpointer(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         thread, namespace = _place(config)
-        checkpoint_id = get_checkpoint_id(config)
-        sql = REPLACE_WRITE if all(channel in WRITES_IDX_MAP for channel, _ in writes) else PUT_WRITE
-        rows: list[Write] = []
-        for index, (channel, value) in enumerate(writes):
-            place = (thread, namespace, checkpoint_id, task_id, task_path, WRITES_IDX_MAP.get(channel, index), channel)
-            rows.append((sql, (*place, *self.serde.dumps_typed(value))))
-        if rows:
-            await self._store.write(thread, rows)
+        checkpoint_id = config["configurable"]["checkpoint_id"]
+        fixed = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        put = REPLACE_TASK_WRITE if fixed else PUT_TASK_WRITE
+        ours: list[Write] = []
+        for place, (channel, value) in enumerate(writes):
+            index = WRITES_IDX_MAP.get(channel, place)
+            kind, blob = self.serde.dumps_typed(value)
+            ours.append(put(thread, namespace, checkpoint_id, task_id, task_path, index, channel, kind, blob))
+        if ours:
+            await self._store.write(thread, ours)
 
     async def adelete_thread(self, thread_id: str) -> None:
         self.forget(thread_id)
-        await self._store.write(thread_id, [(sql, (thread_id,)) for sql in DELETE_THREAD])
+        await self._store.write(thread_id, [delete(thread_id) for delete in DELETE_STATES])
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Breaks a thread whose newer runs build on these by deltas; meant for the runs at a thread's end."""
         for row in await self._store.fetch(RUNS_CHECKPOINTS, list(run_ids)):
             thread = row["thread_id"]
-            writes: list[Write] = [(sql, (thread, list(run_ids))) for sql in (DELETE_RUNS_WRITES, DELETE_RUNS)]
-            await self._store.write(thread, [*writes, (DELETE_UNUSED_BLOBS, (thread,))])
+            ids = list(run_ids)
+            writes = [DELETE_TASK_WRITES_OF_RUNS(thread, ids), DELETE_CHECKPOINTS_OF_RUNS(thread, ids)]
+            await self._store.write(thread, [*writes, DELETE_UNUSED_BLOBS(thread)])
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         await self._store.settled(source_thread_id)
-        await self._store.write(target_thread_id, [(sql, (source_thread_id, target_thread_id)) for sql in COPY_THREAD])
+        await self._store.write(target_thread_id, [copy(source_thread_id, target_thread_id) for copy in COPY_STATES])
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Keeps, of delta channels, the ancestors that the newest state is rebuilt from."""
@@ -296,7 +334,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
             if strategy == "delete":
                 await self.adelete_thread(thread)
             else:
-                await self._store.write(thread, [(sql, (thread,)) for sql in PRUNE_THREAD])
+                await self._store.write(thread, [prune(thread) for prune in PRUNE])
 
     # Reading
 

@@ -9,7 +9,7 @@ import asyncpg
 import orjson
 
 from chat import NotFound, UnknownCheckpoint, graph_thread_id
-from storage.statements import (
+from storage.reads import (
     LIST_THREADS,
     READ_DOCUMENT,
     READ_ITEMS,
