@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fault_database import FaultDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_OURS = {"tests", "bench", "clients", "node_modules"}  # nor what begins with a dot
+NOT_OURS = {"tests", "bench", "docs", "clients", "node_modules"}  # nor what begins with a dot
 NUMBERS = itertools.count(1)
 T = TypeVar("T")
 THREAD = ThreadPoolExecutor(1)
