@@ -21,7 +21,7 @@ from runs.sse import EventId
 from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError
 from storage.journal import JournalError
-from store import StoreUnavailable, UnsavedTurns
+from store import SchemaError, StoreUnavailable, UnsavedTurns
 from telemetry import logs, tracing
 from web.asgi import Disconnected, Headers, Receive, Request, Response, Send
 from web.asgi import Scope as AsgiScope
@@ -178,7 +178,7 @@ async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
         if "server" not in scope["state"]:  # else `main` has done so
             begin_log(settings)
         scope["state"]["service"] = await stack.enter_async_context(open_service(settings))
-    except (SettingsError, StoreUnavailable, JournalError, EmbeddedPostgresError) as error:
+    except (SettingsError, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError) as error:
         await send({"type": "lifespan.startup.failed", "message": f"Draftstream can't start: {error}"})
         return
     keep_collections_short()

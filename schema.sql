@@ -1,9 +1,17 @@
--- Every table of the service. It is applied at each start, so each statement must be harmless when it was run before.
+-- The whole schema, for a new database. A database that has an earlier version of it gets there by storage/migrations/.
+-- So a change here takes a migration that does the same, and a new version; a test compares the two ways.
+
+CREATE TABLE draftstream_schema (
+    one_row     boolean     NOT NULL PRIMARY KEY DEFAULT true CHECK (one_row),
+    version     integer     NOT NULL,                      -- the number of the newest migration
+    migrated_at timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO draftstream_schema (version) VALUES (2);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- What a person reads: threads, their runs, and one row an item (a message, or a version of a document)
 
-CREATE TABLE IF NOT EXISTS threads (
+CREATE TABLE threads (
     owner      text        NOT NULL,
     thread_id  text        NOT NULL,
     title      text        NOT NULL,
@@ -15,9 +23,9 @@ CREATE TABLE IF NOT EXISTS threads (
 );
 
 -- The list of an owner's threads, newest first. By creation, which never changes: so a page never skips or repeats.
-CREATE INDEX IF NOT EXISTS threads_newest ON threads (owner, created_at DESC, thread_id DESC);
+CREATE INDEX threads_newest ON threads (owner, created_at DESC, thread_id DESC);
 
-CREATE TABLE IF NOT EXISTS runs (
+CREATE TABLE runs (
     run_id        text        NOT NULL PRIMARY KEY,
     owner         text        NOT NULL,
     thread_id     text        NOT NULL,
@@ -43,34 +51,22 @@ CREATE TABLE IF NOT EXISTS runs (
     UNIQUE (owner, thread_id, seq)                         -- the history in order; and no two runs in one place
 );
 
--- Tables from before branches: then each run went on from the one before it.
-DO $$ BEGIN
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'threads'::regclass AND attname = 'head_run_id') THEN
-        ALTER TABLE threads ADD COLUMN head_run_id text;
-        ALTER TABLE runs ADD COLUMN parent_run_id text;
-        UPDATE runs r SET parent_run_id = p.run_id FROM runs p
-            WHERE p.owner = r.owner AND p.thread_id = r.thread_id AND p.seq = r.seq - 1;
-        UPDATE threads t SET head_run_id = r.run_id FROM runs r
-            WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND r.seq = t.last_seq;
-    END IF;
-END $$;
-
 -- A run ends once. A process that slept through its lease finds its run interrupted, and nothing of what it brings is
 -- stored: the unit that carries the run's end carries its items and its checkpoint, and is refused as a whole.
-CREATE OR REPLACE FUNCTION run_ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION run_ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'run % is % already', OLD.run_id, OLD.status USING ERRCODE = 'restrict_violation';
 END $$;
-CREATE OR REPLACE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH ROW
+CREATE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH ROW
     WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status) EXECUTE FUNCTION run_ends_once();
 
--- Held by what makes a fork of this name: see fork_thread.
-CREATE OR REPLACE FUNCTION fork_lock(its_owner text, its_id text) RETURNS bigint LANGUAGE sql IMMUTABLE AS
-    $$ SELECT hashtextextended(its_owner || '/' || its_id, 0) $$;
+-- The key of the advisory lock that is held while a fork of this name is made: see fork_thread.
+CREATE FUNCTION fork_lock(owner text, thread_id text) RETURNS bigint LANGUAGE sql IMMUTABLE AS
+    $$ SELECT hashtextextended(owner || '/' || thread_id, 0) $$;
 
 -- A run goes on where it began: in a thread that is still there. One that was deleted meanwhile is not begun again in the
 -- middle by a run that had looked at it before, and nothing comes back of it with the end of a run that it had.
-CREATE OR REPLACE FUNCTION run_has_its_place() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION run_has_its_place() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM runs WHERE run_id = NEW.run_id) AND (NEW.status <> 'running' OR NOT EXISTS (
             SELECT FROM runs WHERE owner = NEW.owner AND thread_id = NEW.thread_id AND seq = NEW.seq - 1)
@@ -79,17 +75,17 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-CREATE OR REPLACE TRIGGER run_has_its_place BEFORE INSERT ON runs FOR EACH ROW
+CREATE TRIGGER run_has_its_place BEFORE INSERT ON runs FOR EACH ROW
     WHEN ((NEW.status <> 'running' OR NEW.seq > 1) AND current_setting('draftstream.forking', true) IS DISTINCT FROM 'yes')
     EXECUTE FUNCTION run_has_its_place();
 
 -- A request that comes again finds its run; few runs have a key.
-CREATE UNIQUE INDEX IF NOT EXISTS runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE UNIQUE INDEX runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 -- How many runs each caller has in progress, read once a second. The lease is not in it, so that renewing one stays cheap.
-CREATE INDEX IF NOT EXISTS runs_running ON runs (owner) WHERE status = 'running';
+CREATE INDEX runs_running ON runs (owner) WHERE status = 'running';
 
-CREATE TABLE IF NOT EXISTS messages (
+CREATE TABLE messages (
     owner      text        NOT NULL,
     thread_id  text        NOT NULL,
     seq        bigint      NOT NULL,                       -- of the run
@@ -106,14 +102,9 @@ CREATE TABLE IF NOT EXISTS messages (
     words      tsvector,                                   -- for the search; found a moment later, as it takes milliseconds
     PRIMARY KEY (owner, thread_id, seq, item)              -- a thread is read by one scan of this index, in order
 );
-DO $$ BEGIN                                                -- a table from before it; an ALTER that does nothing would lock it
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'messages'::regclass AND attname = 'words') THEN
-        ALTER TABLE messages ADD COLUMN words tsvector;
-    END IF;
-END $$;
 
 -- What a run in progress has said so far, a few rows a second; deleted when it ends, with its items in one transaction.
-CREATE TABLE IF NOT EXISTS pieces (
+CREATE TABLE pieces (
     run_id     text        NOT NULL,
     position   bigint      NOT NULL,                       -- of the piece's end, in code points of the run's content
     owner      text        NOT NULL,
@@ -129,12 +120,12 @@ CREATE TABLE IF NOT EXISTS pieces (
 );
 
 -- A thread's history includes what its runs in progress have said.
-CREATE INDEX IF NOT EXISTS pieces_thread ON pieces (owner, thread_id, seq);
+CREATE INDEX pieces_thread ON pieces (owner, thread_id, seq);
 
 -- The thread moves on from a run whose process ended: what was saved of it becomes its items. If it came to its end after
 -- all, or said more than the `known` code points that were seen of it, this is refused: the run that wants to go on does
 -- not know that.
-CREATE OR REPLACE FUNCTION interrupt_run(its_id text, known bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION interrupt_run(its_id text, known bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE runs SET status = 'interrupted' WHERE run_id = its_id AND (status = 'running' OR checkpoint_id IS NOT NULL);
     IF (SELECT max(position) FROM pieces WHERE run_id = its_id) > known THEN
@@ -150,14 +141,14 @@ BEGIN
 END $$;
 
 -- The runs of deleted threads, for the month in which a journal may still bring one: it stays away.
-CREATE TABLE IF NOT EXISTS deleted_runs (
+CREATE TABLE deleted_runs (
     run_id     text        NOT NULL PRIMARY KEY,
     deleted_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX IF NOT EXISTS deleted_runs_age ON deleted_runs (deleted_at);
+CREATE INDEX deleted_runs_age ON deleted_runs (deleted_at);
 
 -- A record that the database refused for its content, set aside so that the others could go on.
-CREATE TABLE IF NOT EXISTS dead_letters (
+CREATE TABLE dead_letters (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     thread     text        NOT NULL,                       -- owner/thread_id
     error      text        NOT NULL,
@@ -172,7 +163,7 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 --
 -- The parser takes typographic quotes and dashes for letters where the database's locale is C; a draft is full of them.
 -- These functions name nothing of this schema when they run: an index is also kept by VACUUM, which looks at no schema.
-CREATE OR REPLACE FUNCTION search_vector(owner text, said text) RETURNS tsvector
+CREATE FUNCTION search_vector(owner text, said text) RETURNS tsvector
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
     of_owner tsvector := array_to_tsvector(ARRAY[' ' || hashtextextended(owner, 0)]);
@@ -181,22 +172,22 @@ BEGIN
 EXCEPTION WHEN program_limit_exceeded THEN
     RETURN of_owner;                                       -- stored all the same, and not found
 END $$;
-CREATE OR REPLACE FUNCTION search_query(owner text, words text) RETURNS tsquery
+CREATE FUNCTION search_query(owner text, words text) RETURNS tsquery
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
     query tsquery := websearch_to_tsquery('simple', translate(words, '“”„«»‘’‚–—…•§', '"""""''''''     '));
 BEGIN
     RETURN CASE WHEN numnode(query) > 0 THEN query && quote_literal(' ' || hashtextextended(owner, 0))::tsquery END;
 END $$;
-CREATE INDEX IF NOT EXISTS threads_search ON threads USING gin (search_vector(owner, title))
+CREATE INDEX threads_search ON threads USING gin (search_vector(owner, title))
     WITH (gin_pending_list_limit = 512);                   -- in KB: merged by the writer, in milliseconds
-CREATE INDEX IF NOT EXISTS messages_search ON messages USING gin (words);
+CREATE INDEX messages_search ON messages USING gin (words);
 
 -- The items whose words are still to be found, oldest first.
-CREATE INDEX IF NOT EXISTS messages_unsearched ON messages (created_at) WHERE words IS NULL;
+CREATE INDEX messages_unsearched ON messages (created_at) WHERE words IS NULL;
 
 -- What each process has let its callers use of a limit, so that the others know; empty while no such limit is set.
-CREATE TABLE IF NOT EXISTS limit_counts (
+CREATE TABLE limit_counts (
     owner      text        NOT NULL,
     name       text        NOT NULL,                       -- of the limit: requests, tokens
     slot       bigint      NOT NULL,                       -- a twelfth of the limit's window, numbered since the epoch
@@ -208,13 +199,13 @@ CREATE TABLE IF NOT EXISTS limit_counts (
 );
 
 -- Each process reads once a second what has changed.
-CREATE INDEX IF NOT EXISTS limit_counts_changed ON limit_counts (updated_at);
+CREATE INDEX limit_counts_changed ON limit_counts (updated_at);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Who may call
 
 -- API keys. A key is revoked, and never deleted: a service that once had one is never open again.
-CREATE TABLE IF NOT EXISTS access_keys (
+CREATE TABLE access_keys (
     key_id      text        NOT NULL PRIMARY KEY,          -- the public part of the key, by which it is looked up
     secret_hash bytea       NOT NULL,                      -- SHA-256 of the other part: 32 random bytes need no slow hash
     owner       text        NOT NULL,
@@ -226,7 +217,7 @@ CREATE TABLE IF NOT EXISTS access_keys (
 );
 
 -- What an EventSource sends in place of a key, once.
-CREATE TABLE IF NOT EXISTS stream_tokens (
+CREATE TABLE stream_tokens (
     hash        bytea       NOT NULL PRIMARY KEY,          -- SHA-256 of the token
     owner       text        NOT NULL,
     scopes      text[]      NOT NULL,
@@ -237,14 +228,14 @@ CREATE TABLE IF NOT EXISTS stream_tokens (
 );
 
 -- Old tokens are deleted by their age.
-CREATE INDEX IF NOT EXISTS stream_tokens_expiry ON stream_tokens (expires_at);
+CREATE INDEX stream_tokens_expiry ON stream_tokens (expires_at);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- What the agent remembers: LangGraph's checkpoints, in the table layout of langgraph-checkpoint-postgres, so that either
 -- reads what the other wrote. thread_id is "owner/thread_id". Its further indexes on thread_id alone are left out: the
 -- primary keys begin with it.
 
-CREATE TABLE IF NOT EXISTS checkpoints (
+CREATE TABLE checkpoints (
     thread_id            text  NOT NULL,
     checkpoint_ns        text  NOT NULL DEFAULT '',
     checkpoint_id        text  NOT NULL,                   -- a UUIDv6: newer ones sort after older ones
@@ -255,7 +246,7 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
 );
 
-CREATE TABLE IF NOT EXISTS checkpoint_blobs (
+CREATE TABLE checkpoint_blobs (
     thread_id     text NOT NULL,
     checkpoint_ns text NOT NULL DEFAULT '',
     channel       text NOT NULL,
@@ -265,7 +256,7 @@ CREATE TABLE IF NOT EXISTS checkpoint_blobs (
     PRIMARY KEY (thread_id, checkpoint_ns, channel, version)
 );
 
-CREATE TABLE IF NOT EXISTS checkpoint_writes (
+CREATE TABLE checkpoint_writes (
     thread_id     text    NOT NULL,
     checkpoint_ns text    NOT NULL DEFAULT '',
     checkpoint_id text    NOT NULL,
@@ -279,14 +270,14 @@ CREATE TABLE IF NOT EXISTS checkpoint_writes (
 );
 
 -- The official saver's own count of its migrations, so that its setup() finds nothing to do.
-CREATE TABLE IF NOT EXISTS checkpoint_migrations (v integer PRIMARY KEY);
-INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9) ON CONFLICT DO NOTHING;
+CREATE TABLE checkpoint_migrations (v integer PRIMARY KEY);
+INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Everything of a thread, gone in one transaction; nothing happens to one that was updated since, or is not there. The
 -- thread's row is held from the first, so that no process begins a run on it meanwhile; one that has a run in progress is
 -- refused.
-CREATE OR REPLACE FUNCTION delete_thread(its_owner text, its_id text, before timestamptz) RETURNS void
+CREATE FUNCTION delete_thread(its_owner text, its_id text, before timestamptz) RETURNS void
     LANGUAGE plpgsql AS $$
 DECLARE
     its_graph_id text := its_owner || '/' || its_id;
@@ -320,7 +311,7 @@ END $$;
 -- in a moment; and a run that began there before is refused its second place meanwhile (see run_has_its_place).
 --
 -- To be called in one look at the database (REPEATABLE READ): the thread may go on, or be deleted.
-CREATE OR REPLACE FUNCTION fork_thread(its_owner text, its_id text, tip text, new_id text) RETURNS void
+CREATE FUNCTION fork_thread(its_owner text, its_id text, tip text, new_id text) RETURNS void
     LANGUAGE plpgsql SET plan_cache_mode = 'force_custom_plan' AS $$
 DECLARE
     its_graph_id text := its_owner || '/' || its_id;

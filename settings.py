@@ -24,6 +24,7 @@ class Settings:
     """Each field is the environment variable of its name, in capitals. Times are in seconds."""
 
     database_url: str | None
+    migrate_at_start: bool
     data_dir: Path
     journal_dir: Path | None
     openai_api_key: str | None
@@ -84,6 +85,7 @@ class Settings:
         data_dir = read("DATA_DIR", Path, Path(".data"), "a folder")
         settings = cls(
             database_url=database_url,
+            migrate_at_start=read("MIGRATE_AT_START", _flag, default=True, what="1 or 0"),
             data_dir=data_dir,
             journal_dir=read("JOURNAL_DIR", Path, data_dir / "journal" if database_url is None else None, "a folder"),
             openai_api_key=env.get("OPENAI_API_KEY", "").strip() or None,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
@@ -26,7 +25,6 @@ from chat import (
     LostRun,
     Refusal,
     RunEnded,
-    RunFailure,
     RunProgress,
     RunStarted,
     StoredRun,
@@ -35,6 +33,7 @@ from chat import (
     graph_thread_id,
 )
 from storage.batched_reads import Gathered
+from storage.database import READ_BUDGET_S, SchemaError, StoreUnavailable, check_schema, connect, open_pool, where
 from storage.journal import Journal
 from storage.reads import (
     FIND_WORDS,
@@ -58,30 +57,18 @@ from storage.statements import (
     progress_write,
     start_writes,
 )
-from storage.writer import BACKOFF_S, BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Writer, within
+from storage.writer import BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Writer, within
 
 log = logging.getLogger("draftstream.store")
 
-SCHEMA = Path(__file__).with_name("schema.sql")
+# The front door of storage/: these are its own, or come from there.
+__all__ = ["SchemaError", "Store", "StoreUnavailable", "ThreadExists", "UnsavedTurns", "open_store", "where"]
+
 FOREVER = datetime.max  # noqa: DTZ901  # asyncpg's word for infinity
-SCHEMA_LOCK = 0x6472616674  # "draft": replicas that start at once apply the schema one after the other
-READ_BUDGET_S = 1.0
 CHANGE_PATIENCE_S = 5.0  # what a person waits for the commit of a change
 CHANGE_BUDGET_S = 30.0  # what the writer gives it: of a thread of 28 MB, all is deleted in 1.6 s
-POOL_CONNECTIONS = 8
 FORK_BUDGET_S = 30.0
 FORKS_AT_ONCE = 2  # the pool's other connections are for reads
-
-
-class StoreUnavailable(RunFailure, Refusal):
-    """The database can't be reached, or does not answer in time."""
-
-    def __init__(self, why: str = "") -> None:
-        super().__init__("store_unavailable", "The database can't be reached at the moment.", retryable=True)
-        self.why = why
-
-    def __str__(self) -> str:
-        return self.why or self.content
 
 
 class ThreadExists(Refusal):
@@ -407,38 +394,6 @@ async def _forked(connection: PoolConnectionProxy, arguments: tuple[str, ...]) -
 # Opening it
 
 
-def where(dsn: str) -> str:
-    """The database's place as it may be shown: host, port and name, never a user or a password."""
-    parts = urlsplit(dsn)
-    return f"{parts.hostname or 'a local socket'}{f':{parts.port}' if parts.port else ''}{parts.path}"
-
-
-async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
-    """Connect, trying for `wait_s` seconds, as a database may start beside the service. Raises StoreUnavailable."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait_s
-    while True:
-        left = deadline - loop.time()
-        try:
-            return await asyncpg.connect(dsn, timeout=max(left, 0.1))
-        except (*DATABASE_FAULTS, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
-            wrong = isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError)
-            if wrong or isinstance(error, ValueError) or deadline - loop.time() < BACKOFF_S[-1]:
-                raise StoreUnavailable(f"can't use the database at {where(dsn)} ({reason})") from error
-        await asyncio.sleep(BACKOFF_S[-1])
-
-
-async def apply_schema(connection: asyncpg.Connection) -> None:
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", SCHEMA_LOCK)
-        await connection.execute(SCHEMA.read_text("utf-8"))
-
-
-async def _no_reset(_: asyncpg.Connection) -> None:
-    """Reads leave nothing behind, so a connection goes back without the round trip of a reset."""
-
-
 @asynccontextmanager
 async def open_store(
     dsn: str,
@@ -447,17 +402,18 @@ async def open_store(
     queue_bytes: int,
     connect_timeout_s: float,
     drain_timeout_s: float,
+    migrate_at_start: bool = True,
     journal_dir: Path | None = None,
     on_commit: Callable[[float], None] | None = None,
 ) -> AsyncIterator[Store]:
-    """Apply the schema, put back what is in the journal, start the writer; on leaving, commit what is queued, for at
-    most `drain_timeout_s`. `on_commit` hears how many seconds each batch took.
+    """Check the schema, put back the turns of the journal, start the writer; on leaving, commit what is queued, for at
+    most `drain_timeout_s`. `on_commit` is called with the seconds that each batch took.
 
-    Raises StoreUnavailable, JournalError, and UnsavedTurns at the end.
+    Raises StoreUnavailable, SchemaError, JournalError, and UnsavedTurns at the end.
     """
     connection = await connect(dsn, connect_timeout_s)
     try:
-        await apply_schema(connection)
+        await check_schema(connection, migrates=migrate_at_start)
         if journal_dir is not None:
             await replay(connection, journal_dir)
     except DATABASE_FAULTS as error:
@@ -465,9 +421,7 @@ async def open_store(
     finally:
         connection.terminate()
     async with AsyncExitStack() as stack:
-        pool = asyncpg.create_pool(dsn, min_size=0, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S)
-        stack.callback(pool.terminate)
-        await pool
+        pool = await stack.enter_async_context(open_pool(dsn))
         journal = None
         if journal_dir is not None:
             journal = stack.enter_context(closing(Journal(journal_dir)))

@@ -16,7 +16,7 @@ from access.callers import CACHE_S, DEFAULT_SCOPES, SCOPES, hash_of
 from settings import Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, embedded_postgres
 from storage.sql import Statement
-from store import Store, StoreUnavailable, UnsavedTurns, open_store
+from store import SchemaError, Store, StoreUnavailable, UnsavedTurns, open_store
 
 OWNER_CHARS = 255
 
@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         asyncio.run(_carry_out(arguments))
-    except (SettingsError, StoreUnavailable, UnsavedTurns, EmbeddedPostgresError, TimeoutError) as error:
+    except (SettingsError, StoreUnavailable, SchemaError, UnsavedTurns, EmbeddedPostgresError, TimeoutError) as error:
         sys.exit(f"{parser.prog}: {error or 'the database does not answer'}")
 
 
@@ -113,7 +113,14 @@ async def _carry_out(arguments: argparse.Namespace) -> None:
         if dsn is None:
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
         store = await stack.enter_async_context(
-            open_store(dsn, queue_size=1, queue_bytes=2**16, connect_timeout_s=5, drain_timeout_s=5)
+            open_store(
+                dsn,
+                queue_size=1,
+                queue_bytes=2**16,
+                connect_timeout_s=5,
+                drain_timeout_s=5,
+                migrate_at_start=settings.migrate_at_start,
+            )
         )
         match arguments.command:
             case "add":

@@ -43,10 +43,10 @@ from chat import ModelDelta
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from storage.checkpoints import PUT_BLOB
+from storage.database import apply_schema
 from storage.embedded import embedded_postgres
 from storage.sql import Write
 from storage.writer import Writer
-from store import apply_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("RESULTS.md")

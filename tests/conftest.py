@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, settings
 from openai_server import OpenAIServer
 from zygote import Zygote
 
+from storage.database import apply_schema
 from storage.embedded import embedded_postgres
-from store import Store, apply_schema, open_store
+from store import Store, open_store
 from threads.checkpointer import Checkpointer
 
 if TYPE_CHECKING:

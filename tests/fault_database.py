@@ -5,8 +5,8 @@ from pathlib import Path
 import asyncpg
 from conftest import run
 
+from storage.database import SCHEMA
 from storage.embedded import _Server
-from store import SCHEMA
 
 # The lease of ten seconds, cut to four: so that it runs out while a process is stopped, and nobody waits long for the
 # threads of a dead one. A process renews it each three seconds.

@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "documents": set(),
     "telemetry": {"chat"},
-    "storage": {"chat"},
+    "storage": {"chat", "settings"},  # settings: for its command
     "drafting": {"chat", "documents", "telemetry"},
     "runs": {"chat", "telemetry"},
     "agent": {"chat", "documents", "drafting"},

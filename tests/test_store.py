@@ -20,10 +20,11 @@ from access import shared_limits
 from chat import Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
 from storage import checkpoints, reads, writer
 from storage import statements as sql_statements
+from storage.database import POOL_CONNECTIONS, where
 from storage.sql import Statement, Write
 from storage.statements import RENAME_THREAD, end_writes, start_writes
 from storage.writer import QueueFull, Unit, statements
-from store import Store, StoreUnavailable, apply_schema, open_store, where
+from store import Store, StoreUnavailable, open_store
 from threads import checkpointer, histories
 
 pytestmark = pytest.mark.anyio
@@ -215,7 +216,7 @@ async def test_connections_that_the_network_has_swallowed_are_given_up_for_new_o
             proxy.swallow()
             async with asyncio.timeout(20):
                 await store.start_run(started("after"))
-                for _ in range(store_room.POOL_CONNECTIONS):  # each read gives one up
+                for _ in range(POOL_CONNECTIONS):  # each read gives one up
                     with suppress(StoreUnavailable):
                         await store.ping()
                 await store.ping()
@@ -313,18 +314,6 @@ async def test_leaving_a_frozen_database_takes_no_longer_than_it_may(database_ur
                 proxy.frozen = True
                 future = store.start_run(started())
         assert not future.done() or future.cancelled()
-
-
-async def test_replicas_that_start_at_once_make_the_schema_together(postgres: str) -> None:
-    connection = await asyncpg.connect(postgres)
-    await connection.execute("CREATE DATABASE empty_at_start")
-    dsn = postgres.replace("@/postgres", "@/empty_at_start")
-    connections = [await asyncpg.connect(dsn) for _ in range(5)]
-    await asyncio.gather(*(apply_schema(one) for one in connections))
-    for one in connections:
-        await one.close()
-    await connection.execute("DROP DATABASE empty_at_start")
-    await connection.close()
 
 
 async def test_statements_of_a_kind_go_together_and_others_keep_their_place() -> None:

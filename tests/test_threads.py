@@ -23,7 +23,7 @@ from test_store import ended, started, texts
 
 from chat import Conflict, Doc, Message, Piece, RunProgress
 from storage.reads import SEARCH_THREADS
-from store import FOREVER, Store, apply_schema
+from store import FOREVER, Store
 from threads import histories
 from threads.search import marked, pattern
 from web.threads import read_time
@@ -518,16 +518,6 @@ async def test_the_search_uses_its_indexes_among_many_owners(store: Store, datab
         assert "10000" not in plan, f"it looks at its owner's alone: {plan}"
     page, _ = await histories.search(store, "o8", "needle", 100, None)
     assert page == []
-
-
-@pytest.mark.anyio
-async def test_a_table_from_before_the_search_is_searched_too(database_url: str) -> None:
-    connection = await asyncpg.connect(database_url)
-    await connection.execute("ALTER TABLE messages DROP COLUMN words; DROP TRIGGER run_has_its_place ON runs")
-    for _ in range(2):
-        await apply_schema(connection)
-    assert await connection.fetchval("SELECT count(*) FROM messages WHERE words IS NULL") == 0
-    await connection.close()
 
 
 @pytest.mark.anyio

@@ -74,6 +74,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 queue_bytes=settings.write_queue_bytes,
                 connect_timeout_s=CONNECT_TIMEOUT_S,
                 drain_timeout_s=FLUSH_TIMEOUT_S,
+                migrate_at_start=settings.migrate_at_start,
                 journal_dir=settings.journal_dir,
                 on_commit=telemetry.committed,
             )

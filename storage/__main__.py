@@ -1,0 +1,90 @@
+"""`python -m storage status|migrate`: the schema of the service's database; the service may be running."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from contextlib import AsyncExitStack
+
+import asyncpg
+
+from settings import Settings, SettingsError
+from storage.database import (
+    VERSION,
+    ForeignSchema,
+    SchemaError,
+    StoreUnavailable,
+    connect,
+    migrate,
+    read_shape,
+    where,
+)
+from storage.embedded import EmbeddedPostgresError, embedded_postgres
+from storage.writer import DATABASE_FAULTS
+
+CONNECT_TIMEOUT_S = 10.0
+FAILED, DUE, FOREIGN = 1, 3, 4
+EXIT_CODES = f"""exit codes:
+  0  the database has this service's version of the schema
+  {FAILED}  the database can't be reached or not be migrated, or a setting is wrong
+  2  the command line is wrong
+  {DUE}  status: a migration is due
+  {FOREIGN}  the schema is newer than this service's, or not this service's"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m storage",
+        description="Show or migrate the schema of the database at DATABASE_URL, or of the embedded one.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("status", help="show the versions, and which files a migration would apply; change nothing")
+    commands.add_parser("migrate", help="lead the schema to this service's version")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        sys.exit(asyncio.run(_carry_out(arguments.command)))
+    except (SettingsError, StoreUnavailable, SchemaError, EmbeddedPostgresError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)  # noqa: T201  # a command's answer
+        sys.exit(FOREIGN if isinstance(error, ForeignSchema) else FAILED)
+
+
+async def _carry_out(command: str) -> int:
+    settings = Settings.from_env(os.environ)
+    async with AsyncExitStack() as stack:
+        dsn = settings.database_url
+        if dsn is None:
+            dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
+        connection = await connect(dsn, CONNECT_TIMEOUT_S)
+        stack.callback(connection.terminate)
+        try:
+            return await (_status(connection, dsn) if command == "status" else _migrate(connection, dsn))
+        except DATABASE_FAULTS as error:
+            raise StoreUnavailable(f"the database at {where(dsn)} went away ({type(error).__name__})") from error
+
+
+async def _status(connection: asyncpg.Connection, dsn: str) -> int:
+    shape = await read_shape(connection)
+    _say(f"database at {where(dsn)}: {shape}")
+    _say(f"this service: version {VERSION} of the schema")
+    _say(f"to be applied: {', '.join(step.name for step in shape.steps) or 'nothing'}")
+    return DUE if shape.steps else 0
+
+
+async def _migrate(connection: asyncpg.Connection, dsn: str) -> int:
+    shape = await read_shape(connection)
+    if shape.steps:
+        await migrate(connection)
+    _say(f"database at {where(dsn)}: version {VERSION} of the schema")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line)  # noqa: T201  # what the command is for
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The database: where it is, connections to it, and the version of its schema.
+
+`schema.sql` makes the whole schema in an empty database. `migrations/NNN_*.sql` lead there from each earlier version;
+version NNN is the shape after that file. A start that finds its own version reads one row, and neither locks nor
+changes anything.
+
+A migration is one transaction, by one process at a time. It waits for no table longer than LOCK_TIMEOUT_S, as all who
+write to that table wait behind it; then it lets go and tries again. So a migration first locks all the tables that it
+changes, in one LOCK TABLE.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from chat import Refusal, RunFailure
+from storage.writer import BACKOFF_S, DATABASE_FAULTS, within
+
+log = logging.getLogger("draftstream.database")
+
+SCHEMA = Path(__file__).parent.parent / "schema.sql"
+MIGRATIONS = {int(path.name[:3]): path for path in sorted((Path(__file__).parent / "migrations").glob("*.sql"))}
+VERSION = max(MIGRATIONS)
+"""Of the schema that this service works with."""
+
+POOL_CONNECTIONS = 8
+READ_BUDGET_S = 1.0
+VERSION_BUDGET_S = 10.0  # at a start, which may be everybody's at once
+MIGRATION_LOCK = 0x6472616674  # "draft", as an advisory lock; a service from before versions takes it, too
+LOCK_TIMEOUT_S = 0.5  # less than a writer's two seconds for a batch, and than PostgreSQL's one to find a deadlock
+RETRY_S = (0.5, 1.0, 2.0, 5.0)  # the pauses between attempts, in which everybody writes; the last one repeats
+TABLES_BUDGET_S = 60.0  # how long a migration tries to get its tables
+TURN_S = 0.2  # between two looks at whether another process has done the migration
+
+READ_VERSION = "SELECT version FROM draftstream_schema"
+HAS_VERSION = "SELECT to_regclass('draftstream_schema') IS NOT NULL"
+READ_COLUMNS = """SELECT c.relname AS name, c.relkind = 'r' AS is_table, array_agg(a.attname::text) AS columns
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE n.nspname = current_schema() AND c.relname = ANY($1) GROUP BY c.oid ORDER BY c.relname"""
+
+# The columns by which tables without a version are ours. Those that version 1 or 2 may add to them are left out.
+BEFORE_VERSIONS = {
+    "threads": "owner thread_id title last_seq created_at updated_at",
+    "runs": "run_id owner thread_id seq status reason error usage model checkpoint_id idempotency_key fingerprint"
+    " leased_until started_at ended_at",
+    "messages": "owner thread_id seq item run_id role type content complete doc_id title version created_at",
+    "pieces": "run_id position owner thread_id seq item type content doc_id title version",
+    "deleted_runs": "run_id deleted_at",
+    "dead_letters": "id thread error writes created_at",
+    "limit_counts": "owner name slot process used updated_at expires_at",
+    "access_keys": "key_id secret_hash owner name scopes created_at expires_at revoked_at",
+    "stream_tokens": "hash owner scopes key_id expires_at redeemed_at run_id",
+    "checkpoints": "thread_id checkpoint_ns checkpoint_id parent_checkpoint_id type checkpoint metadata",
+    "checkpoint_blobs": "thread_id checkpoint_ns channel version type blob",
+    "checkpoint_writes": "thread_id checkpoint_ns checkpoint_id task_id idx channel type blob",
+    "checkpoint_migrations": "v",
+}
+
+
+class StoreUnavailable(RunFailure, Refusal):
+    """The database can't be reached, or does not answer in time."""
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__("store_unavailable", "The database can't be reached at the moment.", retryable=True)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why or self.content
+
+
+class SchemaError(Exception):
+    """The database has a schema that this service can't use, or can't be migrated; one line says why."""
+
+
+class ForeignSchema(SchemaError):
+    """The database is another service's, or a newer one's."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Connections
+
+
+def where(dsn: str) -> str:
+    """The database's place as it may be shown: host, port and name, never a user or a password."""
+    parts = urlsplit(dsn)
+    return f"{parts.hostname or 'a local socket'}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
+    """Connect, trying for `wait_s` seconds, as a database may start beside the service. Raises StoreUnavailable."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait_s
+    while True:
+        left = deadline - loop.time()
+        try:
+            return await asyncpg.connect(dsn, timeout=max(left, 0.1))
+        except (*DATABASE_FAULTS, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
+            wrong = isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError)
+            if wrong or isinstance(error, ValueError) or deadline - loop.time() < BACKOFF_S[-1]:
+                raise StoreUnavailable(f"can't use the database at {where(dsn)} ({reason})") from error
+        await asyncio.sleep(BACKOFF_S[-1])
+
+
+@asynccontextmanager
+async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
+    """Connections for reads, made when they are needed."""
+    pool = asyncpg.create_pool(dsn, min_size=0, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S)
+    try:
+        await pool
+        yield pool
+    finally:
+        pool.terminate()
+
+
+async def _no_reset(_: asyncpg.Connection) -> None:
+    """Reads leave nothing behind, so a connection goes back without the round trip of a reset."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The schema's version
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A database's version: 0 for tables from before versions, None for a database without tables of ours."""
+
+    version: int | None
+
+    @property
+    def steps(self) -> Sequence[Path]:
+        """The files that lead from here to this service's version."""
+        version = self.version
+        return [SCHEMA] if version is None else [path for number, path in MIGRATIONS.items() if number > version]
+
+    def __str__(self) -> str:
+        match self.version:
+            case None:
+                return "no schema yet"
+            case 0:
+                return "a schema from before versions"
+        return f"version {self.version} of the schema"
+
+
+async def read_shape(connection: asyncpg.Connection) -> Shape:
+    """One SELECT where the database has a version. Raises SchemaError."""
+    try:
+        return await _versioned(connection)
+    except asyncpg.UndefinedTableError:
+        return await _unversioned(connection)
+
+
+async def _versioned(connection: asyncpg.Connection) -> Shape:
+    try:
+        rows = await connection.fetch(READ_VERSION)
+    except asyncpg.UndefinedColumnError:
+        raise ForeignSchema(_foreign("draftstream_schema", "has no column version")) from None
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SchemaError(f"the service's role can't use the database: {error}") from None
+    if len(rows) != 1:
+        raise ForeignSchema(_foreign("draftstream_schema", "has no row"))
+    [version] = rows[0]
+    if version > VERSION:
+        raise ForeignSchema(
+            f"the database has version {version} of the schema, which is newer than this service's, {VERSION}: "
+            "start the newer service, or restore a backup from before its migration"
+        )
+    return Shape(version)
+
+
+async def _unversioned(connection: asyncpg.Connection) -> Shape:
+    tables = await connection.fetch(READ_COLUMNS, list(BEFORE_VERSIONS))
+    for table in tables:
+        if not table["is_table"]:
+            raise ForeignSchema(_foreign(table["name"], "is no table"))
+        missing = [column for column in BEFORE_VERSIONS[table["name"]].split() if column not in table["columns"]]
+        if missing:
+            raise ForeignSchema(_foreign(table["name"], f"has no column {missing[0]}"))
+    return Shape(0 if tables else None)
+
+
+def _foreign(name: str, fault: str) -> str:
+    return f"{name} in the database is not this service's, as it {fault}: give the service a database of its own"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Migrating
+
+
+async def check_schema(connection: asyncpg.Connection, *, migrates: bool) -> None:
+    """See that the schema is this service's, and migrate it where it is not. Raises SchemaError."""
+    shape = await within(VERSION_BUDGET_S, connection, read_shape(connection))
+    if not shape.steps:
+        return
+    if not migrates:
+        raise SchemaError(f"the database has {shape}, and MIGRATE_AT_START is 0: run python -m storage migrate")
+    await migrate(connection)
+
+
+async def migrate(connection: asyncpg.Connection) -> Sequence[Path]:
+    """Lead the schema to this service's version; gives the files that were applied. Raises SchemaError."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + TABLES_BUDGET_S
+    pauses = itertools.chain(RETRY_S, itertools.repeat(RETRY_S[-1]))
+    waits_for_turn = False
+    while True:
+        try:
+            steps = await _attempt(connection)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            pause = next(pauses)
+            if loop.time() + pause > deadline:
+                raise SchemaError(
+                    f"the schema can't be migrated: another transaction has held its tables for {TABLES_BUDGET_S:.0f} "
+                    "seconds; end it (the oldest xact_start in pg_stat_activity), and run python -m storage migrate"
+                ) from None
+            log.warning("the schema's migration waits for another transaction; the next attempt is in %s s", pause)
+            await asyncio.sleep(pause)
+            continue
+        except asyncpg.PostgresError as error:
+            if _is_away(error):
+                raise
+            raise SchemaError(f"the schema can't be migrated: {_line(error)}") from error
+        if steps is not None:
+            return steps
+        if not waits_for_turn:
+            log.info("another process migrates the schema; this one waits for it")
+        waits_for_turn = True
+        await asyncio.sleep(TURN_S)
+
+
+async def _attempt(connection: asyncpg.Connection) -> Sequence[Path] | None:
+    """All the steps in one transaction; None while another process does them."""
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; SET LOCAL statement_timeout = 0")
+        if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", MIGRATION_LOCK):
+            return None
+        has_version = await connection.fetchval(HAS_VERSION)
+        shape = await (_versioned(connection) if has_version else _unversioned(connection))
+        for step in shape.steps:
+            await connection.execute(step.read_text("utf-8"))
+            log.info("the schema's migration has applied %s", step.name)
+        return shape.steps
+
+
+def _is_away(error: asyncpg.PostgresError) -> bool:
+    """Whether the server ends, or can't work: SQLSTATE classes 08 (connection), 53 (resources) and 57 (operator)."""
+    return (error.sqlstate or "")[:2] in ("08", "53", "57")
+
+
+def _line(error: asyncpg.PostgresError) -> str:
+    return str(error).splitlines()[0]
+
+
+async def apply_schema(connection: asyncpg.Connection) -> None:
+    """Make the whole schema in an empty database."""
+    async with connection.transaction():
+        await connection.execute(SCHEMA.read_text("utf-8"))

@@ -1,0 +1,430 @@
+-- Version 1: the tables of a service that kept no version and applied this text at each start. It leads there from any of
+-- its earlier shapes, and changes nothing where they are complete. LangGraph's own tables may have been there before.
+
+DO $$
+DECLARE
+    present text;
+BEGIN
+    SELECT string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY tablename) INTO present FROM pg_tables
+    WHERE schemaname = current_schema() AND tablename IN ('access_keys', 'checkpoint_blobs', 'checkpoint_migrations',
+        'checkpoint_writes', 'checkpoints', 'dead_letters', 'deleted_runs', 'limit_counts', 'messages', 'pieces', 'runs',
+        'stream_tokens', 'threads');
+    IF present IS NOT NULL THEN
+        EXECUTE 'LOCK TABLE ' || present;
+    END IF;
+END $$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- What a person reads: threads, their runs, and one row an item (a message, or a version of a document)
+
+CREATE TABLE IF NOT EXISTS threads (
+    owner      text        NOT NULL,
+    thread_id  text        NOT NULL,
+    title      text        NOT NULL,
+    last_seq   bigint      NOT NULL,                       -- the seq of the thread's newest run
+    head_run_id text,                                      -- the run that the next message goes on from
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    PRIMARY KEY (owner, thread_id)
+);
+
+-- The list of an owner's threads, newest first. By creation, which never changes: so a page never skips or repeats.
+CREATE INDEX IF NOT EXISTS threads_newest ON threads (owner, created_at DESC, thread_id DESC);
+
+CREATE TABLE IF NOT EXISTS runs (
+    run_id        text        NOT NULL PRIMARY KEY,
+    owner         text        NOT NULL,
+    thread_id     text        NOT NULL,
+    seq           bigint      NOT NULL,                    -- counts the thread's runs from 1, in all its branches
+    parent_run_id text,                                    -- the run that it goes on from; none: it begins a conversation
+    status        text        NOT NULL CHECK (status IN (
+        'running',                                         -- → any of the others, once
+        'completed',                                       -- the model finished, or the provider cut it (see reason)
+        'cancelled',                                       -- a person, the run's time limit or a shutdown stopped it
+        'failed',                                          -- see error
+        'interrupted'                                      -- its process ended in the middle of it
+    )),
+    reason        text,                                    -- as the run's `end` said: stop, length, content_filter, …
+    error         jsonb,                                   -- as the run's `error` said: content, code, retryable
+    usage         jsonb,                                   -- input_tokens, output_tokens
+    model         text        NOT NULL,
+    checkpoint_id text,                                    -- the state that the run left
+    idempotency_key text,
+    fingerprint   text,                                    -- of the request that came with the key
+    leased_until  timestamptz,                             -- a process runs it, by this database's clock; renewed on the way
+    started_at    timestamptz NOT NULL,
+    ended_at      timestamptz,
+    UNIQUE (owner, thread_id, seq)                         -- the history in order; and no two runs in one place
+);
+
+-- Tables from before branches: then each run went on from the one before it.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'threads'::regclass AND attname = 'head_run_id') THEN
+        ALTER TABLE threads ADD COLUMN head_run_id text;
+        ALTER TABLE runs ADD COLUMN parent_run_id text;
+        UPDATE runs r SET parent_run_id = p.run_id FROM runs p
+            WHERE p.owner = r.owner AND p.thread_id = r.thread_id AND p.seq = r.seq - 1;
+        UPDATE threads t SET head_run_id = r.run_id FROM runs r
+            WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND r.seq = t.last_seq;
+    END IF;
+END $$;
+
+-- A run ends once. A process that slept through its lease finds its run interrupted, and nothing of what it brings is
+-- stored: the unit that carries the run's end carries its items and its checkpoint, and is refused as a whole.
+CREATE OR REPLACE FUNCTION run_ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'run % is % already', OLD.run_id, OLD.status USING ERRCODE = 'restrict_violation';
+END $$;
+CREATE OR REPLACE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH ROW
+    WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status) EXECUTE FUNCTION run_ends_once();
+
+-- Held by what makes a fork of this name: see fork_thread.
+CREATE OR REPLACE FUNCTION fork_lock(its_owner text, its_id text) RETURNS bigint LANGUAGE sql IMMUTABLE AS
+    $$ SELECT hashtextextended(its_owner || '/' || its_id, 0) $$;
+
+-- A run goes on where it began: in a thread that is still there. One that was deleted meanwhile is not begun again in the
+-- middle by a run that had looked at it before, and nothing comes back of it with the end of a run that it had.
+CREATE OR REPLACE FUNCTION run_has_its_place() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM runs WHERE run_id = NEW.run_id) AND (NEW.status <> 'running' OR NOT EXISTS (
+            SELECT FROM runs WHERE owner = NEW.owner AND thread_id = NEW.thread_id AND seq = NEW.seq - 1)
+            OR NOT pg_try_advisory_xact_lock_shared(fork_lock(NEW.owner, NEW.thread_id))) THEN
+        RAISE EXCEPTION 'the place of run % is gone', NEW.run_id USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER run_has_its_place BEFORE INSERT ON runs FOR EACH ROW
+    WHEN ((NEW.status <> 'running' OR NEW.seq > 1) AND current_setting('draftstream.forking', true) IS DISTINCT FROM 'yes')
+    EXECUTE FUNCTION run_has_its_place();
+
+-- A request that comes again finds its run; few runs have a key.
+CREATE UNIQUE INDEX IF NOT EXISTS runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
+
+-- How many runs each caller has in progress, read once a second. The lease is not in it, so that renewing one stays cheap.
+CREATE INDEX IF NOT EXISTS runs_running ON runs (owner) WHERE status = 'running';
+
+CREATE TABLE IF NOT EXISTS messages (
+    owner      text        NOT NULL,
+    thread_id  text        NOT NULL,
+    seq        bigint      NOT NULL,                       -- of the run
+    item       integer     NOT NULL,                       -- -1: the user's message; from 0: what the run said, in order
+    run_id     text        NOT NULL,
+    role       text        NOT NULL CHECK (role IN ('user', 'assistant')),
+    type       text        NOT NULL CHECK (type IN ('message', 'doc')),
+    content    text        NOT NULL,
+    complete   boolean     NOT NULL,                       -- false: the run was stopped in the middle of it
+    doc_id     text,
+    title      text,
+    version    integer,
+    created_at timestamptz NOT NULL,
+    words      tsvector,                                   -- for the search; found a moment later, as it takes milliseconds
+    PRIMARY KEY (owner, thread_id, seq, item)              -- a thread is read by one scan of this index, in order
+);
+DO $$ BEGIN                                                -- a table from before it; an ALTER that does nothing would lock it
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'messages'::regclass AND attname = 'words') THEN
+        ALTER TABLE messages ADD COLUMN words tsvector;
+    END IF;
+END $$;
+
+-- What a run in progress has said so far, a few rows a second; deleted when it ends, with its items in one transaction.
+CREATE TABLE IF NOT EXISTS pieces (
+    run_id     text        NOT NULL,
+    position   bigint      NOT NULL,                       -- of the piece's end, in code points of the run's content
+    owner      text        NOT NULL,
+    thread_id  text        NOT NULL,
+    seq        bigint      NOT NULL,
+    item       integer     NOT NULL,
+    type       text        NOT NULL CHECK (type IN ('message', 'doc')),
+    content    text        NOT NULL,
+    doc_id     text,
+    title      text,
+    version    integer,
+    PRIMARY KEY (run_id, position)
+);
+
+-- A thread's history includes what its runs in progress have said.
+CREATE INDEX IF NOT EXISTS pieces_thread ON pieces (owner, thread_id, seq);
+
+-- The thread moves on from a run whose process ended: what was saved of it becomes its items. If it came to its end after
+-- all, or said more than the `known` code points that were seen of it, this is refused: the run that wants to go on does
+-- not know that.
+CREATE OR REPLACE FUNCTION interrupt_run(its_id text, known bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE runs SET status = 'interrupted' WHERE run_id = its_id AND (status = 'running' OR checkpoint_id IS NOT NULL);
+    IF (SELECT max(position) FROM pieces WHERE run_id = its_id) > known THEN
+        RAISE EXCEPTION 'run % has said more', its_id USING ERRCODE = 'restrict_violation';
+    END IF;
+    WITH gone AS (DELETE FROM pieces WHERE run_id = its_id RETURNING *)
+    INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+        doc_id, title, version, created_at)
+    SELECT owner, thread_id, seq, item, run_id, 'assistant', type, string_agg(content, '' ORDER BY position), false,
+        doc_id, title, version, now()
+    FROM gone GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version
+    ON CONFLICT (owner, thread_id, seq, item) DO NOTHING;
+END $$;
+
+-- The runs of deleted threads, for the month in which a journal may still bring one: it stays away.
+CREATE TABLE IF NOT EXISTS deleted_runs (
+    run_id     text        NOT NULL PRIMARY KEY,
+    deleted_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS deleted_runs_age ON deleted_runs (deleted_at);
+
+-- A record that the database refused for its content, set aside so that the others could go on.
+CREATE TABLE IF NOT EXISTS dead_letters (
+    id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    thread     text        NOT NULL,                       -- owner/thread_id
+    error      text        NOT NULL,
+    writes     bytea       NOT NULL,                       -- JSON: [[sql, [arguments]], …]; bytes, as it may hold NUL
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Search: one index for titles, one for what was said. The configuration 'simple' knows no language, so it finds words as
+-- they are written, in any. Of a document the first 100,000 characters are searched: a tsvector holds a megabyte at most.
+-- The owner is a word of it too, one that no text has (it begins with a space): so a search reads what is its owner's,
+-- however many others said the same.
+--
+-- The parser takes typographic quotes and dashes for letters where the database's locale is C; a draft is full of them.
+-- These functions name nothing of this schema when they run: an index is also kept by VACUUM, which looks at no schema.
+CREATE OR REPLACE FUNCTION search_vector(owner text, said text) RETURNS tsvector
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    of_owner tsvector := array_to_tsvector(ARRAY[' ' || hashtextextended(owner, 0)]);
+BEGIN
+    RETURN to_tsvector('simple', translate(left(said, 100000), '“”„«»‘’‚–—…•§', '"""""''''''     ')) || of_owner;
+EXCEPTION WHEN program_limit_exceeded THEN
+    RETURN of_owner;                                       -- stored all the same, and not found
+END $$;
+CREATE OR REPLACE FUNCTION search_query(owner text, words text) RETURNS tsquery
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    query tsquery := websearch_to_tsquery('simple', translate(words, '“”„«»‘’‚–—…•§', '"""""''''''     '));
+BEGIN
+    RETURN CASE WHEN numnode(query) > 0 THEN query && quote_literal(' ' || hashtextextended(owner, 0))::tsquery END;
+END $$;
+CREATE INDEX IF NOT EXISTS threads_search ON threads USING gin (search_vector(owner, title))
+    WITH (gin_pending_list_limit = 512);                   -- in KB: merged by the writer, in milliseconds
+CREATE INDEX IF NOT EXISTS messages_search ON messages USING gin (words);
+
+-- The items whose words are still to be found, oldest first.
+CREATE INDEX IF NOT EXISTS messages_unsearched ON messages (created_at) WHERE words IS NULL;
+
+-- What each process has let its callers use of a limit, so that the others know; empty while no such limit is set.
+CREATE TABLE IF NOT EXISTS limit_counts (
+    owner      text        NOT NULL,
+    name       text        NOT NULL,                       -- of the limit: requests, tokens
+    slot       bigint      NOT NULL,                       -- a twelfth of the limit's window, numbered since the epoch
+    process    text        NOT NULL,
+    used       bigint      NOT NULL,                       -- in this slot so far; it only grows
+    updated_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,                       -- the slot counts no more
+    PRIMARY KEY (owner, name, slot, process)               -- the others' counts of a slot are added up
+);
+
+-- Each process reads once a second what has changed.
+CREATE INDEX IF NOT EXISTS limit_counts_changed ON limit_counts (updated_at);
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Who may call
+
+-- API keys. A key is revoked, and never deleted: a service that once had one is never open again.
+CREATE TABLE IF NOT EXISTS access_keys (
+    key_id      text        NOT NULL PRIMARY KEY,          -- the public part of the key, by which it is looked up
+    secret_hash bytea       NOT NULL,                      -- SHA-256 of the other part: 32 random bytes need no slow hash
+    owner       text        NOT NULL,
+    name        text        NOT NULL,
+    scopes      text[]      NOT NULL CHECK (scopes <@ ARRAY['chat', 'read', 'admin']),
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    expires_at  timestamptz,
+    revoked_at  timestamptz
+);
+
+-- What an EventSource sends in place of a key, once.
+CREATE TABLE IF NOT EXISTS stream_tokens (
+    hash        bytea       NOT NULL PRIMARY KEY,          -- SHA-256 of the token
+    owner       text        NOT NULL,
+    scopes      text[]      NOT NULL,
+    key_id      text        REFERENCES access_keys,        -- the key that asked for it: revoked, it takes its tokens along
+    expires_at  timestamptz NOT NULL,                      -- until it is redeemed; then, until it may no longer resume
+    redeemed_at timestamptz,
+    run_id      text                                       -- the run that it was redeemed for, and may resume
+);
+
+-- Old tokens are deleted by their age.
+CREATE INDEX IF NOT EXISTS stream_tokens_expiry ON stream_tokens (expires_at);
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- What the agent remembers: LangGraph's checkpoints, in the table layout of langgraph-checkpoint-postgres, so that either
+-- reads what the other wrote. thread_id is "owner/thread_id". Its further indexes on thread_id alone are left out: the
+-- primary keys begin with it.
+
+CREATE TABLE IF NOT EXISTS checkpoints (
+    thread_id            text  NOT NULL,
+    checkpoint_ns        text  NOT NULL DEFAULT '',
+    checkpoint_id        text  NOT NULL,                   -- a UUIDv6: newer ones sort after older ones
+    parent_checkpoint_id text,
+    type                 text,
+    checkpoint           jsonb NOT NULL,
+    metadata             jsonb NOT NULL DEFAULT '{}',
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
+);
+
+CREATE TABLE IF NOT EXISTS checkpoint_blobs (
+    thread_id     text NOT NULL,
+    checkpoint_ns text NOT NULL DEFAULT '',
+    channel       text NOT NULL,
+    version       text NOT NULL,
+    type          text NOT NULL,
+    blob          bytea,
+    PRIMARY KEY (thread_id, checkpoint_ns, channel, version)
+);
+
+CREATE TABLE IF NOT EXISTS checkpoint_writes (
+    thread_id     text    NOT NULL,
+    checkpoint_ns text    NOT NULL DEFAULT '',
+    checkpoint_id text    NOT NULL,
+    task_id       text    NOT NULL,
+    idx           integer NOT NULL,
+    channel       text    NOT NULL,
+    type          text,
+    blob          bytea   NOT NULL,
+    task_path     text    NOT NULL DEFAULT '',
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+);
+
+-- The official saver's own count of its migrations, so that its setup() finds nothing to do.
+CREATE TABLE IF NOT EXISTS checkpoint_migrations (v integer PRIMARY KEY);
+INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9) ON CONFLICT DO NOTHING;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Everything of a thread, gone in one transaction; nothing happens to one that was updated since, or is not there. The
+-- thread's row is held from the first, so that no process begins a run on it meanwhile; one that has a run in progress is
+-- refused.
+CREATE OR REPLACE FUNCTION delete_thread(its_owner text, its_id text, before timestamptz) RETURNS void
+    LANGUAGE plpgsql AS $$
+DECLARE
+    its_graph_id text := its_owner || '/' || its_id;
+BEGIN
+    PERFORM FROM threads WHERE owner = its_owner AND thread_id = its_id AND updated_at < before FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM runs WHERE owner = its_owner AND thread_id = its_id
+            AND status = 'running' AND leased_until > now()) THEN
+        RAISE EXCEPTION 'the thread has a run in progress' USING ERRCODE = 'restrict_violation';
+    END IF;
+    DELETE FROM pieces WHERE owner = its_owner AND thread_id = its_id;
+    DELETE FROM messages WHERE owner = its_owner AND thread_id = its_id;
+    WITH gone AS (DELETE FROM runs WHERE owner = its_owner AND thread_id = its_id RETURNING run_id)
+        INSERT INTO deleted_runs (run_id) SELECT run_id FROM gone ON CONFLICT DO NOTHING;
+    DELETE FROM deleted_runs WHERE deleted_at < now() - interval '30 days';
+    DELETE FROM checkpoint_writes WHERE thread_id = its_graph_id;
+    DELETE FROM checkpoint_blobs WHERE thread_id = its_graph_id;
+    DELETE FROM checkpoints WHERE thread_id = its_graph_id;
+    DELETE FROM dead_letters WHERE thread = its_graph_id;
+    DELETE FROM threads WHERE owner = its_owner AND thread_id = its_id;
+END $$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- A new thread with the history of the run `tip`, back to where its conversation began, and with the state that this one
+-- left. The runs get new ids; the checkpoints keep theirs, as a thread's name is part of their key.
+--
+-- The copy may take long, and nobody must wait for it, least of all a writer, which would wait for a key that is not
+-- committed yet. So what stands at the first place of the new thread, where a run of that name would begin, comes last,
+-- in a moment; and a run that began there before is refused its second place meanwhile (see run_has_its_place).
+--
+-- To be called in one look at the database (REPEATABLE READ): the thread may go on, or be deleted.
+CREATE OR REPLACE FUNCTION fork_thread(its_owner text, its_id text, tip text, new_id text) RETURNS void
+    LANGUAGE plpgsql SET plan_cache_mode = 'force_custom_plan' AS $$
+DECLARE
+    its_graph_id text := its_owner || '/' || its_id;
+    new_graph_id text := its_owner || '/' || new_id;
+    its_runs text[];
+    its_seqs bigint[];
+    new_runs text[];
+    state text;
+    chain text[];
+BEGIN
+    PERFORM pg_advisory_xact_lock(fork_lock(its_owner, new_id));
+    PERFORM set_config('draftstream.forking', 'yes', true);
+    IF EXISTS (SELECT FROM threads WHERE owner = its_owner AND thread_id = new_id) THEN
+        RAISE EXCEPTION 'there is a thread of that name' USING ERRCODE = 'unique_violation';
+    END IF;
+
+    WITH RECURSIVE line AS (
+        SELECT run_id, parent_run_id, seq, checkpoint_id FROM runs
+        WHERE run_id = tip AND owner = its_owner AND thread_id = its_id
+      UNION ALL
+        SELECT r.run_id, r.parent_run_id, r.seq, r.checkpoint_id FROM line JOIN runs r ON r.run_id = line.parent_run_id
+    )
+    SELECT array_agg(run_id ORDER BY seq), array_agg(seq ORDER BY seq), array_agg(gen_random_uuid()::text),
+        (array_agg(checkpoint_id ORDER BY seq DESC) FILTER (WHERE checkpoint_id IS NOT NULL))[1]
+    INTO its_runs, its_seqs, new_runs, state FROM line;
+    IF its_runs IS NULL THEN                               -- deleted meanwhile
+        RETURN;
+    END IF;
+
+    -- What the state stands on: itself and, for the delta channels, its ancestors up to where each has a value stored.
+    WITH RECURSIVE kept AS (
+        SELECT 0 AS depth, c.checkpoint_id, c.parent_checkpoint_id,
+            ARRAY(SELECT jsonb_object_keys(c.metadata -> 'counters_since_delta_snapshot')) AS open
+        FROM checkpoints c WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = state
+      UNION ALL
+        SELECT kept.depth + 1, c.checkpoint_id, c.parent_checkpoint_id,
+            ARRAY(SELECT o FROM unnest(kept.open) AS o WHERE NOT EXISTS (
+                SELECT FROM checkpoint_blobs b WHERE b.thread_id = its_graph_id AND b.checkpoint_ns = ''
+                    AND b.channel = o AND b.version = c.checkpoint -> 'channel_versions' ->> o AND b.type <> 'empty'))
+        FROM kept JOIN checkpoints c ON c.thread_id = its_graph_id AND c.checkpoint_ns = ''
+            AND c.checkpoint_id = kept.parent_checkpoint_id
+        WHERE cardinality(kept.open) > 0
+    )
+    SELECT coalesce(array_agg(checkpoint_id ORDER BY depth), '{}') INTO chain FROM kept;
+
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT new_graph_id, '', b.channel, b.version, b.type, b.blob
+    FROM (
+        SELECT DISTINCT v.key, v.value FROM checkpoints c, jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+        WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = ANY(chain)
+    ) AS used JOIN checkpoint_blobs b ON b.thread_id = its_graph_id AND b.checkpoint_ns = ''
+        AND b.channel = used.key AND b.version = used.value;
+    INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
+    SELECT new_graph_id, '', c.checkpoint_id, CASE WHEN c.parent_checkpoint_id = ANY(chain) THEN c.parent_checkpoint_id END,
+        c.type, c.checkpoint,
+        c.metadata || CASE WHEN r.new IS NULL THEN '{}' ELSE jsonb_build_object('run_id', r.new) END
+    FROM checkpoints c LEFT JOIN unnest(its_runs, new_runs) AS r(old, new) ON r.old = c.metadata ->> 'run_id'
+    WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = ANY(chain);
+    -- The deltas between two states are stored with the older one. So those with the state itself are its children's.
+    INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
+    SELECT new_graph_id, '', checkpoint_id, task_id, idx, channel, type, blob, task_path FROM checkpoint_writes
+    WHERE thread_id = its_graph_id AND checkpoint_ns = '' AND checkpoint_id = ANY(chain[2:]);
+
+    FOR pass IN 1..2 LOOP
+        IF pass = 2 THEN
+            INSERT INTO threads (owner, thread_id, title, last_seq, head_run_id, created_at, updated_at)
+            SELECT owner, new_id, title, cardinality(new_runs), new_runs[cardinality(new_runs)], now(), now()
+            FROM threads WHERE owner = its_owner AND thread_id = its_id;
+        END IF;
+        INSERT INTO runs (run_id, owner, thread_id, seq, parent_run_id, status, reason, error, usage, model,
+            checkpoint_id, started_at, ended_at)
+        SELECT line.new, its_owner, new_id, line.place, new_runs[line.place - 1],
+            CASE status WHEN 'running' THEN 'interrupted' ELSE status END, reason, error, usage, model,
+            checkpoint_id, started_at, ended_at
+        FROM unnest(its_runs, new_runs) WITH ORDINALITY AS line(old, new, place) JOIN runs ON run_id = line.old
+        WHERE (line.place = 1) = (pass = 2);
+        INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+            doc_id, title, version, created_at, words)
+        SELECT its_owner, new_id, line.place, m.item, line.new, m.role, m.type, m.content, m.complete,
+            m.doc_id, m.title, m.version, m.created_at, m.words
+        FROM unnest(its_seqs, new_runs) WITH ORDINALITY AS line(seq, new, place)
+        JOIN messages m ON m.owner = its_owner AND m.thread_id = its_id AND m.seq = line.seq
+        WHERE (line.place = 1) = (pass = 2);
+        -- Of a run whose process ended, and that nothing has gone on from, what was said is still in pieces.
+        INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
+            doc_id, title, version, created_at)
+        SELECT its_owner, new_id, line.place, p.item, line.new, 'assistant', p.type,
+            string_agg(p.content, '' ORDER BY p.position), false, p.doc_id, p.title, p.version, now()
+        FROM unnest(its_runs, new_runs) WITH ORDINALITY AS line(old, new, place) JOIN pieces p ON p.run_id = line.old
+        WHERE (line.place = 1) = (pass = 2)
+        GROUP BY line.place, line.new, p.item, p.type, p.doc_id, p.title, p.version;
+    END LOOP;
+END $$;
