@@ -7,12 +7,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from itertools import islice
 from typing import Literal, NotRequired, TypedDict
 
 THREAD_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # The state before anything was said: a chat that starts from it branches at the thread's very beginning.
 BEGINNING = "00000000-0000-0000-0000-000000000000"
 # C0 controls but tab, newline and carriage return: no keyboard types them, PostgreSQL refuses the first of them.
@@ -401,6 +403,13 @@ class Item(TypedDict):
     doc_id: NotRequired[str]
     title: NotRequired[str]
     version: NotRequired[int]
+
+
+class StoredItem(Item):
+    """An item as it is read: with the run that it is of, and the time at which it was written."""
+
+    run_id: str
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import cast
 
 import asyncpg
 import orjson
@@ -346,7 +345,7 @@ class Store:
         said: dict[str, list[Item]] = {run_id: [] for run_id in ids}
         for row in await self.fetch(READ_ITEMS, owner, thread_id):
             if row["run_id"] in said:
-                said[row["run_id"]].append(cast("Item", item_of(row)))
+                said[row["run_id"]].append(item_of(row))
         return state, [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
 
     async def run(self, owner: str, run_id: str | None = None, idempotency_key: str | None = None) -> StoredRun | None:
@@ -358,7 +357,7 @@ class Store:
         row = rows[0]
         await self.settled(graph_thread_id(owner, row["thread_id"]))
         items = [
-            cast("Item", item_of(item))
+            item_of(item)
             for item in await self.fetch(READ_ITEMS, owner, row["thread_id"])
             if item["run_id"] == row["run_id"] and item["role"] == "assistant"
         ]

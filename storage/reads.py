@@ -1,6 +1,10 @@
 """The statements that run on the pool, and the form of an item that is read."""
 
+from typing import cast
+
 import asyncpg
+
+from chat import StoredItem
 
 # The items of runs in progress, and of those whose process ended, out of their pieces.
 ITEMS_OF_PIECES = """SELECT owner, thread_id, seq, item, run_id, 'assistant' AS role, type,
@@ -107,7 +111,7 @@ LEFT JOIN LATERAL (
 WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
 
 # The run that a fork goes back to: the one that left the state $3, or else the thread's head.
-READ_TIP = """SELECT r.run_id, r.status = 'running' AND r.leased_until > now() AS in_progress
+READ_TIP = """SELECT t.title, r.run_id, r.status = 'running' AND r.leased_until > now() AS in_progress
 FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.head_run_id ELSE (
     SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $3) END
 WHERE t.owner = $1 AND t.thread_id = $2"""
@@ -158,8 +162,8 @@ WHERE (m.owner, m.thread_id, m.seq, m.item) = (next.owner, next.thread_id, next.
 RETURNING 1"""
 
 
-def item_of(row: asyncpg.Record) -> dict[str, object]:
+def item_of(row: asyncpg.Record) -> StoredItem:
     item = dict(row)
     if item["type"] == "message":
         del item["doc_id"], item["title"], item["version"]
-    return item
+    return cast("StoredItem", item)

@@ -19,8 +19,7 @@ from test_docx_file import pdf_text
 
 from documents import files as export
 from store import Store
-from threads import histories
-from threads.histories import RUNS_A_PAGE
+from threads.histories import RUNS_A_PAGE, ThreadGone, Threads
 from web.downloads import disposition
 
 Start = Callable[..., Service]
@@ -215,10 +214,11 @@ async def test_what_is_deleted_while_it_is_sent_is_not_sent_as_a_whole(
     running = service(openai=openai)
     await asyncio.to_thread(chat, running.url, "Hi", thread_id="t")
     await asyncio.to_thread(lengthen, database_url, RUNS_A_PAGE + 1, 1)
-    items = histories.everything(store, "anonymous", "t")
+    threads = Threads(store, "anonymous")
+    items = threads.everything(await threads.outline("t"))
     assert (await anext(items))["content"] == "Hi"
     await asyncio.to_thread(rows, database_url, "DELETE FROM messages")
-    with pytest.raises(histories.ThreadGone):
+    with pytest.raises(ThreadGone):
         [item async for item in items]
 
 

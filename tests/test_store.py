@@ -17,7 +17,7 @@ from fault_proxy import FaultProxy
 import store as store_room
 from access import __main__ as access_command
 from access import shared_limits
-from chat import Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
+from chat import Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
 from storage import checkpoints, reads, writer
 from storage import statements as sql_statements
 from storage.database import POOL_CONNECTIONS, where
@@ -25,7 +25,8 @@ from storage.sql import Statement, Write
 from storage.statements import RENAME_THREAD, end_writes, start_writes
 from storage.writer import QueueFull, Unit, statements
 from store import Store, StoreUnavailable, open_store
-from threads import checkpointer, histories
+from threads import checkpointer
+from threads.histories import Threads
 
 pytestmark = pytest.mark.anyio
 
@@ -48,8 +49,11 @@ def ended(run: RunStarted, text: str = "Hello") -> RunEnded:
 
 
 async def texts(store: Store, thread_id: str = "t") -> list[object]:
-    history = await histories.history(store, "o", thread_id)
-    return [message["content"] for message in history["messages"]] if history else []
+    try:
+        history = await Threads(store, "o").history(thread_id)
+    except NotFound:
+        return []
+    return [message["content"] for message in history["messages"]]
 
 
 async def test_a_turn_is_there_once_its_future_is_done(store: Store) -> None:
@@ -58,14 +62,14 @@ async def test_a_turn_is_there_once_its_future_is_done(store: Store) -> None:
     assert await texts(store) == ["Hi"]
     await (await store.end_run(ended(run)))
     assert await texts(store) == ["Hi", "Hello"]
-    history = await histories.history(store, "o", "t")
-    assert history is not None
+    history = await Threads(store, "o").history("t")
     assert history["title"] == "Hi"
     assert [(entry["status"], entry["usage"]) for entry in history["runs"]] == [
         ("completed", {"input_tokens": 1, "output_tokens": 2})
     ]
     assert (await store.head("o", "t", None)).last_seq == 1
-    assert await histories.history(store, "another owner", "t") is None
+    with pytest.raises(NotFound):
+        await Threads(store, "another owner").history("t")
 
 
 async def test_a_read_waits_for_what_is_still_queued_of_its_thread(store: Store) -> None:
@@ -157,8 +161,7 @@ async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Stor
         await (await store.end_run(ended(slept, "Too late")))
     await (await store.end_run(ended(newer, "In time")))
     assert await texts(store) == ["Hi", "On", "In time"]
-    history = await histories.history(store, "o", "t")
-    assert history is not None
+    history = await Threads(store, "o").history("t")
     assert [run["status"] for run in history["runs"]] == ["interrupted", "completed"]
 
 

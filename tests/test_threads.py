@@ -21,10 +21,10 @@ from test_journal import put_back, turn_of
 from test_service import history
 from test_store import ended, started, texts
 
-from chat import Conflict, Doc, Message, Piece, RunProgress
+from chat import Conflict, Doc, Message, NotFound, Piece, RunProgress
 from storage.reads import SEARCH_THREADS
 from store import FOREVER, Store
-from threads import histories
+from threads.histories import Threads
 from threads.search import marked, pattern
 from web.threads import read_time
 
@@ -107,10 +107,10 @@ async def test_threads_of_one_moment_are_listed_and_found_once_each(store: Store
         place = None
         while place is not None or not walk:
             if words is None:
-                page, place = await histories.threads(store, "o", 2, place)
+                page, place = await Threads(store, "o").page(2, place)
                 walk += [thread["thread_id"] for thread in page]
             else:
-                found, place = await histories.search(store, "o", words, 2, place)
+                found, place = await Threads(store, "o").search(words, 2, place)
                 walk += [thread["thread_id"] for thread in found]
         assert walk == names[::-1]
 
@@ -273,7 +273,7 @@ def test_deleting_and_chatting_at_once_leaves_whole_threads(quick: Start, databa
 async def test_a_thread_is_there_as_soon_as_its_first_run_has_begun(store: Store) -> None:
     for number in range(20):
         store.start_run(started(f"t{number}"))
-        assert await histories.thread(store, "o", f"t{number}") is not None
+        assert await Threads(store, "o").summary(f"t{number}")
 
 
 @pytest.mark.anyio
@@ -286,7 +286,8 @@ async def test_nothing_of_a_deleted_thread_comes_back_with_a_process_that_slept(
         await store.delete_thread("o", "t")
     await store.fetch("UPDATE runs SET leased_until = now() - interval '1 s' WHERE status = 'running'")
     await store.delete_thread("o", "t")
-    assert await histories.history(store, "o", "t") is None
+    with pytest.raises(NotFound):
+        await Threads(store, "o").history("t")
     pieces: list[tuple[int, Piece]] = [(5, Message("Hello", 0)), (9, Doc("# ND", 1, "d1", "NDA", 1))]
     assert store.save_progress([RunProgress(runs[1], pieces)])
     with pytest.raises(Conflict):
@@ -295,7 +296,8 @@ async def test_nothing_of_a_deleted_thread_comes_back_with_a_process_that_slept(
         assert await store.fetch(f"SELECT 1 FROM {table}") == []
     with pytest.raises(Conflict):
         await store.start_run(started(seq=3))  # it had looked at the thread before
-    assert await histories.history(store, "o", "t") is None
+    with pytest.raises(NotFound):
+        await Threads(store, "o").history("t")
     newer = [started(seq=seq, run_id=f"newer {seq}") for seq in (1, 2)]
     for run in newer:
         await store.start_run(run)
@@ -479,9 +481,9 @@ async def test_documents_of_any_length_and_script_are_stored_and_the_others_foun
         pass
     assert await store.fetch("SELECT 1 FROM dead_letters") == []
     assert (await texts(store, "t2"))[1] == documents[2]
-    page, _ = await histories.search(store, "o", "needle", 10, None)
+    page, _ = await Threads(store, "o").search("needle", 10, None)
     assert [thread["thread_id"] for thread in page] == ["t3"]
-    page, _ = await histories.search(store, "o", "w77", 10, None)
+    page, _ = await Threads(store, "o").search("w77", 10, None)
     assert [thread["thread_id"] for thread in page] == ["t2"]
 
 
@@ -505,7 +507,7 @@ async def test_the_search_uses_its_indexes_among_many_owners(store: Store, datab
     finally:
         await connection.close()
     for words, count in (("agreement", 50), ("needle", 1)):
-        page, _ = await histories.search(store, "o7", words, 100, None)
+        page, _ = await Threads(store, "o7").search(words, 100, None)
         assert len(page) == count
         sql = SEARCH_THREADS
         values = ("'o7'", "'infinity'::timestamptz", "''", "21", f"'{words}'", "'x'")
@@ -516,7 +518,7 @@ async def test_the_search_uses_its_indexes_among_many_owners(store: Store, datab
         assert "Bitmap Index Scan on threads_search" in plan, plan
         assert "Seq Scan" not in plan, plan
         assert "10000" not in plan, f"it looks at its owner's alone: {plan}"
-    page, _ = await histories.search(store, "o8", "needle", 100, None)
+    page, _ = await Threads(store, "o8").search("needle", 100, None)
     assert page == []
 
 

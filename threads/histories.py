@@ -1,14 +1,13 @@
-"""What a person reads of threads: the list and the search, a history with its branches, the states to go on from."""
+"""An owner's threads, as a person reads them: the list and the search, the history and its branches."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TypedDict, TypeVar
+from typing import Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import asyncpg
 import orjson
 
-from chat import NotFound, UnknownCheckpoint, graph_thread_id
+from chat import DOC_ID, Document, NotFound, StoredItem, UnknownCheckpoint, Usage, graph_thread_id
 from storage.reads import (
     LIST_THREADS,
     READ_DOCUMENT,
@@ -36,12 +35,15 @@ class ThreadSummary(TypedDict):
     updated_at: datetime
 
 
-Place = tuple[datetime, str]
-"""In the list of threads, newest first: when a thread was created, and its id."""
+class Place(NamedTuple):
+    """The place of a thread in the list, which is newest first."""
+
+    created_at: datetime
+    thread_id: str
 
 
 class Match(TypedDict):
-    """Where a search found its words: a passage of an item, and in it the words, as [start, end) in code points."""
+    """The passage of an item that has the words of a search; `marks` are the words, as [start, end) in code points."""
 
     run_id: str
     item: int
@@ -57,15 +59,39 @@ class FoundThread(ThreadSummary):
 S = TypeVar("S", bound=ThreadSummary)
 
 
-class History(ThreadSummary):
-    """A thread with every message and document in order, and the runs that made them.
+class RunError(TypedDict):
+    content: str
+    code: str
+    retryable: bool
 
-    A run goes on from its `parent_run_id`, so the runs make a tree; the next message goes on from `head_run_id`.
-    """
+
+class ThreadRun(TypedDict):
+    """A run of a thread. `error` and `usage` are as its last event had them."""
+
+    run_id: str
+    parent_run_id: str | None  # the run that it goes on from; None: a conversation begins with it
+    seq: int
+    status: str
+    reason: str | None
+    error: RunError | None
+    usage: Usage | None
+    model: str
+    checkpoint_id: str | None
+    started_at: datetime
+    ended_at: datetime | None
+
+
+class Outline(ThreadSummary):
+    """A thread without its items. Its runs make a tree; the next message goes on from `head_run_id`."""
 
     head_run_id: str
-    messages: list[dict[str, object]]
-    runs: list[dict[str, object]]
+    runs: list[ThreadRun]
+
+
+class History(Outline):
+    """A thread with every message and document in order."""
+
+    messages: list[StoredItem]
 
 
 class LastMessage(TypedDict):
@@ -74,106 +100,42 @@ class LastMessage(TypedDict):
 
 
 class State(TypedDict):
-    """What a run left: a chat may start from it. `parent_checkpoint_id` is the state that the run started from."""
+    """The state that a run left: a chat may start from it."""
 
     checkpoint_id: str
-    parent_checkpoint_id: str | None  # None: the conversation began with it
+    parent_checkpoint_id: str | None  # the state that the run started from; None: the conversation began with it
     run_id: str
     created_at: datetime
     step: int | None  # as LangGraph counts them; None where its checkpoint was pruned
     last_message: LastMessage
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """The way of a conversation from its beginning to the run `run_id`."""
+class Branch(NamedTuple):
+    """A conversation from its beginning to the run `run_id`."""
 
-    owner: str
     thread_id: str
+    title: str  # of the thread
     run_id: str
     in_progress: bool
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-async def threads(
-    store: Store, owner: str, limit: int, before: Place | None
-) -> tuple[list[ThreadSummary], Place | None]:
-    """A page of the owner's threads, newest first, and the place where the next one starts."""
-    rows = await store.fetch(LIST_THREADS, owner, *(before or (FOREVER, "")), limit + 1)
-    return _page([_summary(row) for row in rows], limit)
-
-
-async def search(
-    store: Store, owner: str, words: str, limit: int, before: Place | None
-) -> tuple[list[FoundThread], Place | None]:
-    """The same of the threads whose title or items have the words; as in a web search: "a phrase", or, -not."""
-    rows = await store.fetch(SEARCH_THREADS, owner, *(before or (FOREVER, "")), limit + 1, words, pattern(words))
-    return _page([_found(row, words) for row in rows], limit)
-
-
-async def thread(store: Store, owner: str, thread_id: str) -> ThreadSummary | None:
-    """None for one that the owner does not have."""
-    await store.settled(graph_thread_id(owner, thread_id))
-    rows = await store.fetch(READ_THREAD, owner, thread_id)
-    return _summary(rows[0]) if rows else None
-
-
-async def history(store: Store, owner: str, thread_id: str) -> History | None:
-    """The thread and everything said in it; None for one that the owner does not have."""
-    await store.settled(graph_thread_id(owner, thread_id))
-    threads = await store.fetch(READ_THREAD, owner, thread_id)
-    if not threads:
-        return None
-    items = await store.fetch(READ_ITEMS, owner, thread_id)
-    runs = await store.fetch(READ_RUNS, owner, thread_id)
-    return {
-        **_summary(threads[0]),
-        "head_run_id": threads[0]["head_run_id"],
-        "messages": [item_of(row) for row in items],
-        "runs": [_run(row) for row in runs],
-    }
-
-
-async def branch(store: Store, owner: str, thread_id: str, checkpoint_id: str | None) -> Branch | None:
-    """The branch that leads to the state, or else to the thread's head; None for a thread that the owner does not have.
-
-    Raises UnknownCheckpoint.
-    """
-    await store.settled(graph_thread_id(owner, thread_id))
-    rows = await store.fetch(READ_TIP, owner, thread_id, checkpoint_id)
-    if not rows:
-        return None
-    [row] = rows
-    if row["run_id"] is None:
-        raise UnknownCheckpoint
-    return Branch(owner, thread_id, row["run_id"], row["in_progress"])
-
-
-async def states(store: Store, owner: str, thread_id: str) -> list[State] | None:
-    """The thread's states in all its branches, newest first; None for one that the owner does not have."""
-    thread = graph_thread_id(owner, thread_id)
-    await store.settled(thread)
-    rows = await store.fetch(READ_STATES, owner, thread_id, thread)
-    reached: dict[str | None, str | None] = {None: None}  # by run: the state that was left by it, or last before it
-    states: list[State] = []
-    for row in rows:
-        before, left = reached.get(row["parent_run_id"]), row["checkpoint_id"]
-        reached[row["run_id"]] = left or before
-        if left is not None:
-            states.append(_state(row, before))
-    return states[::-1] if rows else None
-
-
 class Version(TypedDict):
-    """A version of a document of one branch."""
+    """A version of a document, without its text."""
 
     doc_id: str
     title: str
     version: int
     complete: bool
+
+
+class StoredVersion(Document):
+    """A version of a document, with its place in the thread: a StoredItem that is a document."""
+
+    run_id: str
+    item: int
+    role: Literal["assistant"]
+    type: Literal["doc"]
+    created_at: datetime
 
 
 class ThreadGone(NotFound):
@@ -183,48 +145,127 @@ class ThreadGone(NotFound):
         super().__init__("thread")
 
 
-async def transcript(store: Store, branch: Branch) -> AsyncIterator[dict[str, object]]:
-    """Every item of a branch in order, read a page at a time. Raises ThreadGone."""
-    line = await store.fetch(READ_LINE, branch.run_id)
-    async for item in _pages(store, branch.owner, branch.thread_id, [row["seq"] for row in line]):
-        yield item
+class Threads:
+    """The threads of one owner. Each read raises NotFound for a thread that the owner does not have.
 
+    A read of one thread waits for the writes of the thread that are still queued. All raise StoreUnavailable.
+    """
 
-async def everything(store: Store, owner: str, thread_id: str) -> AsyncIterator[dict[str, object]]:
-    """Every item of all branches in order, read a page at a time. Raises ThreadGone."""
-    runs = await store.fetch(READ_RUNS, owner, thread_id)
-    async for item in _pages(store, owner, thread_id, [row["seq"] for row in runs]):
-        yield item
+    def __init__(self, store: Store, owner: str) -> None:
+        self._store = store
+        self._owner = owner
 
+    # The list
 
-async def _pages(store: Store, owner: str, thread_id: str, seqs: Sequence[int]) -> AsyncIterator[dict[str, object]]:
-    for first in range(0, len(seqs), RUNS_A_PAGE):
-        rows = await store.fetch(READ_ITEMS_OF, owner, thread_id, seqs[first : first + RUNS_A_PAGE])
-        if not rows:  # each run has a message at least
-            raise ThreadGone
+    async def page(self, limit: int, before: Place | None) -> tuple[list[ThreadSummary], Place | None]:
+        """A page of the threads, newest first, and the place where the next page starts."""
+        rows = await self._store.fetch(LIST_THREADS, self._owner, *(before or (FOREVER, "")), limit + 1)
+        return _page([_summary(row) for row in rows], limit)
+
+    async def search(self, words: str, limit: int, before: Place | None) -> tuple[list[FoundThread], Place | None]:
+        """The same of the threads whose title or items have the words; as in a web search: "a phrase", or, -not."""
+        place = before or (FOREVER, "")
+        rows = await self._store.fetch(SEARCH_THREADS, self._owner, *place, limit + 1, words, pattern(words))
+        return _page([_found(row, words) for row in rows], limit)
+
+    # One thread
+
+    async def summary(self, thread_id: str) -> ThreadSummary:
+        return _summary(await self._thread(thread_id))
+
+    async def history(self, thread_id: str) -> History:
+        row = await self._thread(thread_id)
+        items = await self._store.fetch(READ_ITEMS, self._owner, thread_id)
+        return {
+            **_summary(row),
+            "head_run_id": row["head_run_id"],
+            "messages": [item_of(item) for item in items],
+            "runs": await self._runs(thread_id),
+        }
+
+    async def outline(self, thread_id: str) -> Outline:
+        row = await self._thread(thread_id)
+        return {**_summary(row), "head_run_id": row["head_run_id"], "runs": await self._runs(thread_id)}
+
+    async def states(self, thread_id: str) -> list[State]:
+        """The thread's states in all its branches, newest first."""
+        thread = graph_thread_id(self._owner, thread_id)
+        await self._store.settled(thread)
+        rows = await self._store.fetch(READ_STATES, self._owner, thread_id, thread)
+        if not rows:
+            raise NotFound("thread")
+        reached: dict[str | None, str | None] = {
+            None: None
+        }  # by run: the state that it left, or the last one before it
+        states: list[State] = []
         for row in rows:
-            yield item_of(row)
+            before, left = reached.get(row["parent_run_id"]), row["checkpoint_id"]
+            reached[row["run_id"]] = left or before
+            if left is not None:
+                states.append(_state(row, before))
+        return states[::-1]
+
+    async def everything(self, outline: Outline) -> AsyncIterator[StoredItem]:
+        """Every item of all branches in order, read a page at a time. Raises ThreadGone."""
+        async for item in self._pages(outline["thread_id"], [run["seq"] for run in outline["runs"]]):
+            yield item
+
+    # One branch
+
+    async def branch(self, thread_id: str, checkpoint_id: str | None) -> Branch:
+        """The branch that leads to the state, or else to the thread's head. Raises UnknownCheckpoint."""
+        await self._store.settled(graph_thread_id(self._owner, thread_id))
+        rows = await self._store.fetch(READ_TIP, self._owner, thread_id, checkpoint_id)
+        if not rows:
+            raise NotFound("thread")
+        [row] = rows
+        if row["run_id"] is None:
+            raise UnknownCheckpoint
+        return Branch(thread_id, row["title"], row["run_id"], row["in_progress"])
+
+    async def transcript(self, branch: Branch) -> AsyncIterator[StoredItem]:
+        """Every item of a branch in order, read a page at a time. Raises ThreadGone."""
+        line = await self._store.fetch(READ_LINE, branch.run_id)
+        async for item in self._pages(branch.thread_id, [row["seq"] for row in line]):
+            yield item
+
+    async def versions(self, branch: Branch) -> list[Version]:
+        """Every version of every document in the branch, oldest first."""
+        rows = await self._store.fetch(READ_VERSIONS, self._owner, branch.thread_id, branch.run_id)
+        return [_version(row) for row in rows]
+
+    async def document(self, branch: Branch, doc_id: str, version: int | None = None) -> StoredVersion:
+        """A version of a document in the branch, the newest if None. Raises NotFound."""
+        rows = []
+        if DOC_ID.fullmatch(doc_id):
+            asked = (self._owner, branch.thread_id, branch.run_id, doc_id, version)
+            rows = await self._store.fetch(READ_DOCUMENT, *asked)
+        if not rows:
+            raise NotFound("document" if version is None else "version of a document")
+        return cast("StoredVersion", item_of(rows[0]))
+
+    async def _thread(self, thread_id: str) -> asyncpg.Record:
+        await self._store.settled(graph_thread_id(self._owner, thread_id))
+        rows = await self._store.fetch(READ_THREAD, self._owner, thread_id)
+        if not rows:
+            raise NotFound("thread")
+        return rows[0]
+
+    async def _runs(self, thread_id: str) -> list[ThreadRun]:
+        return [_run(row) for row in await self._store.fetch(READ_RUNS, self._owner, thread_id)]
+
+    async def _pages(self, thread_id: str, seqs: Sequence[int]) -> AsyncIterator[StoredItem]:
+        for first in range(0, len(seqs), RUNS_A_PAGE):
+            page = seqs[first : first + RUNS_A_PAGE]
+            rows = await self._store.fetch(READ_ITEMS_OF, self._owner, thread_id, page)
+            if not rows:  # each run has a message at least
+                raise ThreadGone
+            for row in rows:
+                yield item_of(row)
 
 
-async def versions(store: Store, branch: Branch) -> list[Version]:
-    """Every version of every document in the branch, in the order of their making."""
-    rows = await store.fetch(READ_VERSIONS, branch.owner, branch.thread_id, branch.run_id)
-    return [_version(row) for row in rows]
-
-
-async def document(store: Store, branch: Branch, doc_id: str, version: int | None = None) -> dict[str, object] | None:
-    """A version of a document in the branch, the newest if None; None if there is none."""
-    rows = await store.fetch(READ_DOCUMENT, branch.owner, branch.thread_id, branch.run_id, doc_id, version)
-    return item_of(rows[0]) if rows else None
-
-
-async def outline(store: Store, owner: str, thread_id: str) -> dict[str, object] | None:
-    """A thread without what was said in it."""
-    rows = await store.fetch(READ_THREAD, owner, thread_id)
-    if not rows:
-        return None
-    runs = await store.fetch(READ_RUNS, owner, thread_id)
-    return {**_summary(rows[0]), "head_run_id": rows[0]["head_run_id"], "runs": [_run(row) for row in runs]}
+# ---------------------------------------------------------------------------------------------------------------
+# Rows
 
 
 def _version(row: asyncpg.Record) -> Version:
@@ -273,11 +314,11 @@ def _found(row: asyncpg.Record, words: str) -> FoundThread:
 def _page(threads: list[S], limit: int) -> tuple[list[S], Place | None]:
     """Of one thread more than a page has: the page, and the place where the next one starts."""
     last = threads[limit - 1] if len(threads) > limit else None
-    return threads[:limit], (last["created_at"], last["thread_id"]) if last else None
+    return threads[:limit], Place(last["created_at"], last["thread_id"]) if last else None
 
 
-def _run(row: asyncpg.Record) -> dict[str, object]:
+def _run(row: asyncpg.Record) -> ThreadRun:
     run = dict(row)
     for column in ("error", "usage"):
         run[column] = None if run[column] is None else orjson.loads(run[column])
-    return run
+    return cast("ThreadRun", run)

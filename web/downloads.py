@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Awaitable
 from urllib.parse import quote
 
 from access.callers import Caller
-from chat import CHECKPOINT_ID, InvalidRequest, NotFound, Refusal, UnknownCheckpoint
+from chat import CHECKPOINT_ID, InvalidRequest, Refusal, UnknownCheckpoint
 from documents import files as export
 from documents.redline_page import HEADER_POLICY
-from threads import histories
+from threads.histories import Threads
 from web.asgi import Request, Response
 from web.service import Service
 from web.threads import parameters
@@ -22,7 +22,6 @@ MEDIA_TYPES = {
 }
 TITLE_BYTES = 150  # in a file's name, of which most file systems take 255 bytes
 CHUNK_BYTES = 65536
-DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # What some file system does not take, and what turns the direction of the text, to pass one extension off as another.
 NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 
@@ -33,35 +32,22 @@ async def get_export(service: Service, request: Request, response: Response, cal
     if "version" in query and "document" not in query:
         raise InvalidRequest.of("version", "needs the document that it is one of")
     version = number(query, "version")
-    store, owner = service.store, caller.owner
-    branch = await histories.branch(store, owner, thread_id, checkpoint(query))  # waits for what is still queued
-    outline = await histories.outline(store, owner, thread_id)
-    if outline is None or branch is None:
-        raise NotFound("thread")
-    title = str(outline["title"])
+    threads = Threads(service.store, caller.owner)
+    branch = await threads.branch(thread_id, checkpoint(query))
     if "document" in query:
-        document = await document_of(service, branch, query["document"], version)
+        document = await threads.document(branch, query["document"], version)
         await send_document(response, kind, document)
     elif kind == "json":
-        items = histories.everything(store, owner, thread_id)
-        await send_chunks(response, kind, title, export.thread_as_json(outline, items))
+        outline = await threads.outline(thread_id)
+        await send_chunks(response, kind, branch.title, export.thread_as_json(outline, threads.everything(outline)))
     else:
-        items = histories.transcript(store, branch)
-        newest = export.newest_versions(await histories.versions(store, branch))
+        items = threads.transcript(branch)
+        newest = export.newest_versions(await threads.versions(branch))
         if kind == "docx":
-            content = await within_docx(export.thread_as_docx(title, items, newest))
-            await response.whole(200, MEDIA_TYPES[kind], content, [disposition(title, kind)])
+            content = await within_docx(export.thread_as_docx(branch.title, items, newest))
+            await response.whole(200, MEDIA_TYPES[kind], content, [disposition(branch.title, kind)])
         else:
-            await send_chunks(response, kind, title, export.thread_as_markdown(title, items, newest))
-
-
-async def document_of(service: Service, branch: histories.Branch, doc_id: str, version: int | None) -> export.Row:
-    document = None
-    if DOC_ID.fullmatch(doc_id):
-        document = await histories.document(service.store, branch, doc_id, version)
-    if document is None:
-        raise NotFound("document" if version is None else "version of a document")
-    return document
+            await send_chunks(response, kind, branch.title, export.thread_as_markdown(branch.title, items, newest))
 
 
 async def get_diff(
@@ -70,11 +56,10 @@ async def get_diff(
     query = parameters(request, "from", "to", "format", "checkpoint_id")
     kind = one_of(query.get("format", "html"), "html", "docx", "json")
     old_version, new_version = number(query, "from"), number(query, "to")
-    branch = await histories.branch(service.store, caller.owner, thread_id, checkpoint(query))
-    if branch is None:
-        raise NotFound("thread")
-    new = await document_of(service, branch, doc_id, new_version)
-    old = await document_of(service, branch, doc_id, old_version or new["version"] - 1)
+    threads = Threads(service.store, caller.owner)
+    branch = await threads.branch(thread_id, checkpoint(query))
+    new = await threads.document(branch, doc_id, new_version)
+    old = await threads.document(branch, doc_id, old_version or new["version"] - 1)
     content = await within_docx(export.redline_as(kind, old, new))
     headers = [disposition(new["title"], kind, f"v{old['version']}-v{new['version']}")]
     if kind == "html":  # to be looked at

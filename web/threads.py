@@ -6,8 +6,8 @@ import re
 from datetime import UTC, datetime
 
 from access.callers import Caller
-from chat import CONTROL_CHARACTER, SURROGATE, InvalidRequest, NotFound
-from threads import histories
+from chat import CONTROL_CHARACTER, SURROGATE, InvalidRequest
+from threads.histories import Place, Threads
 from threads.search import QUERY_CHARS
 from web.asgi import Request, Response
 from web.service import Service
@@ -46,13 +46,14 @@ async def get_threads(service: Service, request: Request, response: Response, ca
     if not re.fullmatch(r"[1-9][0-9]?|100", limit):
         raise InvalidRequest.of("limit", "must be a whole number from 1 to 100")
     before = read_cursor(query["cursor"]) if "cursor" in query else None
+    threads = Threads(service.store, caller.owner)
     if "q" in query:
         words = line("q", query["q"], QUERY_CHARS)
-        found, place = await histories.search(service.store, caller.owner, words, int(limit), before)
+        found, place = await threads.search(words, int(limit), before)
         await response.json(200, {"threads": found, "next_cursor": place and write_cursor(*place)})
         return
-    threads, place = await histories.threads(service.store, caller.owner, int(limit), before)
-    await response.json(200, {"threads": threads, "next_cursor": place and write_cursor(*place)})
+    page, place = await threads.page(int(limit), before)
+    await response.json(200, {"threads": page, "next_cursor": place and write_cursor(*place)})
 
 
 async def delete_old_threads(service: Service, request: Request, response: Response, caller: Caller) -> None:
@@ -79,22 +80,19 @@ def write_cursor(created_at: datetime, thread_id: str) -> str:
     return base64.urlsafe_b64encode(f"{created_at.isoformat()} {thread_id}".encode()).decode().rstrip("=")
 
 
-def read_cursor(cursor: str) -> tuple[datetime, str]:
+def read_cursor(cursor: str) -> Place:
     try:
         time, _, thread_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
         created_at = datetime.fromisoformat(time)
         if created_at.tzinfo is None or "\0" in thread_id:
             raise ValueError(time)
-        return created_at.astimezone(UTC), thread_id
+        return Place(created_at.astimezone(UTC), thread_id)
     except (binascii.Error, ValueError, OverflowError):  # the last of a time that UTC's calendar does not have
         raise InvalidRequest.of("cursor", "must be the next_cursor of a page before") from None
 
 
 async def get_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
-    history = await histories.history(service.store, caller.owner, thread_id)
-    if history is None:
-        raise NotFound("thread")
-    await response.json(200, history)
+    await response.json(200, await Threads(service.store, caller.owner).history(thread_id))
 
 
 async def patch_thread(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
@@ -107,17 +105,13 @@ async def patch_thread(service: Service, request: Request, response: Response, c
     if "title" not in fields:
         raise InvalidRequest.of("title", "is required")
     title = line("title", fields["title"], TITLE_CHARS)
-    if await histories.thread(service.store, caller.owner, thread_id) is None:
-        raise NotFound("thread")
+    threads = Threads(service.store, caller.owner)
+    await threads.summary(thread_id)
     await service.store.rename_thread(caller.owner, thread_id, title)
-    thread = await histories.thread(service.store, caller.owner, thread_id)
-    if thread is None:
-        raise NotFound("thread")  # deleted meanwhile
-    await response.json(200, thread)
+    await response.json(200, await threads.summary(thread_id))
 
 
 async def delete_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
-    if await histories.thread(service.store, caller.owner, thread_id) is None:
-        raise NotFound("thread")
+    await Threads(service.store, caller.owner).summary(thread_id)
     await service.upkeep.delete(caller.owner, thread_id)
     await response.whole(204, None, b"")
