@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from math import inf
 from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
@@ -41,9 +40,9 @@ from chat import (
 )
 from drafting.reply import Reply
 from drafting.tools import TOOLS, WRITE, Documents
+from drafting.watchdog import Watchdog
 
 MODEL_CALLS = 8  # a turn's bound; the last one is not offered the tools, so that it closes with words
-PATIENCE_SLACK = 0.05  # the timer of the model's silence is moved on once in so much of it, not with each token
 # A whole copy of a channel's value is stored once in so many updates, to bound what must be replayed. A turn has four
 # of the messages: at 1000, 100 turns take 1.5 times their text, at 200 2.7 times, and load as fast. See
 # bench/stored_bytes.py.
@@ -222,39 +221,26 @@ class Agent:
         return Command(update=update, goto="tools") if reply.calls else update
 
     async def _listen(self, messages: Sequence[BaseMessage], reply: Reply, progress: Progress) -> None:
-        """Feed the reply with the model's deltas until the end, a stop, or too long a silence.
+        """Feed the reply with the model's deltas until its end, a stop, or too long a silence.
 
-        Time is kept here alone, for every model alike; only connecting has a limit of its own, in the model. That has a
-        task of its own: what arrives wakes its few frames, and not those of the graph around this node.
+        The limits on silence are kept here alone, for every model alike; a model limits only its connecting. It has a
+        task of its own: what arrives wakes the few frames of that task, not those of the graph around this node.
         """
         if progress.stopping.done():
             return
-        now = asyncio.get_running_loop().time
-        slack_s = self._idle_timeout_s * PATIENCE_SLACK
-        moved_at = -inf
 
         def hear(deltas: Sequence[ModelDelta]) -> None:
-            nonlocal moved_at
             reply.feed(deltas)
-            if (heard_at := now()) > moved_at + slack_s and not progress.stopping.done():
-                patience.reschedule(heard_at + self._idle_timeout_s + slack_s)
-                moved_at = heard_at
+            watchdog.beat()
 
-        def stop(_: asyncio.Future[StopCause]) -> None:
-            if not hearing.done() and not patience.expired():
-                patience.reschedule(now())
-
+        tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
         try:
-            async with asyncio.timeout(self._first_token_timeout_s) as patience:
-                tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
-                hearing = asyncio.create_task(self._model.reply(messages, tools, hear), name="model")
-                progress.stopping.add_done_callback(stop)
+            async with Watchdog(first_s=self._first_token_timeout_s, idle_s=self._idle_timeout_s) as watchdog:
+                progress.stopping.add_done_callback(watchdog.stop)
                 try:
-                    finished = await hearing
+                    finished = await asyncio.create_task(self._model.reply(messages, tools, hear), name="model")
                 finally:
-                    progress.stopping.remove_done_callback(stop)
-                progress.finish = finished.reason
-                progress.count(finished.usage)
+                    progress.stopping.remove_done_callback(watchdog.stop)
         except TimeoutError as silence:
             if progress.stopping.done():
                 return
@@ -262,6 +248,8 @@ class Agent:
                 raise ModelError("model_idle_timeout", "The model fell silent.", retryable=True) from silence
             late = "The model did not begin to answer in time."
             raise ModelError("model_first_token_timeout", late, retryable=True) from silence
+        progress.finish = finished.reason
+        progress.count(finished.usage)
 
 
 async def _tools(state: State, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["agent"]]:

@@ -207,6 +207,20 @@ MUTANTS = (
         "test_runs.py:without_waking",
     ),
     Mutant(
+        "the model's silence: a token puts its end off",
+        "drafting/watchdog.py",
+        "            self._deadline = now + self._idle_s\n",
+        "            pass\n",
+        "test_watchdog.py test_agent.py:beat or longer_than_its_first",
+    ),
+    Mutant(
+        "a stop that a token does not put off",
+        "drafting/watchdog.py",
+        "            self._block.reschedule(self._loop.time())\n",
+        "            pass\n",
+        "test_watchdog.py:stop",
+    ),
+    Mutant(
         "the tokens of a run that was cancelled",
         "agent.py",
         "progress.untold += count_tokens_approximately([*asked, message])",

@@ -117,6 +117,24 @@ async def test_a_model_that_does_not_begin_is_given_up(checkpointer: Checkpointe
     assert (outcome.error.code, pieces) == ("model_first_token_timeout", [])
 
 
+async def test_after_a_chunk_of_reasoning_the_idle_limit_counts(checkpointer: Checkpointer) -> None:
+    class Reasoning(Scripted):
+        async def reply(
+            self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear
+        ) -> Finished:
+            hear([])
+            return await super().reply(messages, tools, hear)
+
+    agent = Agent(
+        Reasoning([None]), checkpointer, remember=checkpointer.remember, first_token_timeout_s=600, idle_timeout_s=0.3
+    )
+    stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(60):
+        outcome = await agent(Turn("o", "t", str(uuid.uuid4()), "Hi"), lambda _: None, stopping)
+    assert outcome.error is not None
+    assert outcome.error.code == "model_first_token_timeout", "it has reasoned, but not begun to answer"
+
+
 async def test_usage_adds_up_over_the_calls_of_a_turn(checkpointer: Checkpointer) -> None:
     call = ToolCallDelta(0, "c", "nothing", "{}")
     usage = {"input_tokens": 5, "output_tokens": 2}
