@@ -275,7 +275,7 @@ def notices(mutant: Mutant, tree: Path) -> str | None:
         path.write_text(whole, "utf-8")
     if done.returncode == 0:
         return None
-    red = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    red = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
     if not red:
         sys.exit(f"no test ran for {mutant.guard}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return red[0].split(" - ")[0].partition("::")[2]
