@@ -29,7 +29,14 @@ from web.branches import get_checkpoints, post_fork
 from web.chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
 from web.downloads import get_diff, get_export
 from web.problems import refusal_of, send_problem, shown_code
-from web.server import Server, keep_collections_short
+from web.server import (
+    CannotListen,
+    Server,
+    check_address,
+    keep_collections_short,
+    server_of_signals,
+    why_not_listening,
+)
 from web.service import Service, open_service
 from web.status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
 from web.threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
@@ -39,7 +46,12 @@ log = logging.getLogger("draftstream")
 # To pages of other origins.
 EXPOSED = "Location, Content-Disposition, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"
 READERS_S = 5  # after the last run has ended: for who reads slowly
-EXIT_UNSAVED = 4  # the exit code when turns were lost; 3 is uvicorn's, for a start that failed
+EXIT_FAILED = 1  # the exit code after an error of ours in the shutdown
+EXIT_START = 3  # uvicorn's own, for a start that failed
+EXIT_UNSAVED = 4  # turns were lost
+
+CANNOT_START = (SettingsError, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError, CannotListen)
+"""The faults of a start whose text is for a person, and says the way out."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -171,26 +183,55 @@ async def serve(scope: AsgiScope, receive: Receive, send: Send) -> None:
 
 
 async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
+    """Every start and every shutdown is answered: uvicorn takes a silent one for an app without a lifespan."""
     await receive()
+    server: uvicorn.Server | None = scope["state"].get("server") or server_of_signals()
     stack = AsyncExitStack()
     try:
         settings = Settings.from_env(os.environ)
         if "server" not in scope["state"]:  # else `main` has done so
             begin_log(settings)
-        scope["state"]["service"] = await stack.enter_async_context(open_service(settings))
-    except (SettingsError, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError) as error:
-        await send({"type": "lifespan.startup.failed", "message": f"Draftstream can't start: {error}"})
+        scope["state"]["service"] = await stack.enter_async_context(open_service(settings, server))
+    except Exception as error:  # noqa: BLE001  # of an app without a lifespan uvicorn would go on to serve requests
+        await send({"type": "lifespan.startup.failed", "message": cannot_start(error)})
         return
     keep_collections_short()
     await send({"type": "lifespan.startup.complete"})
     await receive()
+    failure = await end(stack, server)
+    if failure is None:
+        await send({"type": "lifespan.shutdown.complete"})
+    else:
+        await send({"type": "lifespan.shutdown.failed", "message": failure})
+
+
+async def end(stack: AsyncExitStack, server: uvicorn.Server | None) -> str | None:
+    """Leave the parts; gives the reason if that was a failure, and sees to the exit code."""
     try:
         await stack.aclose()
     except UnsavedTurns as loss:
-        atexit.register(os._exit, EXIT_UNSAVED)  # as uvicorn would end with 0 all the same
-        await send({"type": "lifespan.shutdown.failed", "message": str(loss)})
-        return
-    await send({"type": "lifespan.shutdown.complete"})
+        exit_with(EXIT_UNSAVED)
+        return str(loss)
+    except Exception:
+        log.exception("the shutdown failed")
+        exit_with(EXIT_FAILED)
+        return "The shutdown failed; the traceback is in the log."
+    if server is not None and not server.started:  # it could not bind its address, and ends with EXIT_START itself
+        return cannot_start(why_not_listening(server.config.host, server.config.port))
+    return None
+
+
+def exit_with(code: int) -> None:
+    """uvicorn ends with 0 after whatever happens in a shutdown."""
+    atexit.register(os._exit, code)
+
+
+def cannot_start(error: Exception) -> str:
+    """One line for a person who starts the service."""
+    if isinstance(error, CANNOT_START):
+        return f"Draftstream can't start: {error}"
+    log.error("the start failed", exc_info=error)
+    return f"Draftstream can't start: an error of ours ({type(error).__name__}); the traceback is in the log."
 
 
 def begin_log(settings: Settings) -> None:
@@ -205,9 +246,11 @@ def main() -> None:
     parser.parse_args()
     try:
         settings = Settings.from_env(os.environ)
-    except SettingsError as error:
-        sys.exit(f"Draftstream can't start: {error}")
-    begin_log(settings)  # before uvicorn's first lines
+        begin_log(settings)  # before uvicorn's first lines
+        check_address(settings.host, settings.port)
+    except (SettingsError, CannotListen) as error:
+        print(cannot_start(error), file=sys.stderr)  # noqa: T201  # the log may not be set up yet
+        sys.exit(EXIT_START)
     server = Server(
         uvicorn.Config(
             app,
@@ -222,7 +265,7 @@ def main() -> None:
     )
     server.run()
     if not server.started:
-        sys.exit(3)
+        sys.exit(EXIT_START)
 
 
 if __name__ == "__main__":

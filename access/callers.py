@@ -294,8 +294,8 @@ async def _is_closed(fetch: Fetch) -> bool:
 
 
 @asynccontextmanager
-async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool) -> AsyncIterator[Access]:
-    """`only_loopback`: nobody but this machine can reach the service.
+async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool | None) -> AsyncIterator[Access]:
+    """`only_loopback`: nobody but this machine can reach the service; None: that can't be known.
 
     Raises SettingsError where it would be open to others and ALLOW_ANONYMOUS does not say so, StoreUnavailable.
     """
@@ -313,6 +313,11 @@ async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool) 
         elif only_loopback or settings.allow_anonymous:
             log.warning(
                 "access: OPEN, everyone who reaches this address may do everything (python -m access add --owner NAME)"
+            )
+        elif only_loopback is None:
+            raise SettingsError(
+                "this server does not tell at which address it listens, so the service might be open to everyone; set "
+                "ALLOW_ANONYMOUS=1 if that is meant, or add a key (python -m access add --owner NAME)"
             )
         else:
             raise SettingsError(

@@ -586,27 +586,35 @@ def test_a_start_that_cannot_be_ends_with_one_clear_line(settings: dict[str, str
     done = subprocess.run(
         [sys.executable, "asgi_app.py"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode != 0
+    assert done.returncode == 3
     [said] = [text for text in done.stderr.splitlines() if "Draftstream can't start" in text]
     assert line in said
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
 
 
-def test_sigterm_lets_a_run_finish_and_saves_it(service: Start, openai: OpenAIServer) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_a_run_finish_and_saves_it(service: Start, openai: OpenAIServer, number: signal.Signals) -> None:
     openai.reply(text("one "), pause(1), text("two"), finish())
     running = service(openai=openai)
     with ThreadPoolExecutor(1) as threads:
         reply = threads.submit(chat, running.url, "Hi", thread_id="t")
         while not openai.requests:
             time.sleep(0.01)
-        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(number)
         stream: Stream = reply.result()
     assert stream.text == "one two"
     assert stream.last["saved"] is True
     assert running.process.wait(20) == 0
     running.restart()
     assert history(running, "t")["messages"][-1]["content"] == "one two"
+
+
+def test_under_nohup_a_terminal_that_closes_ends_nothing(service: Start) -> None:
+    running = service(command=["nohup", sys.executable, "asgi_app.py"])
+    running.process.send_signal(signal.SIGHUP)
+    assert chat(running.url, "Hello").last["saved"] is True
+    assert requests.get(f"{running.url}/readyz", timeout=10).json()["reasons"] == []
 
 
 def test_after_sigterm_it_still_listens_until_its_runs_have_ended(service: Start, openai: OpenAIServer) -> None:

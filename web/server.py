@@ -1,6 +1,7 @@
 """uvicorn, as the service wants it: says where to go, and at SIGTERM lets the runs end before it does."""
 
 import asyncio
+import errno
 import gc
 import logging
 import signal
@@ -16,33 +17,80 @@ from settings import is_loopback
 log = logging.getLogger("draftstream")
 
 
-def listens_on_loopback_only() -> bool:
-    """Whether it is certain that nobody but this machine can connect.
+class CannotListen(Exception):
+    """One line says why, and the way out."""
 
-    A server binds after the lifespan's start and tells it nothing; uvicorn's can be asked, as it handles the signals.
-    """
+
+def check_address(host: str, port: int) -> None:
+    """Bind the address as uvicorn will, and let go of it: before anything else of a start. Raises CannotListen."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise CannotListen(f"it can't listen at {host}:{port}: {_cause_and_cure(error, port)}") from error
+
+
+def why_not_listening(host: str, port: int) -> CannotListen:
+    """The reason of a server that has just failed to bind the address."""
+    try:
+        check_address(host, port)
+    except CannotListen as reason:
+        return reason
+    return CannotListen(f"it could not listen at {host}:{port}, which is free again; start it once more")
+
+
+def _cause_and_cure(error: OSError, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            "another program listens there, perhaps another Draftstream. Stop it (`ss -ltnp` names it), or choose "
+            f"another port: PORT={port + 1}, or --port {port + 1} of the uvicorn command"
+        )
+    if error.errno == errno.EACCES:
+        return "ports below 1024 are for root. Choose another with PORT, or --port of the uvicorn command"
+    return "this machine has no such address. Set HOST, or --host of the uvicorn command, to one that it has"
+
+
+def server_of_signals() -> uvicorn.Server | None:
+    """The uvicorn that runs us, where its own command started it: it handles the signals, and tells an app nothing."""
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if not isinstance(server, uvicorn.Server) or server.config.fd is not None:
-        return False
+    return server if isinstance(server, uvicorn.Server) else None
+
+
+def listens_on_loopback_only(server: uvicorn.Server | None) -> bool | None:
+    """Whether nobody but this machine can connect; None where that can't be known."""
+    if server is None or server.config.fd is not None:
+        return None
     return server.config.uds is not None or is_loopback(server.config.host)
 
 
-class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
-    """Ends the runs at SIGTERM or SIGINT first, and only then the server. A second SIGINT doesn't wait for them.
+class draining_on_signals:  # noqa: N801  # reads as the context manager it is
+    """At SIGTERM, SIGINT or SIGHUP ends the runs first, and only then the server. A second SIGINT does not wait.
 
     uvicorn by itself refuses connections from the signal on, and leaves the lifespan only after every open response has
     ended, of which it tells them nothing. So here, while runs finish, the service still listens: it says that it is not
     ready, refuses chats with a reason, and a stream whose connection breaks is gone on with.
+
+    SIGHUP comes when a terminal closes. It is not handled under nohup, which ignores it, nor under a server that is not
+    uvicorn: for some it means a reload.
     """
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, server: uvicorn.Server | None) -> None:
         self._runs = runs
+        self._server = server
         self._loop = asyncio.get_running_loop()
         self._before: dict[signal.Signals, object] = {}
         self._drain: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        handled = [signal.SIGTERM, signal.SIGINT]
+        if self._server is not None and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            handled.append(signal.SIGHUP)
+        for number in handled:
             with suppress(ValueError):  # not in the main thread: then whoever runs us handles the signals
                 self._before[number] = signal.signal(number, self._on_signal)
 
@@ -51,15 +99,14 @@ class draining_on_sigterm:  # noqa: N801  # reads as the context manager it is
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself returned
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        before = self._before[signal.Signals(number)]
-        server = getattr(before, "__self__", None)
-        if isinstance(server, uvicorn.Server):
+        if self._server is not None:
             # Not its own handler, which would raise the signal again after the shutdown: the exit code would not be 0.
-            self._loop.call_soon_threadsafe(self._end, server, number)
-        else:
-            self._loop.call_soon_threadsafe(self._start_drain)
-            if callable(before):
-                before(number, frame)
+            self._loop.call_soon_threadsafe(self._end, self._server, number)
+            return
+        self._loop.call_soon_threadsafe(self._start_drain)
+        before = self._before[signal.Signals(number)]
+        if callable(before):
+            before(number, frame)
 
     def _end(self, server: uvicorn.Server, number: int) -> None:
         if self._drain is not None and number == signal.SIGINT:

@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvicorn
+
 from access.callers import ANONYMOUS, Access, open_access
 from access.limits import Limits
 from access.shared_limits import exchanging
@@ -23,7 +25,7 @@ from telemetry.metrics import Telemetry
 from threads.checkpointer import Checkpointer
 from threads.retention import Upkeep, keeping_up
 from web.asgi import Request
-from web.server import draining_on_sigterm, listens_on_loopback_only
+from web.server import draining_on_signals, listens_on_loopback_only
 
 log = logging.getLogger("draftstream")
 
@@ -57,8 +59,11 @@ class Service:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """Lifetimes nested in the order in which the parts need each other; leaving it is the shutdown."""
+async def open_service(settings: Settings, server: uvicorn.Server | None) -> AsyncIterator[Service]:
+    """Lifetimes nested in the order in which the parts need each other; leaving it is the shutdown.
+
+    `server` runs us, if it is uvicorn; of another one nothing can be known.
+    """
     telemetry = Telemetry(VERSION)
     async with AsyncExitStack() as stack:
         if settings.database_url is None:
@@ -87,7 +92,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         )
         await stack.enter_async_context(exchanging(limits, store))
         access = await stack.enter_async_context(
-            open_access(settings, store.fetch, only_loopback=listens_on_loopback_only())
+            open_access(settings, store.fetch, only_loopback=listens_on_loopback_only(server))
         )
         model = await stack.enter_async_context(open_model(settings))
         checkpointer = Checkpointer(store)
@@ -111,7 +116,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 drain_timeout_s=settings.drain_timeout_s,
             )
         )
-        stack.enter_context(draining_on_sigterm(runs))
+        stack.enter_context(draining_on_signals(runs, server))
         telemetry.watch(
             runs=lambda: runs.in_progress,
             streams=lambda: runs.readers,
