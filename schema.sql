@@ -51,6 +51,10 @@ CREATE TABLE runs (
     UNIQUE (owner, thread_id, seq)                         -- the history in order; and no two runs in one place
 );
 
+-- Whether a process has the run in progress. One that renews no lease any more is gone, or has slept too long.
+CREATE FUNCTION in_progress(run runs) RETURNS boolean LANGUAGE sql STABLE PARALLEL SAFE AS
+    $$ SELECT run.status = 'running' AND run.leased_until > now() $$;
+
 -- A run ends once. A process that slept through its lease finds its run interrupted, and nothing of what it brings is
 -- stored: the unit that carries the run's end carries its items and its checkpoint, and is refused as a whole.
 CREATE FUNCTION run_ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -122,6 +126,20 @@ CREATE TABLE pieces (
 -- A thread's history includes what its runs in progress have said.
 CREATE INDEX pieces_thread ON pieces (owner, thread_id, seq);
 
+-- The items of runs in progress, and of runs whose process ended, made of their pieces.
+CREATE VIEW items_of_pieces AS
+SELECT owner, thread_id, seq, item, run_id, 'assistant' AS role, type,
+    string_agg(content, '' ORDER BY position) AS content, false AS complete, doc_id, title, version, now() AS created_at
+FROM pieces GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version;
+
+-- Every item, as far as it is stored.
+CREATE VIEW thread_items AS
+SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
+FROM messages
+UNION ALL
+SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
+FROM items_of_pieces;
+
 -- The thread moves on from a run whose process ended: what was saved of it becomes its items. If it came to its end after
 -- all, or said more than the `known` code points that were seen of it, this is refused: the run that wants to go on does
 -- not know that.
@@ -131,13 +149,13 @@ BEGIN
     IF (SELECT max(position) FROM pieces WHERE run_id = its_id) > known THEN
         RAISE EXCEPTION 'run % has said more', its_id USING ERRCODE = 'restrict_violation';
     END IF;
-    WITH gone AS (DELETE FROM pieces WHERE run_id = its_id RETURNING *)
+    -- No piece comes in between: pieces are kept of running runs alone, and they lock the run's row.
     INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
         doc_id, title, version, created_at)
-    SELECT owner, thread_id, seq, item, run_id, 'assistant', type, string_agg(content, '' ORDER BY position), false,
-        doc_id, title, version, now()
-    FROM gone GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version
+    SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
+    FROM items_of_pieces WHERE run_id = its_id
     ON CONFLICT (owner, thread_id, seq, item) DO NOTHING;
+    DELETE FROM pieces WHERE run_id = its_id;
 END $$;
 
 -- The runs of deleted threads, for the month in which a journal may still bring one: it stays away.
@@ -269,6 +287,25 @@ CREATE TABLE checkpoint_writes (
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
 );
 
+-- The checkpoints that a state stands on, from itself (depth 0) back: for its delta channels, its ancestors up to where
+-- each channel has a value stored. Without such a value it is all of them, back to the root.
+CREATE FUNCTION state_chain(its_thread text, its_ns text, its_id text)
+    RETURNS TABLE (depth integer, checkpoint_id text) LANGUAGE sql STABLE AS $$
+WITH RECURSIVE chain AS (
+    SELECT 0 AS depth, c.checkpoint_id, c.parent_checkpoint_id,
+        ARRAY(SELECT jsonb_object_keys(c.metadata -> 'counters_since_delta_snapshot')) AS open
+    FROM checkpoints c WHERE c.thread_id = its_thread AND c.checkpoint_ns = its_ns AND c.checkpoint_id = its_id
+  UNION ALL
+    SELECT chain.depth + 1, c.checkpoint_id, c.parent_checkpoint_id,
+        ARRAY(SELECT o FROM unnest(chain.open) AS o WHERE NOT EXISTS (
+            SELECT FROM checkpoint_blobs b WHERE b.thread_id = its_thread AND b.checkpoint_ns = its_ns
+                AND b.channel = o AND b.version = c.checkpoint -> 'channel_versions' ->> o AND b.type <> 'empty'))
+    FROM chain JOIN checkpoints c ON c.thread_id = its_thread AND c.checkpoint_ns = its_ns
+        AND c.checkpoint_id = chain.parent_checkpoint_id
+    WHERE cardinality(chain.open) > 0
+)
+SELECT chain.depth, chain.checkpoint_id FROM chain $$;
+
 -- The official saver's own count of its migrations, so that its setup() finds nothing to do.
 CREATE TABLE checkpoint_migrations (v integer PRIMARY KEY);
 INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9);
@@ -286,8 +323,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM runs WHERE owner = its_owner AND thread_id = its_id
-            AND status = 'running' AND leased_until > now()) THEN
+    IF EXISTS (SELECT FROM runs r WHERE owner = its_owner AND thread_id = its_id AND in_progress(r)) THEN
         RAISE EXCEPTION 'the thread has a run in progress' USING ERRCODE = 'restrict_violation';
     END IF;
     DELETE FROM pieces WHERE owner = its_owner AND thread_id = its_id;
@@ -341,21 +377,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- What the state stands on: itself and, for the delta channels, its ancestors up to where each has a value stored.
-    WITH RECURSIVE kept AS (
-        SELECT 0 AS depth, c.checkpoint_id, c.parent_checkpoint_id,
-            ARRAY(SELECT jsonb_object_keys(c.metadata -> 'counters_since_delta_snapshot')) AS open
-        FROM checkpoints c WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = state
-      UNION ALL
-        SELECT kept.depth + 1, c.checkpoint_id, c.parent_checkpoint_id,
-            ARRAY(SELECT o FROM unnest(kept.open) AS o WHERE NOT EXISTS (
-                SELECT FROM checkpoint_blobs b WHERE b.thread_id = its_graph_id AND b.checkpoint_ns = ''
-                    AND b.channel = o AND b.version = c.checkpoint -> 'channel_versions' ->> o AND b.type <> 'empty'))
-        FROM kept JOIN checkpoints c ON c.thread_id = its_graph_id AND c.checkpoint_ns = ''
-            AND c.checkpoint_id = kept.parent_checkpoint_id
-        WHERE cardinality(kept.open) > 0
-    )
-    SELECT coalesce(array_agg(checkpoint_id ORDER BY depth), '{}') INTO chain FROM kept;
+    SELECT coalesce(array_agg(checkpoint_id ORDER BY depth), '{}') INTO chain FROM state_chain(its_graph_id, '', state);
 
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT new_graph_id, '', b.channel, b.version, b.type, b.blob
@@ -398,10 +420,10 @@ BEGIN
         -- Of a run whose process ended, and that nothing has gone on from, what was said is still in pieces.
         INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
             doc_id, title, version, created_at)
-        SELECT its_owner, new_id, line.place, p.item, line.new, 'assistant', p.type,
-            string_agg(p.content, '' ORDER BY p.position), false, p.doc_id, p.title, p.version, now()
-        FROM unnest(its_runs, new_runs) WITH ORDINALITY AS line(old, new, place) JOIN pieces p ON p.run_id = line.old
-        WHERE (line.place = 1) = (pass = 2)
-        GROUP BY line.place, line.new, p.item, p.type, p.doc_id, p.title, p.version;
+        SELECT its_owner, new_id, line.place, i.item, line.new, i.role, i.type, i.content, i.complete,
+            i.doc_id, i.title, i.version, i.created_at
+        FROM unnest(its_runs, new_runs) WITH ORDINALITY AS line(old, new, place)
+        JOIN items_of_pieces i ON i.owner = its_owner AND i.thread_id = its_id AND i.run_id = line.old
+        WHERE (line.place = 1) = (pass = 2);
     END LOOP;
 END $$;

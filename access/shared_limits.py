@@ -62,8 +62,8 @@ WHERE process <> $1 AND (owner, name, slot) IN (
 GROUP BY owner, name, slot"""
 
 # Runs that other processes have in progress: ours are $1. A process that died keeps its places for its runs' lease.
-READ_RUNNING = """SELECT owner, count(*) AS runs FROM runs
-WHERE status = 'running' AND leased_until > now() AND run_id <> ALL($1::text[])
+READ_RUNNING = """SELECT owner, count(*) AS runs FROM runs r
+WHERE in_progress(r) AND run_id <> ALL($1::text[])
 GROUP BY owner"""
 
 

@@ -6,11 +6,6 @@ import asyncpg
 
 from chat import StoredItem
 
-# The items of runs in progress, and of those whose process ended, out of their pieces.
-ITEMS_OF_PIECES = """SELECT owner, thread_id, seq, item, run_id, 'assistant' AS role, type,
-    string_agg(content, '' ORDER BY position) AS content, false AS complete, doc_id, title, version, now() AS created_at
-FROM {} GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version"""
-
 # Newest first from a place in that order; the place is the last row of the page before.
 LIST_THREADS = """SELECT thread_id, title, created_at, updated_at FROM threads
 WHERE owner = $1 AND (created_at, thread_id) < ($2, $3)
@@ -41,8 +36,7 @@ ORDER BY p.created_at DESC, p.thread_id DESC"""
 # An owner's threads that were last updated before $2 and have no run in progress, a few at a time in order of their id.
 READ_OLD = """SELECT thread_id FROM threads t
 WHERE owner = $1 AND updated_at < $2 AND created_at < $2 AND thread_id > $3 AND NOT EXISTS (
-    SELECT FROM runs r
-    WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND status = 'running' AND leased_until > now())
+    SELECT FROM runs r WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND in_progress(r))
 ORDER BY thread_id LIMIT $4"""
 
 # A walk through all threads in the order of their key: no index needs to be kept up to date for it, whose updates would
@@ -54,25 +48,14 @@ READ_THREAD = """SELECT thread_id, title, head_run_id, created_at, updated_at
 FROM threads WHERE owner = $1 AND thread_id = $2"""
 
 READ_RUNS = """SELECT run_id, parent_run_id, seq,
-    CASE WHEN status = 'running' AND leased_until < now() THEN 'interrupted' ELSE status END AS status,
+    CASE WHEN status = 'running' AND NOT in_progress(r) THEN 'interrupted' ELSE status END AS status,
     reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
-FROM runs WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
+FROM runs r WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
 
-_ITEMS_WHERE = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
-FROM (
-    SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
-    FROM messages WHERE {where}
-  UNION ALL
-    {pieces}
-) AS items ORDER BY """
-
-
-def _items(where: str) -> str:
-    return _ITEMS_WHERE.format(where=where, pieces=ITEMS_OF_PIECES.format(f"pieces WHERE {where}"))
-
-
-READ_ITEMS = _items("owner = $1 AND thread_id = $2") + "seq, item"
-READ_ITEMS_OF = _items("owner = $1 AND thread_id = $2 AND seq = ANY($3::bigint[])") + "seq, item"
+_ITEMS = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
+FROM thread_items WHERE owner = $1 AND thread_id = $2"""
+READ_ITEMS = f"{_ITEMS} ORDER BY seq, item"
+READ_ITEMS_OF = f"{_ITEMS} AND seq = ANY($3::bigint[]) ORDER BY seq, item"
 
 # The places of a branch, from where its conversation began to a run.
 _LINE = """WITH RECURSIVE line AS (
@@ -83,12 +66,11 @@ _LINE = """WITH RECURSIVE line AS (
 READ_LINE = _LINE.format("$1")
 
 # The versions of the documents of the branch that ends with the run $3; and one of them, the newest unless $5 tells.
-_DOCUMENTS_WHERE = f"owner = $1 AND thread_id = $2 AND type = 'doc' AND seq IN ({_LINE.format('$3')})"
+_ON_BRANCH = f"type = 'doc' AND seq IN ({_LINE.format('$3')})"
 READ_VERSIONS = f"""SELECT doc_id, title, version, complete FROM messages
-WHERE {_DOCUMENTS_WHERE} ORDER BY seq, item"""  # noqa: S608  # our own text
-READ_DOCUMENT = (
-    _items(f"{_DOCUMENTS_WHERE} AND doc_id = $4 AND version = coalesce($5, version)") + "seq DESC, item DESC LIMIT 1"
-)
+WHERE owner = $1 AND thread_id = $2 AND {_ON_BRANCH} ORDER BY seq, item"""  # noqa: S608  # our own text
+READ_DOCUMENT = f"""{_ITEMS} AND {_ON_BRANCH} AND doc_id = $4 AND version = coalesce($5, version)
+ORDER BY seq DESC, item DESC LIMIT 1"""
 
 # From the run $1 back to the nearest one that left a state, oldest first; that one comes first, if there is one.
 READ_LOST = """WITH RECURSIVE line AS (
@@ -111,14 +93,14 @@ LEFT JOIN LATERAL (
 WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
 
 # The run that a fork goes back to: the one that left the state $3, or else the thread's head.
-READ_TIP = """SELECT t.title, r.run_id, r.status = 'running' AND r.leased_until > now() AS in_progress
+READ_TIP = """SELECT t.title, r.run_id, in_progress(r) AS in_progress
 FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.head_run_id ELSE (
     SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $3) END
 WHERE t.owner = $1 AND t.thread_id = $2"""
 
 READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint,
-    status = 'running' AND leased_until > now() AS in_progress
-FROM runs WHERE owner = $1 AND """
+    in_progress(r) AS in_progress
+FROM runs r WHERE owner = $1 AND """
 READ_RUN_BY_ID = READ_RUN + "run_id = $2"
 READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
 
@@ -127,7 +109,7 @@ READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
 # in $4; and which state was stored last. One row for each of the threads, empty for one that is not there.
 READ_HEADS = """SELECT t.last_seq, parent.run_id AS parent_run_id, parent.checkpoint_id,
     (SELECT run_id FROM runs r WHERE r.owner = asked.owner AND r.thread_id = asked.thread_id AND r.seq = t.last_seq
-        AND status = 'running' AND leased_until > now()) AS running,
+        AND in_progress(r)) AS running,
     (SELECT c.checkpoint_id FROM checkpoints c WHERE c.thread_id = asked.graph_id AND checkpoint_ns = ''
         ORDER BY c.checkpoint_id DESC LIMIT 1) AS stored_last
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])

@@ -41,14 +41,14 @@ MUTANTS = (
     Mutant(
         "the lease: a thread is another process's while that is alive",
         "storage/reads.py",
-        "AND status = 'running' AND leased_until > now()) AS running",
-        "AND status = 'running' AND false) AS running",
+        "AND in_progress(r)) AS running",
+        "AND false) AS running",
         "test_faults.py:one_run_between_two",
     ),
     Mutant(
         "the lease's end: a dead process's thread is free",
         "storage/reads.py",
-        "AND status = 'running' AND leased_until > now()) AS running",
+        "AND in_progress(r)) AS running",
         "AND status = 'running') AS running",
         "test_faults.py:kill_9_in_the_middle",
     ),
@@ -174,8 +174,8 @@ MUTANTS = (
     Mutant(
         "a stored run is its owner's alone",
         "storage/reads.py",
-        'FROM runs WHERE owner = $1 AND """',
-        'FROM runs WHERE $1 <> \'\' AND """',
+        'FROM runs r WHERE owner = $1 AND """',
+        'FROM runs r WHERE $1 <> \'\' AND """',
         "test_access.py:another",
     ),
     Mutant(

@@ -145,29 +145,19 @@ FROM checkpoint_writes WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
     ),
 )
 
-# Of a thread: kept is what the newest checkpoint of each namespace stands on, itself and, for its delta channels, its
-# ancestors up to where each of them has a value stored; without one that is in use a chain goes back to the root, and
-# nothing may be cut. One statement, as what is kept and what is deleted must be told from one state of the thread.
-# Writes go by the checkpoints deleted, as those of a run in progress may be stored before their checkpoint is.
+# Kept is the chain of the newest checkpoint of each namespace: see state_chain. One statement, so that kept and deleted
+# checkpoints are read from one state of the thread. Writes go with the deleted checkpoints: a run in progress may have
+# stored some before their checkpoint.
 DELETE_UNKEPT = Statement(
     "delete_unkept_checkpoints",
     ThreadRow,
-    """WITH RECURSIVE heads AS (
-    SELECT DISTINCT ON (checkpoint_ns) checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata
+    """WITH heads AS (
+    SELECT DISTINCT ON (checkpoint_ns) checkpoint_ns, checkpoint_id
     FROM checkpoints WHERE thread_id = $1 ORDER BY checkpoint_ns, checkpoint_id DESC
 ),
 kept AS (
-    SELECT h.checkpoint_ns, h.checkpoint_id, h.parent_checkpoint_id,
-        ARRAY(SELECT jsonb_object_keys(h.metadata -> 'counters_since_delta_snapshot')) AS open
-    FROM heads h
-  UNION ALL
-    SELECT c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id,
-        ARRAY(SELECT o FROM unnest(kept.open) AS o WHERE NOT EXISTS (
-            SELECT 1 FROM checkpoint_blobs b WHERE b.thread_id = $1 AND b.checkpoint_ns = c.checkpoint_ns
-                AND b.channel = o AND b.version = c.checkpoint -> 'channel_versions' ->> o AND b.type <> 'empty'))
-    FROM kept JOIN checkpoints c ON c.thread_id = $1 AND c.checkpoint_ns = kept.checkpoint_ns
-        AND c.checkpoint_id = kept.parent_checkpoint_id
-    WHERE cardinality(kept.open) > 0
+    SELECT h.checkpoint_ns, chain.checkpoint_id
+    FROM heads h, state_chain($1, h.checkpoint_ns, h.checkpoint_id) AS chain
 ),
 deleted AS (
     DELETE FROM checkpoints WHERE thread_id = $1
