@@ -26,19 +26,23 @@ from chat import (
     RunEnded,
     RunProgress,
     RunStarted,
+    StoredItem,
     StoredRun,
     ThreadHead,
     UnknownCheckpoint,
     graph_thread_id,
 )
-from storage.batched_reads import Gathered
+from storage.batched_reads import BatchedReads
+from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.database import READ_BUDGET_S, SchemaError, StoreUnavailable, check_schema, connect, open_pool, where
 from storage.journal import Journal
 from storage.reads import (
     FIND_WORDS,
     FORK_THREAD,
+    ITEMS_OF_THREAD,
     READ_HEADS,
     READ_ITEMS,
+    READ_ITEMS_OF,
     READ_LOST,
     READ_OLD,
     READ_RUN_BY_ID,
@@ -47,7 +51,7 @@ from storage.reads import (
     item_of,
 )
 from storage.recovery import JournaledTurn, replay
-from storage.sql import Write
+from storage.sql import Statement, Write
 from storage.statements import (
     DELETE_THREAD,
     RENAME_THREAD,
@@ -58,10 +62,29 @@ from storage.statements import (
 )
 from storage.writer import BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Writer, within
 
-log = logging.getLogger("draftstream.store")
-
 # The front door of storage/: these are its own, or come from there.
-__all__ = ["SchemaError", "Store", "StoreUnavailable", "ThreadExists", "UnsavedTurns", "open_store", "where"]
+__all__ = [
+    "FOREVER",
+    "ITEMS_OF_THREAD",
+    "PUT_BLOB",
+    "PUT_CHECKPOINT",
+    "PUT_TASK_WRITE",
+    "REPLACE_TASK_WRITE",
+    "BatchedReads",
+    "QueueFull",
+    "SchemaError",
+    "Statement",
+    "Store",
+    "StoreUnavailable",
+    "ThreadExists",
+    "UnsavedTurns",
+    "Write",
+    "item_of",
+    "open_store",
+    "where",
+]
+
+log = logging.getLogger("draftstream.store")
 
 FOREVER = datetime.max  # noqa: DTZ901  # asyncpg's word for infinity
 CHANGE_PATIENCE_S = 5.0  # what a person waits for the commit of a change
@@ -111,7 +134,7 @@ class Store:
         self._writer = writer
         self._queue_bytes = queue_bytes
         self._journal = journal
-        self._heads = Gathered(self.fetch, READ_HEADS)
+        self._heads = BatchedReads(self.fetch, READ_HEADS)
         self._forking = asyncio.Semaphore(FORKS_AT_ONCE)
         self._open_runs: dict[str, OpenRun] = {}
         self._unsaved: dict[str, JournaledTurn] = {}  # the turns that have ended and wait for the writer, by run_id
@@ -341,12 +364,19 @@ class Store:
         """The state that was left last before the run or by it, and the runs since then."""
         line = await self.fetch(READ_LOST, newest)
         state = line[0]["checkpoint_id"]
-        ids = [row["run_id"] for row in line[state is not None :]]
-        said: dict[str, list[Item]] = {run_id: [] for run_id in ids}
-        for row in await self.fetch(READ_ITEMS, owner, thread_id):
-            if row["run_id"] in said:
-                said[row["run_id"]].append(item_of(row))
+        lost = line[state is not None :]
+        said: dict[str, list[Item]] = {row["run_id"]: [] for row in lost}
+        for item in await self.items(owner, thread_id, [row["seq"] for row in lost]):
+            said[item["run_id"]].append(item)
         return state, [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
+
+    async def items(self, owner: str, thread_id: str, seqs: Sequence[int] | None = None) -> list[StoredItem]:
+        """The items of a thread in order, or those of the runs in these places of it."""
+        if seqs is None:
+            rows = await self.fetch(READ_ITEMS, owner, thread_id)
+        else:
+            rows = await self.fetch(READ_ITEMS_OF, owner, thread_id, seqs)
+        return [item_of(row) for row in rows]
 
     async def run(self, owner: str, run_id: str | None = None, idempotency_key: str | None = None) -> StoredRun | None:
         """A run by its id, or by the key of its request, as far as it is stored."""
@@ -356,11 +386,8 @@ class Store:
             return None
         row = rows[0]
         await self.settled(graph_thread_id(owner, row["thread_id"]))
-        items = [
-            item_of(item)
-            for item in await self.fetch(READ_ITEMS, owner, row["thread_id"])
-            if item["run_id"] == row["run_id"] and item["role"] == "assistant"
-        ]
+        items = await self.items(owner, row["thread_id"], [row["seq"]])
+        answer = [item for item in items if item["role"] == "assistant"]
         last: End | Error | None
         if row["in_progress"]:
             last = None
@@ -371,7 +398,7 @@ class Store:
             last = End(row["reason"], saved=True, checkpoint_id=row["checkpoint_id"], usage=usage)
         else:
             last = INTERRUPTED
-        return StoredRun(row["run_id"], row["thread_id"], row["model"], row["fingerprint"], items, last)
+        return StoredRun(row["run_id"], row["thread_id"], row["model"], row["fingerprint"], answer, last)
 
     async def old_threads(self, owner: str, before: datetime, after: str, limit: int) -> list[str]:
         """The owner's threads last updated before that time and with no run in progress, in order, `after` an id."""

@@ -15,8 +15,7 @@ from typing import NamedTuple
 from access.callers import CACHE_S, DEFAULT_SCOPES, SCOPES, hash_of
 from settings import Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, embedded_postgres
-from storage.sql import Statement
-from store import SchemaError, Store, StoreUnavailable, UnsavedTurns, open_store
+from store import SchemaError, Statement, Store, StoreUnavailable, UnsavedTurns, open_store
 
 OWNER_CHARS = 255
 

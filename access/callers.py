@@ -28,8 +28,7 @@ import asyncpg
 from access.jwts import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
 from chat import Refusal
 from settings import Settings, SettingsError
-from storage.batched_reads import Gathered
-from store import StoreUnavailable
+from store import BatchedReads, StoreUnavailable
 
 log = logging.getLogger("draftstream.callers")
 
@@ -151,7 +150,7 @@ class Access:
 
     def __init__(self, fetch: Fetch, *, provider: Provider | None, closed: bool, resume_s: float) -> None:
         self._fetch = fetch
-        self._keys = Gathered(fetch, READ_KEYS)  # a crowd comes with one key, and is let in by one look
+        self._keys = BatchedReads(fetch, READ_KEYS)  # a burst with one key costs one query
         self._provider = provider
         self._closed = closed
         self._resume_s = resume_s

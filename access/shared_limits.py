@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 from access.limits import DAY_S, Limits
 from chat import RunFailure
-from storage.sql import Statement, Write
-from storage.writer import QueueFull
-from store import Store, StoreUnavailable
+from store import QueueFull, Statement, Store, StoreUnavailable, Write
 
 log = logging.getLogger("draftstream.exchange")
 

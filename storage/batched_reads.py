@@ -1,45 +1,45 @@
-"""Reads of one kind that are asked for at about the same time, as one query: so a crowd costs a few looks."""
+"""Reads of one kind that are asked for at about the same time, as one query: so that a burst costs a few queries."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import asyncpg
 
-LOOKS_AT_ONCE = 2  # so that a crowd gathers behind them, and one slow look does not hold up the next
+QUERIES_AT_ONCE = 2  # so that a burst is batched behind them, and one slow query does not hold up the next
 
-Ask = tuple[tuple[object, ...], asyncio.Future[asyncpg.Record]]
+Asked = tuple[tuple[object, ...], asyncio.Future[asyncpg.Record]]
 
 
-class Gathered:
-    """A query by columns: `fetch(sql, *columns)` takes one list for each argument, and gives one row for each ask, in
-    order. `close` waits for what was asked.
+class BatchedReads:
+    """A query by columns: `fetch(sql, *columns)` takes one list for each argument, and gives one row for each read, in
+    order. `close` waits for the queries under way.
     """
 
     def __init__(self, fetch: Callable[..., Awaitable[Sequence[asyncpg.Record]]], sql: str) -> None:
         self._fetch = fetch
         self._sql = sql
-        self._asked: list[Ask] = []
-        self._looks: set[asyncio.Task[None]] = set()
+        self._asked: list[Asked] = []
+        self._queries: set[asyncio.Task[None]] = set()
 
     async def read(self, *arguments: object) -> asyncpg.Record:
         """The row of these arguments. Raises what `fetch` raises."""
         answer: asyncio.Future[asyncpg.Record] = asyncio.get_running_loop().create_future()
         self._asked.append((arguments, answer))
-        if len(self._looks) < LOOKS_AT_ONCE:
-            look = asyncio.create_task(self._look(), name="look")
-            self._looks.add(look)
-            look.add_done_callback(self._looks.discard)
+        if len(self._queries) < QUERIES_AT_ONCE:
+            query = asyncio.create_task(self._query(), name="batched read")
+            self._queries.add(query)
+            query.add_done_callback(self._queries.discard)
         return await answer
 
-    async def _look(self) -> None:
-        await asyncio.sleep(0)  # those that ask in this pass of the loop come along
+    async def _query(self) -> None:
+        await asyncio.sleep(0)  # reads of the same pass of the loop are batched
         while self._asked:
             asked, self._asked = self._asked, []
             try:
                 rows = await self._fetch(
                     self._sql, *map(list, zip(*(arguments for arguments, _ in asked), strict=True))
                 )
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is for those that asked
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is for the callers of `read`
                 for _, answer in asked:
                     if not answer.done():
                         answer.set_exception(error)
@@ -49,5 +49,5 @@ class Gathered:
                         answer.set_result(row)
 
     async def close(self) -> None:
-        if self._looks:
-            await asyncio.wait(self._looks)
+        if self._queries:
+            await asyncio.wait(self._queries)

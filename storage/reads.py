@@ -6,33 +6,6 @@ import asyncpg
 
 from chat import StoredItem
 
-# Newest first from a place in that order; the place is the last row of the page before.
-LIST_THREADS = """SELECT thread_id, title, created_at, updated_at FROM threads
-WHERE owner = $1 AND (created_at, thread_id) < ($2, $3)
-ORDER BY created_at DESC, thread_id DESC LIMIT $4"""
-
-# The owner's threads whose title or items have the words, in the same order; with each its newest item that has them: a
-# passage of it from about the first of the words on ($6 is their regular expression).
-SEARCH_THREADS = """WITH said AS MATERIALIZED (
-    SELECT thread_id, max(ARRAY[seq, item]) AS place FROM messages
-    WHERE owner = $1 AND words @@ search_query($1, $5)
-    GROUP BY thread_id
-), named AS MATERIALIZED (
-    SELECT thread_id FROM threads WHERE owner = $1 AND search_vector(owner, title) @@ search_query($1, $5)
-), page AS (
-    SELECT t.*, said.place
-    FROM (SELECT thread_id FROM said UNION SELECT thread_id FROM named) AS found
-    JOIN threads t ON t.owner = $1 AND t.thread_id = found.thread_id
-    LEFT JOIN said ON said.thread_id = found.thread_id
-    WHERE (t.created_at, t.thread_id) < ($2, $3)
-    ORDER BY t.created_at DESC, t.thread_id DESC LIMIT $4
-)
-SELECT p.thread_id, p.title, p.created_at, p.updated_at, m.run_id, m.item, m.type,
-    substr(m.content, greatest(regexp_instr(left(m.content, 100000), $6, 1, 1, 0, 'i') - 60, 1), 240) AS passage
-FROM page p LEFT JOIN messages m ON m.owner = $1 AND m.thread_id = p.thread_id
-    AND m.seq = p.place[1] AND m.item = p.place[2]
-ORDER BY p.created_at DESC, p.thread_id DESC"""
-
 # An owner's threads that were last updated before $2 and have no run in progress, a few at a time in order of their id.
 READ_OLD = """SELECT thread_id FROM threads t
 WHERE owner = $1 AND updated_at < $2 AND created_at < $2 AND thread_id > $3 AND NOT EXISTS (
@@ -44,33 +17,11 @@ ORDER BY thread_id LIMIT $4"""
 WALK_THREADS = """SELECT owner, thread_id, updated_at < $3 AS old FROM threads
 WHERE (owner, thread_id) > ($1, $2) ORDER BY owner, thread_id LIMIT $4"""
 
-READ_THREAD = """SELECT thread_id, title, head_run_id, created_at, updated_at
-FROM threads WHERE owner = $1 AND thread_id = $2"""
-
-READ_RUNS = """SELECT run_id, parent_run_id, seq,
-    CASE WHEN status = 'running' AND NOT in_progress(r) THEN 'interrupted' ELSE status END AS status,
-    reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
-FROM runs r WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
-
-_ITEMS = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
+# Of the thread's runs, or of some of them.
+ITEMS_OF_THREAD = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
 FROM thread_items WHERE owner = $1 AND thread_id = $2"""
-READ_ITEMS = f"{_ITEMS} ORDER BY seq, item"
-READ_ITEMS_OF = f"{_ITEMS} AND seq = ANY($3::bigint[]) ORDER BY seq, item"
-
-# The places of a branch, from where its conversation began to a run.
-_LINE = """WITH RECURSIVE line AS (
-    SELECT parent_run_id, seq FROM runs WHERE run_id = {}
-  UNION ALL
-    SELECT r.parent_run_id, r.seq FROM line JOIN runs r ON r.run_id = line.parent_run_id
-) SELECT seq FROM line ORDER BY seq"""
-READ_LINE = _LINE.format("$1")
-
-# The versions of the documents of the branch that ends with the run $3; and one of them, the newest unless $5 tells.
-_ON_BRANCH = f"type = 'doc' AND seq IN ({_LINE.format('$3')})"
-READ_VERSIONS = f"""SELECT doc_id, title, version, complete FROM messages
-WHERE owner = $1 AND thread_id = $2 AND {_ON_BRANCH} ORDER BY seq, item"""  # noqa: S608  # our own text
-READ_DOCUMENT = f"""{_ITEMS} AND {_ON_BRANCH} AND doc_id = $4 AND version = coalesce($5, version)
-ORDER BY seq DESC, item DESC LIMIT 1"""
+READ_ITEMS = f"{ITEMS_OF_THREAD} ORDER BY seq, item"
+READ_ITEMS_OF = f"{ITEMS_OF_THREAD} AND seq = ANY($3::bigint[]) ORDER BY seq, item"
 
 # From the run $1 back to the nearest one that left a state, oldest first; that one comes first, if there is one.
 READ_LOST = """WITH RECURSIVE line AS (
@@ -78,28 +29,10 @@ READ_LOST = """WITH RECURSIVE line AS (
   UNION ALL
     SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.seq
     FROM line JOIN runs r ON r.run_id = line.parent_run_id WHERE line.checkpoint_id IS NULL
-) SELECT run_id, checkpoint_id FROM line ORDER BY seq"""
+) SELECT run_id, seq, checkpoint_id FROM line ORDER BY seq"""
 
-# A thread's runs in order, with the state that each left and the end of what was said then.
-READ_STATES = """SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.ended_at AS created_at,
-    (c.metadata ->> 'step')::int AS step, said.role, said.content
-FROM runs r
-LEFT JOIN checkpoints c ON c.thread_id = $3 AND c.checkpoint_ns = '' AND c.checkpoint_id = r.checkpoint_id
-LEFT JOIN LATERAL (
-    SELECT m.role, left(m.content, 240) AS content FROM messages m
-    WHERE r.checkpoint_id IS NOT NULL AND m.owner = $1 AND m.thread_id = $2 AND m.seq = r.seq AND m.type = 'message'
-    ORDER BY m.item DESC LIMIT 1
-) AS said ON true
-WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
-
-# The run that a fork goes back to: the one that left the state $3, or else the thread's head.
-READ_TIP = """SELECT t.title, r.run_id, in_progress(r) AS in_progress
-FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.head_run_id ELSE (
-    SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $3) END
-WHERE t.owner = $1 AND t.thread_id = $2"""
-
-READ_RUN = """SELECT run_id, thread_id, model, status, reason, error::text, usage::text, checkpoint_id, fingerprint,
-    in_progress(r) AS in_progress
+READ_RUN = """SELECT run_id, thread_id, seq, model, status, reason, error::text, usage::text, checkpoint_id,
+    fingerprint, in_progress(r) AS in_progress
 FROM runs r WHERE owner = $1 AND """
 READ_RUN_BY_ID = READ_RUN + "run_id = $2"
 READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"

@@ -25,7 +25,7 @@ from storage.sql import Statement, Write
 from storage.statements import RENAME_THREAD, end_writes, start_writes
 from storage.writer import QueueFull, Unit, statements
 from store import Store, StoreUnavailable, open_store
-from threads import checkpointer
+from threads import statements as thread_statements
 from threads.histories import Threads
 
 pytestmark = pytest.mark.anyio
@@ -334,7 +334,7 @@ def statements_of(module: ModuleType) -> list[Statement[...]]:
     return [value for value in [*values, *chain(*groups)] if isinstance(value, Statement)]
 
 
-WITH_STATEMENTS = (sql_statements, checkpoints, writer, checkpointer, shared_limits, access_command)
+WITH_STATEMENTS = (sql_statements, checkpoints, writer, thread_statements, shared_limits, access_command)
 ALL_STATEMENTS = {statement for module in WITH_STATEMENTS for statement in statements_of(module)}
 
 
@@ -375,9 +375,9 @@ async def test_statements_of_one_thread_stay_in_their_order() -> None:
 
 async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
     for named, arguments in (
-        (reads.LIST_THREADS, "'o', 'infinity'::timestamptz, '', 20"),
+        (thread_statements.LIST_THREADS, "'o', 'infinity'::timestamptz, '', 20"),
         (reads.READ_ITEMS, "'o', 't'"),
-        (reads.READ_RUNS, "'o', 't'"),
+        (thread_statements.READ_RUNS, "'o', 't'"),
         (reads.READ_HEADS, "'{o}', '{t}', '{o/t}', '{x}'"),
     ):
         values = [value.strip() for value in arguments.split(",")]

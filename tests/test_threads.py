@@ -22,10 +22,10 @@ from test_service import history
 from test_store import ended, started, texts
 
 from chat import Conflict, Doc, Message, NotFound, Piece, RunProgress
-from storage.reads import SEARCH_THREADS
 from store import FOREVER, Store
 from threads.histories import Threads
 from threads.search import marked, pattern
+from threads.statements import SEARCH_THREADS
 from web.threads import read_time
 
 Start = Callable[..., Service]

@@ -8,7 +8,7 @@ Deliberately not here: the synchronous methods; the service has one event loop a
 import random
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import asyncpg
 import orjson
@@ -30,161 +30,22 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from chat import STORED_LAST
-from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
-from storage.sql import Statement, Write
-from store import Store
+from store import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE, Store, Write
+from threads.statements import (
+    COPY_STATES,
+    DELETE_CHECKPOINTS_OF_RUNS,
+    DELETE_STATES,
+    DELETE_TASK_WRITES_OF_RUNS,
+    DELETE_UNUSED_BLOBS,
+    NEWEST_ID,
+    PRUNE,
+    READ_DELTAS,
+    READ_TUPLES,
+    RUNS_CHECKPOINTS,
+)
 
 BYTES_AT_HAND = 2**25  # of the states that are kept in memory, about and all together
 STATE_BYTES = 8000  # of one beside its messages
-# A checkpoint with its channels' values and the writes that wait for the next step, in the order of `writes_sort_key`.
-# `COLLATE "C"`, as Python sorts those keys by code point.
-READ_TUPLES = """SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id,
-    c.checkpoint::text, c.metadata::text,
-    (SELECT array_agg(row(b.channel, b.type, b.blob))
-        FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
-        JOIN checkpoint_blobs b ON b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns
-            AND b.channel = v.key AND b.version = v.value) AS blobs,
-    (SELECT array_agg(row(w.task_id, w.channel, w.type, w.blob)
-            ORDER BY w.task_path COLLATE "C", w.task_id COLLATE "C", w.idx)
-        FROM checkpoint_writes w WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
-            AND w.checkpoint_id = c.checkpoint_id) AS writes
-FROM checkpoints c"""
-
-# A delta channel's way back: from $3 up its parents to the nearest one that has a value of the channel stored (a blob,
-# or a plain value inline); then the writes of all of these, oldest first, and that value.
-READ_DELTAS = """WITH RECURSIVE chain AS (
-    SELECT w.channel, 0 AS depth, c.checkpoint_id, c.parent_checkpoint_id, NULL::text AS version, NULL::jsonb AS inline,
-        false AS stored
-    FROM unnest($4::text[]) AS w(channel), checkpoints c
-    WHERE c.thread_id = $1 AND c.checkpoint_ns = $2 AND c.checkpoint_id = $3
-  UNION ALL
-    SELECT chain.channel, chain.depth + 1, c.checkpoint_id, c.parent_checkpoint_id,
-        c.checkpoint -> 'channel_versions' ->> chain.channel, c.checkpoint -> 'channel_values' -> chain.channel,
-        coalesce(c.checkpoint -> 'channel_values' -> chain.channel, 'null') <> 'null' OR EXISTS (
-            SELECT 1 FROM checkpoint_blobs b WHERE b.thread_id = $1 AND b.checkpoint_ns = $2
-                AND b.channel = chain.channel AND b.type <> 'empty'
-                AND b.version = c.checkpoint -> 'channel_versions' ->> chain.channel)
-    FROM chain JOIN checkpoints c
-        ON c.thread_id = $1 AND c.checkpoint_ns = $2 AND c.checkpoint_id = chain.parent_checkpoint_id
-    WHERE NOT chain.stored
-)
-SELECT k.channel, k.stored, k.inline::text, b.type AS seed_type, b.blob AS seed,
-    (SELECT array_agg(row(w.task_id, w.type, w.blob)
-            ORDER BY w.task_path COLLATE "C", w.task_id COLLATE "C", w.idx)
-        FROM checkpoint_writes w WHERE w.thread_id = $1 AND w.checkpoint_ns = $2
-            AND w.checkpoint_id = k.checkpoint_id AND w.channel = k.channel) AS writes
-FROM chain k
-LEFT JOIN checkpoint_blobs b ON k.stored AND b.thread_id = $1 AND b.checkpoint_ns = $2
-    AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
-WHERE k.depth > 0 ORDER BY k.channel, k.depth DESC"""
-
-NEWEST_ID = """SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND checkpoint_ns = $2
-ORDER BY checkpoint_id DESC LIMIT 1"""
-
-
-class ThreadRow(NamedTuple):
-    thread: str
-
-
-TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
-DELETE_STATES = [
-    Statement(f"delete_{table}", ThreadRow, f"DELETE FROM {table} WHERE thread_id = $1")  # noqa: S608  # our own names
-    for table in TABLES
-]
-
-
-class RunsRow(NamedTuple):
-    thread: str
-    run_ids: list[str]
-
-
-RUNS_CHECKPOINTS = """SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY($1)"""
-DELETE_TASK_WRITES_OF_RUNS = Statement(
-    "delete_task_writes_of_runs",
-    RunsRow,
-    """DELETE FROM checkpoint_writes w USING checkpoints c
-WHERE c.thread_id = $1 AND c.metadata ->> 'run_id' = ANY($2) AND w.thread_id = c.thread_id
-    AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id""",
-)
-DELETE_CHECKPOINTS_OF_RUNS = Statement(
-    "delete_checkpoints_of_runs",
-    RunsRow,
-    "DELETE FROM checkpoints WHERE thread_id = $1 AND metadata ->> 'run_id' = ANY($2)",
-)
-
-
-class CopyRow(NamedTuple):
-    source: str
-    target: str
-
-
-# Not batchable: each reads another thread.
-COPY_STATES = (
-    Statement(
-        "copy_blobs",
-        CopyRow,
-        """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-SELECT $2, checkpoint_ns, channel, version, type, blob FROM checkpoint_blobs WHERE thread_id = $1
-ON CONFLICT DO NOTHING""",
-    ),
-    Statement(
-        "copy_checkpoints",
-        CopyRow,
-        """INSERT INTO checkpoints
-    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
-SELECT $2, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
-FROM checkpoints WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
-    ),
-    Statement(
-        "copy_task_writes",
-        CopyRow,
-        """INSERT INTO checkpoint_writes
-    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-SELECT $2, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
-FROM checkpoint_writes WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
-    ),
-)
-
-# Kept is the chain of the newest checkpoint of each namespace: see state_chain. One statement, so that kept and deleted
-# checkpoints are read from one state of the thread. Writes go with the deleted checkpoints: a run in progress may have
-# stored some before their checkpoint.
-DELETE_UNKEPT = Statement(
-    "delete_unkept_checkpoints",
-    ThreadRow,
-    """WITH heads AS (
-    SELECT DISTINCT ON (checkpoint_ns) checkpoint_ns, checkpoint_id
-    FROM checkpoints WHERE thread_id = $1 ORDER BY checkpoint_ns, checkpoint_id DESC
-),
-kept AS (
-    SELECT h.checkpoint_ns, chain.checkpoint_id
-    FROM heads h, state_chain($1, h.checkpoint_ns, h.checkpoint_id) AS chain
-),
-deleted AS (
-    DELETE FROM checkpoints WHERE thread_id = $1
-        AND (checkpoint_ns, checkpoint_id) NOT IN (SELECT checkpoint_ns, checkpoint_id FROM kept)
-    RETURNING checkpoint_ns, checkpoint_id
-)
-DELETE FROM checkpoint_writes w USING deleted d
-WHERE w.thread_id = $1 AND w.checkpoint_ns = d.checkpoint_ns AND w.checkpoint_id = d.checkpoint_id""",
-)
-DELETE_UNUSED_BLOBS = Statement(
-    "delete_unused_blobs",
-    ThreadRow,
-    """DELETE FROM checkpoint_blobs
-WHERE thread_id = $1 AND (checkpoint_ns, channel, version) NOT IN (
-    SELECT c.checkpoint_ns, v.key, v.value
-    FROM checkpoints c, jsonb_each_text(c.checkpoint -> 'channel_versions') AS v WHERE c.thread_id = $1)""",
-)
-FORGET_PARENTS = Statement(
-    "forget_parents",
-    ThreadRow,
-    """UPDATE checkpoints c SET parent_checkpoint_id = NULL
-WHERE c.thread_id = $1 AND parent_checkpoint_id IS NOT NULL AND NOT EXISTS (
-    SELECT 1 FROM checkpoints p WHERE p.thread_id = $1 AND p.checkpoint_ns = c.checkpoint_ns
-        AND p.checkpoint_id = c.parent_checkpoint_id)""",
-)
-PRUNE = (DELETE_UNKEPT, DELETE_UNUSED_BLOBS, FORGET_PARENTS)
-
 # A NUL as JSON writes it: with an even number of backslashes before its own.
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 

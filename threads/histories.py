@@ -8,11 +8,11 @@ import asyncpg
 import orjson
 
 from chat import DOC_ID, Document, NotFound, StoredItem, UnknownCheckpoint, Usage, graph_thread_id
-from storage.reads import (
+from store import FOREVER, Store, item_of
+from threads.search import marked, pattern
+from threads.statements import (
     LIST_THREADS,
     READ_DOCUMENT,
-    READ_ITEMS,
-    READ_ITEMS_OF,
     READ_LINE,
     READ_RUNS,
     READ_STATES,
@@ -20,10 +20,7 @@ from storage.reads import (
     READ_TIP,
     READ_VERSIONS,
     SEARCH_THREADS,
-    item_of,
 )
-from store import FOREVER, Store
-from threads.search import marked, pattern
 
 RUNS_A_PAGE = 50  # of some items each
 
@@ -175,11 +172,10 @@ class Threads:
 
     async def history(self, thread_id: str) -> History:
         row = await self._thread(thread_id)
-        items = await self._store.fetch(READ_ITEMS, self._owner, thread_id)
         return {
             **_summary(row),
             "head_run_id": row["head_run_id"],
-            "messages": [item_of(item) for item in items],
+            "messages": await self._store.items(self._owner, thread_id),
             "runs": await self._runs(thread_id),
         }
 
@@ -257,11 +253,11 @@ class Threads:
     async def _pages(self, thread_id: str, seqs: Sequence[int]) -> AsyncIterator[StoredItem]:
         for first in range(0, len(seqs), RUNS_A_PAGE):
             page = seqs[first : first + RUNS_A_PAGE]
-            rows = await self._store.fetch(READ_ITEMS_OF, self._owner, thread_id, page)
-            if not rows:  # each run has a message at least
+            items = await self._store.items(self._owner, thread_id, page)
+            if not items:  # each run has a message at least
                 raise ThreadGone
-            for row in rows:
-                yield item_of(row)
+            for item in items:
+                yield item
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from chat import Conflict, ThreadBusy, graph_thread_id
 from runs.registry import Runs
-from storage.writer import QueueFull
-from store import FOREVER, Store, StoreUnavailable
+from store import FOREVER, QueueFull, Store, StoreUnavailable
 
 log = logging.getLogger("draftstream.upkeep")
 

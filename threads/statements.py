@@ -1,0 +1,231 @@
+"""The statements on threads: a person's history of them, and the agent's checkpoints in them.
+
+The statements that a run puts its checkpoints with stand in storage/, as they are journaled with the run.
+"""
+
+from typing import NamedTuple
+
+from store import ITEMS_OF_THREAD, Statement
+
+# ---------------------------------------------------------------------------------------------------------------
+# Histories
+
+# Newest first from a place in that order; the place is the last row of the page before.
+LIST_THREADS = """SELECT thread_id, title, created_at, updated_at FROM threads
+WHERE owner = $1 AND (created_at, thread_id) < ($2, $3)
+ORDER BY created_at DESC, thread_id DESC LIMIT $4"""
+
+# The owner's threads whose title or items have the words, in the same order; with each its newest item that has them: a
+# passage of it from about the first of the words on ($6 is their regular expression).
+SEARCH_THREADS = """WITH said AS MATERIALIZED (
+    SELECT thread_id, max(ARRAY[seq, item]) AS place FROM messages
+    WHERE owner = $1 AND words @@ search_query($1, $5)
+    GROUP BY thread_id
+), named AS MATERIALIZED (
+    SELECT thread_id FROM threads WHERE owner = $1 AND search_vector(owner, title) @@ search_query($1, $5)
+), page AS (
+    SELECT t.*, said.place
+    FROM (SELECT thread_id FROM said UNION SELECT thread_id FROM named) AS found
+    JOIN threads t ON t.owner = $1 AND t.thread_id = found.thread_id
+    LEFT JOIN said ON said.thread_id = found.thread_id
+    WHERE (t.created_at, t.thread_id) < ($2, $3)
+    ORDER BY t.created_at DESC, t.thread_id DESC LIMIT $4
+)
+SELECT p.thread_id, p.title, p.created_at, p.updated_at, m.run_id, m.item, m.type,
+    substr(m.content, greatest(regexp_instr(left(m.content, 100000), $6, 1, 1, 0, 'i') - 60, 1), 240) AS passage
+FROM page p LEFT JOIN messages m ON m.owner = $1 AND m.thread_id = p.thread_id
+    AND m.seq = p.place[1] AND m.item = p.place[2]
+ORDER BY p.created_at DESC, p.thread_id DESC"""
+
+READ_THREAD = """SELECT thread_id, title, head_run_id, created_at, updated_at
+FROM threads WHERE owner = $1 AND thread_id = $2"""
+
+READ_RUNS = """SELECT run_id, parent_run_id, seq,
+    CASE WHEN status = 'running' AND NOT in_progress(r) THEN 'interrupted' ELSE status END AS status,
+    reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
+FROM runs r WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
+
+# The places of a branch, from where its conversation began to a run.
+_LINE = """WITH RECURSIVE line AS (
+    SELECT parent_run_id, seq FROM runs WHERE run_id = {}
+  UNION ALL
+    SELECT r.parent_run_id, r.seq FROM line JOIN runs r ON r.run_id = line.parent_run_id
+) SELECT seq FROM line ORDER BY seq"""
+READ_LINE = _LINE.format("$1")
+
+# The versions of the documents of the branch that ends with the run $3; and one of them, the newest unless $5 tells.
+_ON_BRANCH = f"type = 'doc' AND seq IN ({_LINE.format('$3')})"
+READ_VERSIONS = f"""SELECT doc_id, title, version, complete FROM messages
+WHERE owner = $1 AND thread_id = $2 AND {_ON_BRANCH} ORDER BY seq, item"""  # noqa: S608  # our own text
+READ_DOCUMENT = f"""{ITEMS_OF_THREAD} AND {_ON_BRANCH} AND doc_id = $4 AND version = coalesce($5, version)
+ORDER BY seq DESC, item DESC LIMIT 1"""
+
+# A thread's runs in order, with the state that each left and the end of what was said then.
+READ_STATES = """SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.ended_at AS created_at,
+    (c.metadata ->> 'step')::int AS step, said.role, said.content
+FROM runs r
+LEFT JOIN checkpoints c ON c.thread_id = $3 AND c.checkpoint_ns = '' AND c.checkpoint_id = r.checkpoint_id
+LEFT JOIN LATERAL (
+    SELECT m.role, left(m.content, 240) AS content FROM messages m
+    WHERE r.checkpoint_id IS NOT NULL AND m.owner = $1 AND m.thread_id = $2 AND m.seq = r.seq AND m.type = 'message'
+    ORDER BY m.item DESC LIMIT 1
+) AS said ON true
+WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
+
+# The run that a fork goes back to: the one that left the state $3, or else the thread's head.
+READ_TIP = """SELECT t.title, r.run_id, in_progress(r) AS in_progress
+FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.head_run_id ELSE (
+    SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $3) END
+WHERE t.owner = $1 AND t.thread_id = $2"""
+
+# ---------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+# A checkpoint with its channels' values and the writes that wait for the next step, in the order of `writes_sort_key`.
+# `COLLATE "C"`, as Python sorts those keys by code point.
+READ_TUPLES = """SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id,
+    c.checkpoint::text, c.metadata::text,
+    (SELECT array_agg(row(b.channel, b.type, b.blob))
+        FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+        JOIN checkpoint_blobs b ON b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns
+            AND b.channel = v.key AND b.version = v.value) AS blobs,
+    (SELECT array_agg(row(w.task_id, w.channel, w.type, w.blob)
+            ORDER BY w.task_path COLLATE "C", w.task_id COLLATE "C", w.idx)
+        FROM checkpoint_writes w WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
+            AND w.checkpoint_id = c.checkpoint_id) AS writes
+FROM checkpoints c"""
+
+# A delta channel's way back: from $3 up its parents to the nearest one that has a value of the channel stored (a blob,
+# or a plain value inline); then the writes of all of these, oldest first, and that value.
+READ_DELTAS = """WITH RECURSIVE chain AS (
+    SELECT w.channel, 0 AS depth, c.checkpoint_id, c.parent_checkpoint_id, NULL::text AS version, NULL::jsonb AS inline,
+        false AS stored
+    FROM unnest($4::text[]) AS w(channel), checkpoints c
+    WHERE c.thread_id = $1 AND c.checkpoint_ns = $2 AND c.checkpoint_id = $3
+  UNION ALL
+    SELECT chain.channel, chain.depth + 1, c.checkpoint_id, c.parent_checkpoint_id,
+        c.checkpoint -> 'channel_versions' ->> chain.channel, c.checkpoint -> 'channel_values' -> chain.channel,
+        coalesce(c.checkpoint -> 'channel_values' -> chain.channel, 'null') <> 'null' OR EXISTS (
+            SELECT 1 FROM checkpoint_blobs b WHERE b.thread_id = $1 AND b.checkpoint_ns = $2
+                AND b.channel = chain.channel AND b.type <> 'empty'
+                AND b.version = c.checkpoint -> 'channel_versions' ->> chain.channel)
+    FROM chain JOIN checkpoints c
+        ON c.thread_id = $1 AND c.checkpoint_ns = $2 AND c.checkpoint_id = chain.parent_checkpoint_id
+    WHERE NOT chain.stored
+)
+SELECT k.channel, k.stored, k.inline::text, b.type AS seed_type, b.blob AS seed,
+    (SELECT array_agg(row(w.task_id, w.type, w.blob)
+            ORDER BY w.task_path COLLATE "C", w.task_id COLLATE "C", w.idx)
+        FROM checkpoint_writes w WHERE w.thread_id = $1 AND w.checkpoint_ns = $2
+            AND w.checkpoint_id = k.checkpoint_id AND w.channel = k.channel) AS writes
+FROM chain k
+LEFT JOIN checkpoint_blobs b ON k.stored AND b.thread_id = $1 AND b.checkpoint_ns = $2
+    AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
+WHERE k.depth > 0 ORDER BY k.channel, k.depth DESC"""
+
+NEWEST_ID = """SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND checkpoint_ns = $2
+ORDER BY checkpoint_id DESC LIMIT 1"""
+
+
+class ThreadRow(NamedTuple):
+    thread: str
+
+
+TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+DELETE_STATES = [
+    Statement(f"delete_{table}", ThreadRow, f"DELETE FROM {table} WHERE thread_id = $1")  # noqa: S608  # our own names
+    for table in TABLES
+]
+
+
+class RunsRow(NamedTuple):
+    thread: str
+    run_ids: list[str]
+
+
+RUNS_CHECKPOINTS = """SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY($1)"""
+DELETE_TASK_WRITES_OF_RUNS = Statement(
+    "delete_task_writes_of_runs",
+    RunsRow,
+    """DELETE FROM checkpoint_writes w USING checkpoints c
+WHERE c.thread_id = $1 AND c.metadata ->> 'run_id' = ANY($2) AND w.thread_id = c.thread_id
+    AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id""",
+)
+DELETE_CHECKPOINTS_OF_RUNS = Statement(
+    "delete_checkpoints_of_runs",
+    RunsRow,
+    "DELETE FROM checkpoints WHERE thread_id = $1 AND metadata ->> 'run_id' = ANY($2)",
+)
+
+
+class CopyRow(NamedTuple):
+    source: str
+    target: str
+
+
+# Not batchable: each reads another thread.
+COPY_STATES = (
+    Statement(
+        "copy_blobs",
+        CopyRow,
+        """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+SELECT $2, checkpoint_ns, channel, version, type, blob FROM checkpoint_blobs WHERE thread_id = $1
+ON CONFLICT DO NOTHING""",
+    ),
+    Statement(
+        "copy_checkpoints",
+        CopyRow,
+        """INSERT INTO checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
+SELECT $2, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
+FROM checkpoints WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
+    ),
+    Statement(
+        "copy_task_writes",
+        CopyRow,
+        """INSERT INTO checkpoint_writes
+    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+SELECT $2, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
+FROM checkpoint_writes WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
+    ),
+)
+
+# Kept is the chain of the newest checkpoint of each namespace: see state_chain. One statement, so that kept and deleted
+# checkpoints are read from one state of the thread. Writes go with the deleted checkpoints: a run in progress may have
+# stored some before their checkpoint.
+DELETE_UNKEPT = Statement(
+    "delete_unkept_checkpoints",
+    ThreadRow,
+    """WITH heads AS (
+    SELECT DISTINCT ON (checkpoint_ns) checkpoint_ns, checkpoint_id
+    FROM checkpoints WHERE thread_id = $1 ORDER BY checkpoint_ns, checkpoint_id DESC
+),
+kept AS (
+    SELECT h.checkpoint_ns, chain.checkpoint_id
+    FROM heads h, state_chain($1, h.checkpoint_ns, h.checkpoint_id) AS chain
+),
+deleted AS (
+    DELETE FROM checkpoints WHERE thread_id = $1
+        AND (checkpoint_ns, checkpoint_id) NOT IN (SELECT checkpoint_ns, checkpoint_id FROM kept)
+    RETURNING checkpoint_ns, checkpoint_id
+)
+DELETE FROM checkpoint_writes w USING deleted d
+WHERE w.thread_id = $1 AND w.checkpoint_ns = d.checkpoint_ns AND w.checkpoint_id = d.checkpoint_id""",
+)
+DELETE_UNUSED_BLOBS = Statement(
+    "delete_unused_blobs",
+    ThreadRow,
+    """DELETE FROM checkpoint_blobs
+WHERE thread_id = $1 AND (checkpoint_ns, channel, version) NOT IN (
+    SELECT c.checkpoint_ns, v.key, v.value
+    FROM checkpoints c, jsonb_each_text(c.checkpoint -> 'channel_versions') AS v WHERE c.thread_id = $1)""",
+)
+FORGET_PARENTS = Statement(
+    "forget_parents",
+    ThreadRow,
+    """UPDATE checkpoints c SET parent_checkpoint_id = NULL
+WHERE c.thread_id = $1 AND parent_checkpoint_id IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM checkpoints p WHERE p.thread_id = $1 AND p.checkpoint_ns = c.checkpoint_ns
+        AND p.checkpoint_id = c.parent_checkpoint_id)""",
+)
+PRUNE = (DELETE_UNKEPT, DELETE_UNUSED_BLOBS, FORGET_PARENTS)
