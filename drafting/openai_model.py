@@ -4,7 +4,8 @@ own event objects.) Works with whatever speaks this wire: vLLM, Ollama, llama.cp
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
@@ -18,9 +19,11 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from chat import Finished, Hear, ModelError
-from drafting.tap import Body
+from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder
 from telemetry.tracing import ModelCall
+
+log = logging.getLogger("draftstream.model")
 
 CONNECT_TIMEOUT_S = 5.0  # three tries of it fit into the time that a first token may take
 RETRY_AFTER_S = 5.0  # a person waits this long for a provider that is busy; beyond it they rather hear so
@@ -34,8 +37,17 @@ class OpenAIModel:
     `base_url` may carry a query (Azure's `api-version`). How long a reply may take is the caller's business.
     """
 
-    def __init__(self, name: str, *, api_key: str | None, base_url: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        api_key: str | None,
+        base_url: str | None,
+        on_reply: Callable[[Path], None] = lambda _: None,
+    ) -> None:
         self.name = name
+        self._on_reply = on_reply  # is told how the body of each reply is read
+        self._logged: set[Path] = set()
         timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
         self._http = openai.DefaultAioHttpClient(timeout=timeout, event_hooks={"response": [self._bound_retry_after]})
         url, query = _split_query(base_url)
@@ -70,6 +82,7 @@ class OpenAIModel:
                 with call.current():
                     body = Body(await self._post(messages, tools, call.headers))
                 async with aclosing(body):
+                    self._note_path(body)
                     decoder = ReplyDecoder()
 
                     def take(data: bytes) -> bool:
@@ -91,6 +104,16 @@ class OpenAIModel:
                 raise ModelError(
                     "model_disconnected", "The connection to the model broke off.", retryable=True
                 ) from error
+
+    def _note_path(self, body: Body) -> None:
+        """Count it, and log the first reply of each path: usually one line a process."""
+        self._on_reply(body.path)
+        if body.path not in self._logged:
+            self._logged.add(body.path)
+            if body.not_tapped is None:
+                log.info("model replies are read in the connection's callback (path: tap, the fast one)")
+            else:
+                log.warning("model replies are iterated (path: iterator, the slow one): %s", body.not_tapped)
 
     async def _post(
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], headers: Mapping[str, str]

@@ -102,6 +102,12 @@ class Telemetry:
             ("type",),
             registry=registry,
         )
+        self._replies = Counter(
+            "draftstream_model_replies_total",
+            "Replies of the model, by how their body is read: tap (the fast path) or iterator.",
+            ("path",),
+            registry=registry,
+        )
         self._refusals = Counter(
             "draftstream_refusals_total", "Requests that were refused before a stream.", ("code",), registry=registry
         )
@@ -113,6 +119,8 @@ class Telemetry:
         )
         for kind in ("input", "output"):
             self._tokens.labels(kind)  # there from the start, at 0
+        for path in ("tap", "iterator"):
+            self._replies.labels(path)
 
     def watch(
         self,
@@ -152,6 +160,10 @@ class Telemetry:
     def refused(self, code: str) -> None:
         """A request was answered with a problem of this code."""
         self._refusals.labels(code).inc()
+
+    def model_replied(self, path: str) -> None:
+        """A reply of the model has begun, and its body is read on this path."""
+        self._replies.labels(path).inc()
 
     def committed(self, seconds: float) -> None:
         """The database has taken a batch."""

@@ -1,13 +1,16 @@
 """The service with paths more: its asyncio tasks, and what it has done so far; and with little patience for a slow body."""
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import MutableMapping, Sequence
+from types import CodeType, FrameType
 from typing import Any
 
 import asyncpg
 
 from asgi_app import app as service
+from drafting.tap import Tap
 from storage.reads import FIND_WORDS
 from storage.writer import Unit, Writer
 from store import Store
@@ -46,7 +49,16 @@ class Counted:
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         done["sends"] += 1
+        done["sends within the model's arrival"] += within(Tap.data_received.__code__)
         await self._send(message)
+
+
+def within(code: CodeType) -> bool:
+    """Whether the function is on the stack."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

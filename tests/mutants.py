@@ -249,6 +249,20 @@ MUTANTS = (
         "test_runs.py:connection_raises",
     ),
     Mutant(
+        "the fast path of a token: in from the model",
+        "drafting/tap.py",
+        'if "content-encoding" in response.headers:',
+        "if True:",
+        "test_costs.py:one_call",
+    ),
+    Mutant(
+        "the fast path of a token: out to the reader",
+        "runs/run.py",
+        "written = self._write_now(frames)",
+        "written = False",
+        "test_costs.py:one_call",
+    ),
+    Mutant(
         "what comes at once is written to its last piece",
         "runs/run.py",
         "if count < FRAMES_A_WRITE:",

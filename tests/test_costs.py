@@ -45,6 +45,18 @@ def test_each_arrival_of_the_model_is_one_send(service: Start, openai: OpenAISer
     assert sends <= HEAD + 1 + len(gates) + 1 + END, "the start, each arrival, the last event"
 
 
+def test_a_token_goes_from_socket_to_socket_in_one_call(service: Start, openai: OpenAIServer) -> None:
+    """Fails where an update turns one of the two fast paths off: Tap's, or Response.write_now's."""
+    tokens = 50
+    openai.reply(*(step for _ in range(tokens) for step in (text("word "), pause(0.01))), finish())
+    running = service(openai=openai, app="counted_app:app")
+    before = done(running)
+    with requests.post(f"{running.url}/api/chat", json={"message": "Go"}, stream=True, timeout=60) as response:
+        assert sum(line.startswith(b'data: {"type":"message"') for line in response.iter_lines()) == tokens
+    sends = done(running) - before
+    assert sends["sends within the model's arrival"] > tokens / 2, f"{sends}; some come together, some find it busy"
+
+
 def test_the_calls_of_a_tool_that_arrive_together_leave_together(service: Start, openai: OpenAIServer) -> None:
     opening = tool_chunk(id="c1", function={"name": "write_document", "arguments": '{"title": "NDA", "content": "'})
     pieces = [tool_chunk(function={"arguments": f"word {number} "}) for number in range(200)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import inspect
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -11,6 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import aiohttp
+import httpx2
 import openai
 import pytest
 from cryptography import x509
@@ -112,9 +114,11 @@ class Server:
             writer.close()
 
 
-async def taken(client: openai.DefaultAioHttpClient, url: str, *, enough: int | None = None) -> list[bytes]:
-    """All that is taken of a body, with b"" for its end; or until there is `enough`."""
-    arrived: list[bytes] = []
+async def taken(
+    client: openai.DefaultAioHttpClient, url: str, *, enough: int | None = None, arrived: list[bytes] | None = None
+) -> list[bytes]:
+    """All that is taken of a body, with b"" for its end; or until there is `enough`. It is in `arrived` at once."""
+    arrived = [] if arrived is None else arrived
 
     def take(data: bytes) -> bool:
         arrived.append(data)
@@ -157,6 +161,49 @@ async def test_a_body_is_taken_whole_to_its_end(kind: str, security: Security) -
     assert b"".join(pieces) == EXPECTED.get(kind, WHOLE)
     assert end == b""
     assert all(pieces), "nothing but the end is empty"
+
+
+def callers() -> set[str]:
+    """The functions on the stack."""
+    return {frame.function for frame in inspect.stack(0)}
+
+
+async def test_the_pinned_packages_leave_the_fast_path_on(security: Security) -> None:
+    """Should this fail after an update, each token costs more: see `_aiohttp_response`."""
+    stacks: list[set[str]] = []
+
+    def take(data: bytes) -> bool:
+        stacks.append(callers())
+        return False
+
+    server = Server(chunked(*[b"token"] * 20))
+    async with server.serving(security) as client:
+        response = await client.send(client.build_request("GET", server.url), stream=True)
+        async with aclosing(Body(response)) as body:
+            assert (body.path, body.not_tapped) == ("tap", None)
+            await body.feed(take)
+    within_the_callback = ["data_received" in stack for stack in stacks]
+    assert all(within_the_callback[1:]), "the first may have come with the headers"
+    assert len(stacks) > 10
+
+
+async def test_a_body_that_can_not_be_tapped_says_why(security: Security) -> None:
+    server = Server(DELIMITED["compressed"])
+    async with server.serving(security) as client:
+        response = await client.send(client.build_request("GET", server.url), stream=True)
+        async with aclosing(Body(response)) as body:
+            assert (body.path, body.not_tapped) == ("iterator", "the body is compressed (gzip)")
+    foreign = httpx2.Response(200, stream=httpx2.ByteStream(b"of another transport"))
+    body = Body(foreign)
+    assert (body.path, body.not_tapped) == ("iterator", "aiohttp's response was not found inside of httpx2's")
+    arrived: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        arrived.append(data)
+        return False
+
+    await body.feed(take)
+    assert arrived == [b"of another transport", b""]
 
 
 async def test_a_body_that_breaks_off_says_so_after_what_there_was_of_it(security: Security) -> None:
@@ -211,8 +258,11 @@ async def test_leaving_a_body_in_the_middle_closes_its_connection(security: Secu
     endless = [head("Transfer-Encoding: chunked"), *[b"1\r\nx\r\n"] * 10_000]
     server = Server(endless)
     async with server.serving(security) as client:
-        reading = asyncio.create_task(taken(client, server.url))
-        await asyncio.sleep(0.1)
+        arrived: list[bytes] = []
+        reading = asyncio.create_task(taken(client, server.url, arrived=arrived))
+        async with asyncio.timeout(60):
+            while not arrived:
+                await asyncio.sleep(0.01)
         reading.cancel()
         await asyncio.wait({reading})
         assert reading.cancelled()

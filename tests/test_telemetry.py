@@ -118,6 +118,7 @@ def test_both_formats_are_well_formed_and_names_by_the_conventions() -> None:
                 "type",
                 "le",
                 "version",
+                "path",
             }
     assert "process_resident_memory_bytes" in {family.name for family in families}
 
@@ -185,7 +186,11 @@ def test_a_service_can_be_watched(watched: Callable[..., Service], openai: OpenA
     assert found["draftstream_runs_started_total"] == 2
     assert found["draftstream_commit_duration_seconds_count"] >= 2
     assert found["draftstream_runs_in_progress"] == 0
+    assert found["draftstream_model_replies_total{path=tap}"] == 2, "the fast path"
+    assert found["draftstream_model_replies_total{path=iterator}"] == 0
     lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
+    [path] = (line for line in lines if line["logger"] == "draftstream.model")
+    assert (path["level"], "path: tap" in path["message"]) == ("INFO", True), "once, at the first reply"
     first, second = (line for line in lines if line["message"] == "run ended")
     assert first["run_id"] == stream.run_id
     assert (first["trace_id"], second["trace_id"]) == (TRACE, None)

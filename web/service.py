@@ -94,7 +94,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         access = await stack.enter_async_context(
             open_access(settings, store.fetch, only_loopback=listens_on_loopback_only(server))
         )
-        model = await stack.enter_async_context(open_model(settings))
+        model = await stack.enter_async_context(open_model(settings, telemetry))
         checkpointer = Checkpointer(store)
         agent = Agent(
             model,
@@ -132,7 +132,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
 
 
 @asynccontextmanager
-async def open_model(settings: Settings) -> AsyncIterator[ChatModel]:
+async def open_model(settings: Settings, telemetry: Telemetry) -> AsyncIterator[ChatModel]:
     if settings.offline:
         log.info("model: offline (set OPENAI_API_KEY for a real one)")
         yield OfflineModel()
@@ -143,6 +143,7 @@ async def open_model(settings: Settings) -> AsyncIterator[ChatModel]:
         settings.openai_model,
         api_key=settings.openai_api_key,
         base_url=settings.openai_base_url,
+        on_reply=telemetry.model_replied,
     )
     log.info("model: %s", model.name)
     try:
