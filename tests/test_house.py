@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": {"chat", "telemetry"},
     "agent": {"chat", "documents", "drafting"},
     "store": {"chat", "storage"},
-    "threads": {"chat", "settings", "store", "runs"},
+    "threads": {"chat", "settings", "store"},
     "access": {"chat", "settings", "store"},
     "web": {*DOMAINS, "chat", "settings", "agent", "store"} - {"web"},
     "asgi_app": {*DOMAINS, *ENTRIES} - {"asgi_app"},

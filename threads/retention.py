@@ -1,29 +1,35 @@
-"""Threads that go, one or the old ones; and, beside the requests, what the search has yet to know."""
+"""The end of a thread: a person deletes one, or the old ones, or an old one expires."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from chat import Conflict, ThreadBusy, graph_thread_id
-from runs.registry import Runs
 from store import FOREVER, QueueFull, Store, StoreUnavailable
 
-log = logging.getLogger("draftstream.upkeep")
+log = logging.getLogger("draftstream.retention")
 
 OLD_A_PAGE = 500
 WALKED_A_PAGE = 5000  # rows of the table of threads, in some milliseconds
 EXPIRY_S = 3600.0
-# Of small items some milliseconds' work, of the largest a second's: then fewer are taken.
-WORDS_AT_ONCE = 32
-WORDS_S = 0.5
+
+
+class Runs(Protocol):
+    """The runs of this process."""
+
+    def busy(self, owner: str, thread_id: str) -> str | None:
+        """The run that is in progress on the thread."""
+
+    def forget_thread(self, owner: str, thread_id: str) -> None:
+        """Drop the thread's ended runs from memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Upkeep:
-    """`forget` is told the graph's name of each thread that is gone."""
+class Retention:
+    """Deletes threads. `forget` is called with the graph's name of each deleted thread."""
 
     store: Store
     runs: Runs
@@ -35,8 +41,8 @@ class Upkeep:
         Raises ThreadBusy, QueueFull, and StoreUnavailable; after that it may still be deleted.
         """
         while True:
-            # Nothing waits between this look and the place in the queue, so no run can begin here in between; of other
-            # processes the database knows.
+            # There is no await between this check and the place in the queue, so no run can begin here in between.
+            # The database knows the runs of other processes.
             if (run_id := self.runs.busy(owner, thread_id)) is not None:
                 raise ThreadBusy(run_id)
             try:
@@ -50,9 +56,9 @@ class Upkeep:
         self.forget(graph_thread_id(owner, thread_id))
 
     async def delete_old(self, owner: str, before: datetime) -> int:
-        """Delete the owner's threads that were last updated before that time, and say how many; not those in a run.
+        """Delete the owner's threads that were last updated before that time and have no run in progress; their number.
 
-        Each is a transaction, so that none keeps the writer long.
+        Each is a transaction, so that none holds up the writer for long.
         """
         count, after = 0, ""
         while page := await self.store.old_threads(owner, before, after, OLD_A_PAGE):
@@ -69,7 +75,7 @@ class Upkeep:
         return True
 
     async def expire(self, ttl: timedelta) -> None:
-        """Delete, for ever, what was last updated so long ago. Several processes may do so at once."""
+        """Delete the threads whose last update is older than `ttl`, for ever. Several processes may do so at once."""
         while True:
             try:
                 await self._expire_once(datetime.now(UTC) - ttl)
@@ -85,32 +91,3 @@ class Upkeep:
             after = page[-1][:2]
         if count:
             log.info("deleted %d threads that were last updated before %s", count, before.isoformat(" ", "minutes"))
-
-    async def find_words(self) -> None:
-        """Let the search know what was said, for ever.
-
-        Not the writer's work, as it takes more time than to store it; and little by little while the writer is behind.
-        """
-        items = WORDS_AT_ONCE
-        while True:
-            try:
-                found = await self.store.find_words(items)
-                more, items = found == items and not self.store.behind, WORDS_AT_ONCE
-            except StoreUnavailable:
-                more, items = False, max(items // 2, 1)
-            if not more:
-                await asyncio.sleep(WORDS_S)
-
-
-@asynccontextmanager
-async def keeping_up(upkeep: Upkeep, ttl_days: int | None) -> AsyncIterator[None]:
-    """Own the tasks that go on beside the requests."""
-    tasks = {asyncio.create_task(upkeep.find_words(), name="search words")}
-    if ttl_days is not None:
-        tasks.add(asyncio.create_task(upkeep.expire(timedelta(days=ttl_days)), name="expiry"))
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

@@ -1,11 +1,17 @@
-"""A search's words, as they show in a passage that was found by them. PostgreSQL finds; this marks."""
+"""The search: it makes items searchable, and marks the words of a query in the passages that PostgreSQL found."""
 
+import asyncio
 import re
 
+from store import Store, StoreUnavailable
+
 QUERY_CHARS = 200
-WORD = re.compile(r"\w+")
+QUERY_WORD = re.compile(r"\w+")
 TERM = re.compile(r"\"[^\"]*\"|[^\s\"]+")  # "a phrase", or a word with what is written to it
 EXCLUDED = re.compile(r"(?:^|\s)-(?:\"[^\"]*\"|\S+)")  # of a web search: -word, -"a phrase"
+# A batch of small items takes some milliseconds, one of the largest items a second: then fewer are taken.
+ITEMS_AT_ONCE = 32
+PAUSE_S = 0.5
 
 
 def wanted(query: str) -> list[str]:
@@ -15,7 +21,7 @@ def wanted(query: str) -> list[str]:
     """
     found: list[str] = []
     for term in TERM.finditer(EXCLUDED.sub(" ", query)):
-        words = WORD.findall(term.group())
+        words = QUERY_WORD.findall(term.group())
         if term.group().startswith('"'):
             found.append(r"\W+".join(words))
         else:
@@ -34,3 +40,19 @@ def marked(passage: str, query: str) -> list[tuple[int, int]]:
     found = wanted(query)
     anyone = re.compile(rf"\b({'|'.join(found)})\b", re.IGNORECASE)
     return [match.span() for match in anyone.finditer(passage)] if found else []
+
+
+async def keep_searchable(store: Store) -> None:
+    """Find the words of new items, for ever.
+
+    The writer does not do it, as it takes longer than to store an item. While the writer is behind, this goes slowly.
+    """
+    items = ITEMS_AT_ONCE
+    while True:
+        try:
+            found = await store.find_words(items)
+            more, items = found == items and not store.behind, ITEMS_AT_ONCE
+        except StoreUnavailable:
+            more, items = False, max(items // 2, 1)
+        if not more:
+            await asyncio.sleep(PAUSE_S)

@@ -1,12 +1,14 @@
 """The parts of the service, put together: what the handlers work with, and the order in which it lives and ends."""
 
+import asyncio
 import base64
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import uvicorn
@@ -23,7 +25,8 @@ from store import Store, open_store, where
 from telemetry import tracing
 from telemetry.metrics import Telemetry
 from threads.checkpointer import Checkpointer
-from threads.retention import Upkeep, keeping_up
+from threads.retention import Retention
+from threads.search import keep_searchable
 from web.asgi import Request
 from web.server import draining_on_signals, listens_on_loopback_only
 
@@ -47,7 +50,7 @@ class Service:
     access: Access
     limits: Limits
     telemetry: Telemetry
-    upkeep: Upkeep
+    retention: Retention
     page: bytes
     page_policy: str
     openapi: bytes
@@ -123,12 +126,26 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
             queued_units=lambda: store.waiting,
             oldest_unit_s=lambda: store.oldest_unit_s,
         )
-        upkeep = Upkeep(store, runs, checkpointer.forget)
-        await stack.enter_async_context(keeping_up(upkeep, settings.thread_ttl_days))
+        retention = Retention(store, runs, checkpointer.forget)
+        await stack.enter_async_context(running("search words", keep_searchable(store)))
+        if settings.thread_ttl_days is not None:
+            expiry = retention.expire(timedelta(days=settings.thread_ttl_days))
+            await stack.enter_async_context(running("expiry", expiry))
         page = PAGE.read_bytes()
         policy = page_policy(page.decode())
         openapi = OPENAPI.read_bytes()
-        yield Service(settings, store, runs, agent, access, limits, telemetry, upkeep, page, policy, openapi)
+        yield Service(settings, store, runs, agent, access, limits, telemetry, retention, page, policy, openapi)
+
+
+@asynccontextmanager
+async def running(name: str, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Own a task that goes on beside the requests."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 @asynccontextmanager

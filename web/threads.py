@@ -65,7 +65,7 @@ async def delete_old_threads(service: Service, request: Request, response: Respo
     except (ValueError, OverflowError):
         detail = "must be a time as RFC 3339 has it: 2026-11-24T09:30:00Z"
         raise InvalidRequest.of("before", detail) from None
-    await response.json(200, {"deleted": await service.upkeep.delete_old(caller.owner, before)})
+    await response.json(200, {"deleted": await service.retention.delete_old(caller.owner, before)})
 
 
 def read_time(text: str) -> datetime:
@@ -113,5 +113,5 @@ async def patch_thread(service: Service, request: Request, response: Response, c
 
 async def delete_thread(service: Service, _: Request, response: Response, caller: Caller, thread_id: str) -> None:
     await Threads(service.store, caller.owner).summary(thread_id)
-    await service.upkeep.delete(caller.owner, thread_id)
+    await service.retention.delete(caller.owner, thread_id)
     await response.whole(204, None, b"")
