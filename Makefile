@@ -1,42 +1,57 @@
-# `make run` and `make test` need Python 3.11 or newer, and nothing else: each sets up what it uses.
+# Everything needs Python 3.11 or newer and make: each target sets up the packages that it uses in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/installed
+SERVICE := $(VENV)/service.installed
+TESTS := $(VENV)/tests.installed
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --custom-compile-command "make lock"
 
-.PHONY: run test lint mutants chaos soak bench clean
+.PHONY: help run test lint mutants chaos soak bench lock clean
 
-run: $(STAMP)
+help: ## list the targets (the default)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+run: $(SERVICE) ## set up, and serve on http://localhost:8005
 	@exec $(BIN)/python asgi_app.py
 
-test: $(STAMP)
+test: $(TESTS) ## set up, and run every test; ARGS="-k redline" runs some
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-lint: $(STAMP)
+lint: $(TESTS) ## formatter, linter and types
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
 
-mutants: $(STAMP)
+mutants: $(TESTS) ## take away one guard at a time, and see that a test fails
 	@$(BIN)/python tests/mutants.py
 
-# CHAOS_SEED=4 repeats the fourth schedule
-chaos: $(STAMP)
+chaos: $(TESTS) ## 50 random schedules of faults; CHAOS_SEED=4 repeats the fourth
 	@CHAOS_SEEDS=$${CHAOS_SEEDS:-50} $(BIN)/python -m pytest -s tests/test_chaos.py $(ARGS)
 
-soak: $(STAMP)
+soak: $(TESTS) ## clients come and go for SOAK_S seconds (120), and leave nothing behind
 	@SOAK_S=$${SOAK_S:-120} $(BIN)/python -m pytest -s tests/test_soak.py $(ARGS)
 
-bench: $(STAMP)
+bench: $(TESTS) ## measure the hot path anew; writes bench/RESULTS.md
 	@$(BIN)/python bench/hot_path.py
 
-clean:
+lock: $(TESTS) ## write the lock files from pyproject.toml; UPGRADE="--upgrade-package NAME" takes the newest
+	@$(COMPILE) $(UPGRADE) --output-file requirements.txt
+	@$(COMPILE) $(UPGRADE) --group run --constraint requirements.txt --output-file deploy/requirements-local.txt
+	@$(COMPILE) $(UPGRADE) --group dev --constraint deploy/requirements-local.txt --output-file tests/requirements.txt
+
+clean: ## remove .venv
 	rm -rf $(VENV)
 
-$(STAMP): requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Draftstream needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
-	@echo "Setting up $(VENV) (once)"
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-dev.txt
-	@touch $(STAMP)
+# A change of what runs sets the environment up anew; the tests' packages come on top.
+$(SERVICE): deploy/requirements-local.txt
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.13 run" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Draftstream needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name a newer one: make PYTHON=python3.13 run")'
+	@rm -rf $(VENV)
+	@$(PYTHON) .ci/install.py $(VENV) $<
+	@touch $@
+
+$(TESTS): tests/requirements.txt $(SERVICE)
+	@$(BIN)/python .ci/install.py $(VENV) $<
+	@touch $@
