@@ -11,18 +11,20 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Literal
 
 import uvicorn
 
 from access.callers import Caller, Scope
-from chat import Refusal
+from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
 from runs.sse import EventId
 from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError
 from storage.journal import JournalError
 from store import SchemaError, StoreUnavailable, UnsavedTurns
 from telemetry import logs, tracing
+from web import fields
 from web.asgi import Disconnected, Headers, Receive, Request, Response, Send
 from web.asgi import Scope as AsgiScope
 from web.branches import get_checkpoints, post_fork
@@ -61,53 +63,64 @@ Handler = Callable[..., Awaitable[None]]
 Who = Scope | Literal["anyone", "any caller"]
 """Who may call: anyone; a caller of whatever scopes; a caller who has this scope. Anyone's handler gets no caller."""
 
-ROUTES: Sequence[tuple[re.Pattern[str], Mapping[str, tuple[Handler, Who]]]] = [
-    (re.compile(r"/chat"), {"GET": (get_chat, "chat")}),
-    (re.compile(r"/api/chat"), {"POST": (post_chat, "chat")}),
-    (re.compile(r"/api/runs/(?P<run_id>[0-9a-f-]{36})/events"), {"GET": (get_run_events, "read")}),
-    (re.compile(r"/api/runs/(?P<run_id>[0-9a-f-]{36})/cancel"), {"POST": (cancel_run, "chat")}),
-    (
-        re.compile(r"/api/threads"),
-        {"GET": (get_threads, "read"), "DELETE": (delete_old_threads, "admin")},
-    ),
-    (
-        re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})"),
-        {"GET": (get_thread, "read"), "PATCH": (patch_thread, "chat"), "DELETE": (delete_thread, "admin")},
-    ),
-    (
-        re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/checkpoints"),
-        {"GET": (get_checkpoints, "read")},
-    ),
-    (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/fork"), {"POST": (post_fork, "chat")}),
-    (re.compile(r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/export"), {"GET": (get_export, "read")}),
-    (
-        re.compile(
-            r"/api/threads/(?P<thread_id>[A-Za-z0-9._:@-]{1,128})/documents/(?P<doc_id>[A-Za-z0-9_-]{1,64})/diff"
-        ),
-        {"GET": (get_diff, "read")},
-    ),
-    (re.compile(r"/api/stream-tokens"), {"POST": (post_stream_token, "any caller")}),
-    (re.compile(r"/"), {"GET": (get_root, "anyone")}),
-    (re.compile(r"/debug"), {"GET": (get_page, "anyone")}),
-    (re.compile(r"/openapi\.json"), {"GET": (get_openapi, "anyone")}),
-    (re.compile(r"/healthz"), {"GET": (get_health, "anyone")}),
-    (re.compile(r"/readyz"), {"GET": (get_readiness, "anyone")}),
-    (re.compile(r"/metrics"), {"GET": (get_metrics, "anyone")}),
-]
-STREAMS = (get_chat, get_run_events)  # an EventSource asks for them: they take a stream token.
-NO_HEAD = STREAMS  # a stream has no length to tell, and a chat is started by nothing but a GET
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`query`: the parameters that it takes. `stream`: an EventSource asks for it, and may bring a stream token."""
+
+    handler: Handler
+    who: Who
+    query: Sequence[str] = ()
+    stream: bool = False
+
+
+ROUTES: Mapping[str, Mapping[str, Route]] = {
+    "/chat": {"GET": Route(get_chat, "chat", fields.CHAT_QUERY, stream=True)},
+    "/api/chat": {"POST": Route(post_chat, "chat")},
+    "/api/runs/{run_id}/events": {"GET": Route(get_run_events, "read", fields.EVENTS_QUERY, stream=True)},
+    "/api/runs/{run_id}/cancel": {"POST": Route(cancel_run, "chat")},
+    "/api/threads": {
+        "GET": Route(get_threads, "read", fields.THREADS_QUERY),
+        "DELETE": Route(delete_old_threads, "admin", fields.OLD_THREADS_QUERY),
+    },
+    "/api/threads/{thread_id}": {
+        "GET": Route(get_thread, "read"),
+        "PATCH": Route(patch_thread, "chat"),
+        "DELETE": Route(delete_thread, "admin"),
+    },
+    "/api/threads/{thread_id}/checkpoints": {"GET": Route(get_checkpoints, "read")},
+    "/api/threads/{thread_id}/fork": {"POST": Route(post_fork, "chat")},
+    "/api/threads/{thread_id}/export": {"GET": Route(get_export, "read", fields.EXPORT_QUERY)},
+    "/api/threads/{thread_id}/documents/{doc_id}/diff": {"GET": Route(get_diff, "read", fields.DIFF_QUERY)},
+    "/api/stream-tokens": {"POST": Route(post_stream_token, "any caller")},
+    "/": {"GET": Route(get_root, "anyone")},
+    "/debug": {"GET": Route(get_page, "anyone")},
+    "/openapi.json": {"GET": Route(get_openapi, "anyone")},
+    "/healthz": {"GET": Route(get_health, "anyone")},
+    "/readyz": {"GET": Route(get_readiness, "anyone")},
+    "/metrics": {"GET": Route(get_metrics, "anyone")},
+}
+FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
+
+
+def pattern_of(path: str) -> re.Pattern[str]:
+    """`/api/runs/{run_id}/events` as a regular expression, with the form of each id."""
+    literal, *rest = (re.escape(part) for part in re.split(r"\{|\}", path))
+    ids = (f"(?P<{name}>{FORMS[name].pattern}){behind}" for name, behind in zip(rest[::2], rest[1::2], strict=True))
+    return re.compile(literal + "".join(ids))
+
+
+PATTERNS = [(pattern_of(path), methods) for path, methods in ROUTES.items()]
 
 
 async def dispatch(service: Service, request: Request, response: Response) -> None:
     """Find the route and call its handler. Raises Refusal, and what handlers raise."""
-    found = next(
-        ((match, handlers) for pattern, handlers in ROUTES if (match := pattern.fullmatch(request.path))), None
-    )
+    found = next(((match, routes) for pattern, routes in PATTERNS if (match := pattern.fullmatch(request.path))), None)
     if found is None:
         raise Refusal("not_found", "There is nothing at this path.")
-    match, handlers = found
-    allowed = [*handlers, "OPTIONS"]
-    if "GET" in handlers and handlers["GET"][0] not in NO_HEAD:
+    match, routes = found
+    allowed = [*routes, "OPTIONS"]
+    if "GET" in routes and not routes["GET"].stream:  # a stream has no length to tell, and only a GET starts a chat
         allowed.append("HEAD")
     if request.method == "OPTIONS":
         await response.whole(204, None, b"", [("allow", ", ".join(allowed)), *preflight(service, request, allowed)])
@@ -115,13 +128,13 @@ async def dispatch(service: Service, request: Request, response: Response) -> No
     if request.method not in allowed:
         detail = f"This path answers {', '.join(allowed)}."
         raise Refusal("method_not_allowed", detail, [("allow", ", ".join(allowed))])
-    handler, who = handlers["GET" if request.method == "HEAD" else request.method]
+    route = routes["GET" if request.method == "HEAD" else request.method]
     arguments: dict[str, object] = {**match.groupdict()}
-    if who != "anyone":
-        arguments["caller"] = caller = await authenticate(service, request, takes_token=handler in STREAMS)
-        if who != "any caller":
-            caller.need(who)
-    await handler(service, request, response, **arguments)
+    if route.who != "anyone":
+        arguments["caller"] = caller = await authenticate(service, request, takes_token=route.stream)
+        if route.who != "any caller":
+            caller.need(route.who)
+    await route.handler(service, request, response, **arguments)
 
 
 async def authenticate(service: Service, request: Request, takes_token: bool) -> Caller:  # noqa: FBT001

@@ -1,25 +1,23 @@
-"""The vocabulary of a chat: the request and how it is checked, each event, the states of a run.
+"""The vocabulary of a chat: the request and its refusals, each event, the states of a run.
 
 Everything else speaks these words. Nothing here does I/O, reads a clock or knows SQL or LangGraph.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from itertools import islice
 from typing import Literal, NotRequired, TypedDict
 
+# The forms of ids: of those in a request, and of those in a path.
 THREAD_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
-CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+RUN_ID = re.compile(r"[0-9a-f-]{36}")
 DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # The state before anything was said: a chat that starts from it branches at the thread's very beginning.
 BEGINNING = "00000000-0000-0000-0000-000000000000"
-# C0 controls but tab, newline and carriage return: no keyboard types them, PostgreSQL refuses the first of them.
-CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-SURROGATE = re.compile("[\ud800-\udfff]")
 TITLE_CHARS = 80
 # In the `configurable` of a graph's config: the thread's newest state, for a saver that may have it in memory.
 # LangGraph does not store names that begin with two underscores.
@@ -103,14 +101,8 @@ class Overloaded(Refusal):
 # The request
 
 
-# An Idempotency-Key: visible ASCII, as clients make them (a UUID, most often).
-IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
-
 StreamMode = Literal["pieces", "items"]
 OnDisconnect = Literal["continue", "cancel"]
-FIELDS = ("message", "thread_id", "checkpoint_id", "stream", "on_disconnect")
-FORK_FIELDS = ("checkpoint_id", "thread_id")
-UNKNOWN_NAMED = 20  # a body of a megabyte can have 100,000 fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,48 +124,6 @@ class ChatRequest:
         fields = (self.message, self.thread_id, self.checkpoint_id, self.stream, self.on_disconnect)
         return hashlib.sha256(repr(fields).encode()).hexdigest()
 
-    @classmethod
-    def from_fields(
-        cls, fields: object, *, max_message_chars: int, idempotency_key: str | None = None
-    ) -> "ChatRequest":
-        """Check a decoded JSON body, or a query's parameters as a dict, and the key that came beside it.
-
-        Raises InvalidRequest, which names every field that is wrong (of unknown ones the first 20), and MessageTooLong.
-        """
-        if not isinstance(fields, Mapping):
-            raise InvalidRequest([{"pointer": "", "detail": "must be a JSON object"}])
-        errors = [*unknown(fields, FIELDS)]
-
-        def refuse(field: str, detail: str) -> None:
-            errors.append({"pointer": f"/{field}", "detail": detail})
-
-        message = fields.get("message")
-        if "message" not in fields:
-            refuse("message", "is required")
-        elif not isinstance(message, str):
-            refuse("message", "must be a string")
-        elif len(message) > max_message_chars:
-            raise MessageTooLong(max_message_chars)
-        elif not message.strip():
-            refuse("message", "must not be empty")
-        elif CONTROL_CHARACTER.search(message):
-            refuse("message", "must not contain control characters other than tab and line ends")
-        elif SURROGATE.search(message):
-            refuse("message", "must not contain unpaired surrogates")
-
-        errors += malformed(fields)
-        if fields.get("checkpoint_id") is not None and fields.get("thread_id") is None:
-            refuse("checkpoint_id", "needs the thread_id it belongs to")
-        if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-            refuse("idempotency_key", "must be 1 to 255 visible ASCII characters")
-        if fields.get("stream", "pieces") not in ("pieces", "items"):
-            refuse("stream", 'must be "pieces" or "items"')
-        if fields.get("on_disconnect", "continue") not in ("continue", "cancel"):
-            refuse("on_disconnect", 'must be "continue" or "cancel"')
-        if errors:
-            raise InvalidRequest(errors)
-        return cls(**fields, idempotency_key=idempotency_key)
-
 
 @dataclass(frozen=True, slots=True)
 class ForkRequest:
@@ -181,32 +131,6 @@ class ForkRequest:
 
     checkpoint_id: str | None = None
     thread_id: str | None = None
-
-    @classmethod
-    def from_fields(cls, fields: object) -> "ForkRequest":
-        """Check a decoded JSON body. Raises InvalidRequest, which names every field that is wrong."""
-        if not isinstance(fields, Mapping):
-            raise InvalidRequest([{"pointer": "", "detail": "must be a JSON object"}])
-        if errors := [*unknown(fields, FORK_FIELDS), *malformed(fields)]:
-            raise InvalidRequest(errors)
-        return cls(**fields)
-
-
-def unknown(fields: Mapping[str, object], known: Sequence[str]) -> Iterator[FieldError]:
-    """Errors for the fields that are not known; the first 20."""
-    for name in islice((name for name in fields if name not in known), UNKNOWN_NAMED):
-        yield {"pointer": "/" + str(name).replace("~", "~0").replace("/", "~1"), "detail": "is not a known field"}
-
-
-def malformed(fields: Mapping[str, object]) -> Iterator[FieldError]:
-    """Errors for what is no id of a thread or of a checkpoint, where these are given."""
-    for field, pattern, detail in (
-        ("thread_id", THREAD_ID, "must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"),
-        ("checkpoint_id", CHECKPOINT_ID, "must be the id of a checkpoint of this thread"),
-    ):
-        value = fields.get(field)
-        if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
-            yield {"pointer": f"/{field}", "detail": detail}
 
 
 def title_from(message: str) -> str:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import orjson
 
-from chat import Doc, End, Error, Event, Message, Piece, Start
+from chat import RUN_ID, Doc, End, Error, Event, Message, Piece, Start
 
 RETRY = b"retry: 2000\n"  # ms until an EventSource reconnects; goes before a stream's first frame
 HEARTBEAT = b":\n\n"
 START, END = 0, "end"
-EVENT_ID = re.compile(r"([0-9a-f-]{36}):(0|[1-9][0-9]{0,14}|end)")
+EVENT_ID = re.compile(rf"({RUN_ID.pattern}):(0|[1-9][0-9]{{0,14}}|end)")
 
 
 def piece_frame(run_id: bytes, position: int, piece: Piece) -> bytes:

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import os
-import re
 import shutil
 import signal
 import socket
@@ -80,11 +79,6 @@ def rows(database_url: str, sql: str) -> list[asyncpg.Record]:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-def path_of(route: re.Pattern[str]) -> str:
-    """A route's path as people write it: `/api/threads/{thread_id}`."""
-    return re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", route.pattern).replace("\\", "")
 
 
 def open_to_others(folder: Path) -> Path:

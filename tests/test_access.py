@@ -20,7 +20,7 @@ from typing import Any
 import asyncpg
 import pytest
 import requests
-from conftest import ROOT, Service, free_port, path_of, run
+from conftest import ROOT, Service, free_port, run
 from openai_server import OpenAIServer, echo, finish, text, tool, wait
 from sse_client import chat, request
 
@@ -34,7 +34,7 @@ Start = Callable[..., Service]
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 PUBLIC = {"/", "/debug", "/openapi.json", "/healthz", "/readyz", "/metrics"}
 TEMPLATES: dict[str, dict[str, Who]] = {
-    path_of(route): {method: who for method, (_, who) in handlers.items()} for route, handlers in ROUTES
+    path: {method: route.who for method, route in routes.items()} for path, routes in ROUTES.items()
 }
 GUARDED = [
     (method, path, who) for path, methods in TEMPLATES.items() for method, who in methods.items() if path not in PUBLIC

@@ -1,11 +1,9 @@
 """Reading a request: whatever arrives, it is understood or refused as the contract says, and nothing else is raised."""
 
 import asyncio
-import base64
 import itertools
 import json
 from collections.abc import Callable, MutableMapping, Sequence
-from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
@@ -13,10 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chat import InvalidRequest, Refusal
+from chat import Refusal
 from web import asgi
 from web.asgi import Disconnected, Request, Response
-from web.threads import read_cursor, write_cursor
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 LATIN_1 = st.text(st.characters(max_codepoint=255))
@@ -143,39 +140,6 @@ def test_headers_without_end_are_refused_before_they_are_joined() -> None:
         from_scope(("host", "x"), *[("a", "b")] * 40_000)
     assert refused.value.code == "headers_too_large"
     assert from_scope(("host", "x"), ("a", "b"), ("a", "c")).headers["a"] == "b, c"
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The place in the list of threads
-
-OFFSETS = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-TIMES = st.datetimes(timezones=st.none() | OFFSETS).map(datetime.isoformat)
-
-
-@given(st.datetimes(timezones=st.just(UTC)), st.from_regex(r"[A-Za-z0-9._:@-]{1,128}", fullmatch=True))
-def test_a_cursor_comes_back_as_the_place_it_was_made_of(created_at: datetime, thread_id: str) -> None:
-    assert read_cursor(write_cursor(created_at, thread_id)) == (created_at, thread_id)
-
-
-@given(
-    TEXT
-    | st.binary().map(base64.urlsafe_b64encode).map(bytes.decode)
-    | st.tuples(TIMES, st.sampled_from([" ", ""]), TEXT)
-    .map("".join)
-    .map(lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="))
-)
-@example(base64.urlsafe_b64encode(b"0001-01-01T00:00:00+23:59 x").decode())
-@example(base64.urlsafe_b64encode(b"9999-12-31T23:59:59-23:59 x").decode())
-def test_any_other_cursor_is_a_place_that_can_be_asked_for_or_refused(cursor: str) -> None:
-    try:
-        created_at, thread_id = read_cursor(cursor)
-    except InvalidRequest as error:
-        refused = error.errors
-    else:
-        refused = []
-        assert created_at.tzinfo is UTC
-        assert "\0" not in thread_id
-    assert refused in ([], [{"pointer": "/cursor", "detail": "must be the next_cursor of a page before"}])
 
 
 # ---------------------------------------------------------------------------------------------------------------

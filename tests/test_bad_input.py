@@ -208,6 +208,10 @@ def refused_wrongly(answer: Stream, status: int, code: str) -> str:
         problem = {"type": "about:blank", "title": http.client.responses[status], "status": status, "code": code}
         if not isinstance(answer.problem, dict) or not problem.items() <= answer.problem.items():
             return f"{answer.status} {answer.problem}"
+        if status == 422 and not all(
+            error["pointer"] is not None and error["detail"] for error in answer.problem["errors"]
+        ):
+            return f"{answer.problem}"
     if answer.status != status or not expected.items() <= answer.headers.items():
         return f"{answer.status} {answer.headers}"
     needed = {401: "www-authenticate", 405: "allow"}.get(status)
@@ -505,6 +509,8 @@ def wrong_with(case: Case) -> str:
     seen = statuses(case.received)
     if any(status >= 500 and status != 503 for status in seen):
         return f"{seen}"
+    if case.received.count(b'"status":422') != case.received.count(b'"errors":[{"pointer":'):
+        return "a 422 without errors"
     if case.statuses is not None:
         try:
             read = answers(case.received)

@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import inspect
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any, get_args
 import pytest
 import requests
 import schemathesis
-from conftest import ROOT, Service, path_of, product_files
+from conftest import ROOT, Service, product_files
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema_rs import Draft202012Validator, ValidationError
@@ -27,11 +26,11 @@ from sse_client import Stream, chat, request
 from test_access import NOWHERE, new_key, until
 
 from access.callers import Scope
-from asgi_app import ROUTES, STREAMS
-from chat import FIELDS as CHAT_FIELDS
-from chat import FORK_FIELDS, ChatRequest, EndReason, InvalidRequest, MessageTooLong, RunStatus
+from asgi_app import PATTERNS, ROUTES, Route
+from chat import EndReason, InvalidRequest, MessageTooLong, RunStatus
 from documents.markdown import Kind, Mark
 from settings import VERSION
+from web.fields import CHAT_FIELDS, FORK_FIELDS, chat_request
 from web.problems import PROBLEM_TYPES
 
 Start = Callable[..., Service]
@@ -114,17 +113,13 @@ def test_an_invalid_document_is_seen() -> None:
 
 
 def test_it_has_every_route_and_no_other_and_says_who_may_call() -> None:
-    def security(handler: object, who: str) -> list[Json]:
-        if who == "anyone":
+    def security(route: Route) -> list[Json]:
+        if route.who == "anyone":
             return []
-        scopes = [who] if who in get_args(Scope) else []
-        return [{"bearer": scopes}, *([{"streamToken": scopes}] if handler in STREAMS else [])]
+        scopes = [route.who] if route.who in get_args(Scope) else []
+        return [{"bearer": scopes}, *([{"streamToken": scopes}] if route.stream else [])]
 
-    routes = {
-        (method, path_of(route)): security(handler, who)
-        for route, methods in ROUTES
-        for method, (handler, who) in methods.items()
-    }
+    routes = {(method, path): security(route) for path, methods in ROUTES.items() for method, route in methods.items()}
     assert {place: operation["security"] for place, operation in operations(DOCUMENT).items()} == routes
 
 
@@ -211,15 +206,8 @@ def in_query(operation: Json) -> set[str]:
     return {name["name"] for name in map(resolve, operation.get("parameters", [])) if name["in"] == "query"}
 
 
-def test_it_has_every_parameter_that_a_handler_takes_and_no_other() -> None:
-    taken = {}
-    for route, methods in ROUTES:
-        for method, (handler, _) in methods.items():
-            source = ast.parse(inspect.getsource(handler))
-            [*found] = literals(source, "parameters")
-            taken[method, path_of(route)] = {str(name) for _, *names in found for name in names}
-    taken["GET", "/chat"] = {*CHAT_FIELDS, "idempotency_key"}
-    taken["GET", "/api/runs/{run_id}/events"] = {"after", "stream"}
+def test_it_has_every_parameter_of_a_route_and_no_other() -> None:
+    taken = {(method, path): {*route.query} for path, methods in ROUTES.items() for method, route in methods.items()}
     assert {place: in_query(operation) for place, operation in operations(DOCUMENT).items()} == taken
 
 
@@ -246,7 +234,7 @@ ODD = st.none() | st.booleans() | st.integers() | st.lists(st.text(max_size=3), 
 @example({"message": "a" * 32_001})
 def test_the_schema_of_a_request_takes_what_the_service_takes(fields: object) -> None:
     try:
-        ChatRequest.from_fields(fields, max_message_chars=32_000)
+        chat_request(fields, max_message_chars=32_000)
     except (InvalidRequest, MessageTooLong):
         taken = False
     else:
@@ -319,7 +307,8 @@ def test_every_problem_and_every_json_answer_has_an_example() -> None:
 def described(method: str, path: str, status: int) -> Json:
     """What the document says of such an answer."""
     path = path.partition("?")[0]
-    template = next((path_of(route) for route, _ in ROUTES if route.fullmatch(path)), path)
+    matches = zip(ROUTES, PATTERNS, strict=True)
+    template = next((template for template, (pattern, _) in matches if pattern.fullmatch(path)), path)
     operation = operations(CLOSED).get((method, template))
     if operation is not None:
         return resolve(operation["responses"][str(status)])

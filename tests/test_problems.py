@@ -41,8 +41,8 @@ def derived(tree: ast.AST, known: set[str]) -> Iterator[ast.ClassDef]:
             yield node
 
 
-def codes_raised() -> set[str]:
-    """The codes that stand in the source: in `Refusal(…)`, and where a class derived from it calls its `__init__`."""
+def raised() -> Iterator[tuple[str, set[str | None]]]:
+    """Codes and members in the source: of each `Refusal(…)`, and where a class derived from it calls its `__init__`."""
     trees = [ast.parse(path.read_text()) for path in product_files("*.py")]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Refusal"]
@@ -50,13 +50,20 @@ def codes_raised() -> set[str]:
         for subclass in derived(tree, {"Refusal"}):
             inside = [node for node in ast.walk(subclass) if isinstance(node, ast.Call)]
             named += [call for call in inside if isinstance(call.func, ast.Attribute) and call.func.attr == "__init__"]
-    first = [call.args[0] for call in named if call.args]
-    assert all(isinstance(argument, ast.Constant) for argument in first), "a code must be a literal"
-    return {str(argument.value) for argument in first if isinstance(argument, ast.Constant)}
+    for call in named:
+        if call.args:
+            [code, *_] = call.args
+            assert isinstance(code, ast.Constant), "a code must be a literal"
+            yield str(code.value), {keyword.arg for keyword in call.keywords}
 
 
 def test_the_table_has_every_code_that_is_raised_and_no_other() -> None:
-    assert codes_raised() == set(PROBLEM_TYPES)
+    assert {code for code, _ in raised()} == set(PROBLEM_TYPES)
+
+
+def test_a_refusal_is_raised_with_the_members_of_its_code() -> None:
+    of_a_run = {"retryable"}  # what a refusal has that can end a run, too
+    assert [code for code, members in raised() if members - of_a_run != {*PROBLEM_TYPES[code].members}] == []
 
 
 @pytest.mark.parametrize("code", PROBLEM_TYPES)

@@ -26,7 +26,7 @@ from store import FOREVER, Store
 from threads.histories import Threads
 from threads.search import marked, pattern
 from threads.statements import SEARCH_THREADS
-from web.threads import read_time
+from web.fields import timestamp
 
 Start = Callable[..., Service]
 TABLES = ("threads", "runs", "messages", "pieces", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -349,7 +349,7 @@ def age(database_url: str, thread_id: str, days: int) -> None:
     ],
 )
 def test_a_time_is_read_as_the_list_tells_it_also_out_of_a_url_that_was_not_escaped(text: str, time: datetime) -> None:
-    assert read_time(text) == time
+    assert timestamp(text) == time
 
 
 def test_the_callers_old_threads_are_deleted_and_nobody_elses(quick: Start, database_url: str) -> None:

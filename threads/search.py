@@ -5,7 +5,6 @@ import re
 
 from store import Store, StoreUnavailable
 
-QUERY_CHARS = 200
 QUERY_WORD = re.compile(r"\w+")
 TERM = re.compile(r"\"[^\"]*\"|[^\s\"]+")  # "a phrase", or a word with what is written to it
 EXCLUDED = re.compile(r"(?:^|\s)-(?:\"[^\"]*\"|\S+)")  # of a web search: -word, -"a phrase"

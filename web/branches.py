@@ -3,8 +3,9 @@
 import uuid
 
 from access.callers import Caller
-from chat import ForkRequest, ThreadBusy
+from chat import ThreadBusy
 from threads.histories import Threads
+from web import fields
 from web.asgi import Request, Response
 from web.service import Service
 
@@ -16,7 +17,7 @@ async def get_checkpoints(service: Service, _: Request, response: Response, call
 
 async def post_fork(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
     """With a state that it names, a thread can be forked while a run of it is in progress."""
-    asked = ForkRequest.from_fields(await request.json(service.settings.max_body_bytes))
+    asked = fields.fork_request(await request.json(service.settings.max_body_bytes))
     threads = Threads(service.store, caller.owner)
     branch = await threads.branch(thread_id, asked.checkpoint_id)
     if branch.in_progress:

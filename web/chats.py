@@ -1,12 +1,12 @@
 """The handlers of chats and runs: start one, follow it, come back to it, cancel it; a token for a browser to do so."""
 
 import asyncio
-import re
 
 from access.callers import Caller
-from chat import ChatRequest, InvalidRequest, NotFound, Refusal, StopCause, StreamMode
+from chat import NotFound, Refusal, StopCause, StreamMode
 from runs.run import Run
 from runs.sse import EventId
+from web import fields
 from web.asgi import Disconnected, Request, Response
 from web.service import Service
 
@@ -33,14 +33,14 @@ async def start_chat(
     request: Request,
     response: Response,
     caller: Caller,
-    fields: object,
+    values: object,
     *,
     idempotency_key: str | None,
 ) -> None:
     if not service.allows(request):
         raise Refusal("bad_origin", "Pages of this origin may not use the service; see CORS_ALLOW_ORIGINS.")
-    chat = ChatRequest.from_fields(
-        fields, max_message_chars=service.settings.max_message_chars, idempotency_key=idempotency_key
+    chat = fields.chat_request(
+        values, max_message_chars=service.settings.max_message_chars, idempotency_key=idempotency_key
     )
     run = await service.runs.start(caller.owner, chat)
     cancel = chat.on_disconnect == "cancel"
@@ -56,39 +56,23 @@ async def resume(service: Service, request: Request, response: Response, caller:
     if event_id is None or event_id.after is None or run is None:
         await response.whole(204, None, b"")
         return
-    await stream(service, request, response, caller, run, after=event_id.after, mode=stream_mode(request))
-
-
-def stream_mode(request: Request) -> StreamMode:
-    match request.query().get("stream", "pieces"):
-        case "pieces":
-            return "pieces"
-        case "items":
-            return "items"
-    raise InvalidRequest.of("stream", 'must be "pieces" or "items"')
+    await stream(
+        service, request, response, caller, run, after=event_id.after, mode=fields.stream_mode(request.query())
+    )
 
 
 async def get_run_events(service: Service, request: Request, response: Response, caller: Caller, run_id: str) -> None:
     query = request.query()
-    for name in query:
-        if name not in ("after", "stream", "access_token"):
-            raise InvalidRequest.of(name, "is not a known parameter")
+    query.pop("access_token", None)
+    fields.events_names(query)
     run = await service.runs.find(caller.owner, run_id)
     if run is None:
         raise NotFound("run")
-    after = query.get("after")
-    if (header := request.headers.get("last-event-id")) is not None:
-        event_id = EventId.parse(header)
-        if event_id is None or event_id.run_id != run_id:
-            raise InvalidRequest.of("Last-Event-ID", "is not the id of an event of this run")
-        if event_id.after is None:
-            await response.whole(204, None, b"")
-            return
-        after = str(event_id.after)
-    if after is not None and not re.fullmatch(r"[0-9]{1,15}", after):
-        raise InvalidRequest.of("after", "must be a position: a whole number")
-    place = None if after is None else int(after)
-    await stream(service, request, response, caller, run, after=place, mode=stream_mode(request))
+    asked = fields.events_query(query, request.headers.get("last-event-id"), run_id)
+    if asked.has_all:
+        await response.whole(204, None, b"")
+        return
+    await stream(service, request, response, caller, run, after=asked.after, mode=asked.stream)
 
 
 async def cancel_run(service: Service, _: Request, response: Response, caller: Caller, run_id: str) -> None:

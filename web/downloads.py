@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Awaitable
 from urllib.parse import quote
 
 from access.callers import Caller
-from chat import CHECKPOINT_ID, InvalidRequest, Refusal, UnknownCheckpoint
+from chat import Refusal
 from documents import files as export
 from documents.redline_page import HEADER_POLICY
 from threads.histories import Threads
+from web import fields
 from web.asgi import Request, Response
 from web.service import Service
-from web.threads import parameters
 
 MEDIA_TYPES = {
     "md": "text/markdown; charset=utf-8",
@@ -27,15 +27,12 @@ NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u200e\u200f\u202a
 
 
 async def get_export(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
-    query = parameters(request, "format", "document", "version", "checkpoint_id")
-    kind = one_of(query.get("format", "md"), "md", "json", "docx")
-    if "version" in query and "document" not in query:
-        raise InvalidRequest.of("version", "needs the document that it is one of")
-    version = number(query, "version")
+    asked = fields.export_query(request.query())
+    kind = asked.format
     threads = Threads(service.store, caller.owner)
-    branch = await threads.branch(thread_id, checkpoint(query))
-    if "document" in query:
-        document = await threads.document(branch, query["document"], version)
+    branch = await threads.branch(thread_id, asked.checkpoint_id)
+    if asked.document is not None:
+        document = await threads.document(branch, asked.document, asked.version)
         await send_document(response, kind, document)
     elif kind == "json":
         outline = await threads.outline(thread_id)
@@ -53,40 +50,17 @@ async def get_export(service: Service, request: Request, response: Response, cal
 async def get_diff(
     service: Service, request: Request, response: Response, caller: Caller, *, thread_id: str, doc_id: str
 ) -> None:
-    query = parameters(request, "from", "to", "format", "checkpoint_id")
-    kind = one_of(query.get("format", "html"), "html", "docx", "json")
-    old_version, new_version = number(query, "from"), number(query, "to")
+    asked = fields.diff_query(request.query())
+    kind = asked.format
     threads = Threads(service.store, caller.owner)
-    branch = await threads.branch(thread_id, checkpoint(query))
-    new = await threads.document(branch, doc_id, new_version)
-    old = await threads.document(branch, doc_id, old_version or new["version"] - 1)
+    branch = await threads.branch(thread_id, asked.checkpoint_id)
+    new = await threads.document(branch, doc_id, asked.new_version)
+    old = await threads.document(branch, doc_id, asked.old_version or new["version"] - 1)
     content = await within_docx(export.redline_as(kind, old, new))
     headers = [disposition(new["title"], kind, f"v{old['version']}-v{new['version']}")]
     if kind == "html":  # to be looked at
         headers = [("content-security-policy", HEADER_POLICY), ("referrer-policy", "no-referrer")]
     await response.whole(200, MEDIA_TYPES[kind], content, headers)
-
-
-def checkpoint(query: dict[str, str]) -> str | None:
-    """The state whose branch is asked for. Raises UnknownCheckpoint."""
-    checkpoint_id = query.get("checkpoint_id")
-    if checkpoint_id is not None and not CHECKPOINT_ID.fullmatch(checkpoint_id):
-        raise UnknownCheckpoint
-    return checkpoint_id
-
-
-def one_of(value: str, *allowed: str) -> str:
-    if value not in allowed:
-        raise InvalidRequest.of("format", f"must be one of {', '.join(allowed)}")
-    return value
-
-
-def number(query: dict[str, str], name: str) -> int | None:
-    """A version's number, if there is one."""
-    value = query.get(name)
-    if value is not None and not re.fullmatch(r"[1-9][0-9]{0,8}", value):
-        raise InvalidRequest.of(name, "must be a version: a whole number from 1")
-    return int(value) if value is not None else None
 
 
 # ---------------------------------------------------------------------------------------------------------------
