@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Service, required
+from conftest import ROOT, Service, product_files, required
 from sse_client import chat
 from test_house import DOMAINS, ENTRIES, MAY_IMPORT
 
@@ -137,6 +137,27 @@ def test_every_file_that_a_page_names_is_there() -> None:
         named = re.findall(r"`((?:\w+/)+(?:[\w.]+)?|\w+\.(?:py|sql|toml))`", CODE.sub("", page.read_text()))
         there = {*(path.name for path in ROOT.rglob("*.*") if ".venv" not in path.parts)}
         assert [name for name in named if not (ROOT / name).exists() and name not in there] == [], page.name
+
+
+def texts_of_the_source() -> Iterator[str]:
+    """Each string, and the parts of each f-string."""
+    for path in product_files("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_every_line_of_a_start_that_fails_is_one_that_there_is() -> None:
+    texts = [*texts_of_the_source()]
+    lines = [
+        line
+        for cell, *_ in table(section(OPERATING, "## When it does not start"))
+        for line in re.findall(r"`([^`]+)`", cell)
+    ]
+    assert len(lines) > 8
+    for line in lines:
+        parts = [part.strip() for part in re.split(r"…|\b[A-Z_]{4,}\b|\(\w+Error:", line)]
+        assert [part for part in parts if len(part) > 3 and not any(part in text for text in texts)] == [], line
 
 
 # ---------------------------------------------------------------------------------------------------------------
