@@ -156,7 +156,7 @@ def test_every_line_of_a_start_that_fails_is_one_that_there_is() -> None:
     ]
     assert len(lines) > 8
     for line in lines:
-        parts = [part.strip() for part in re.split(r"…|\b[A-Z_]{4,}\b|\(\w+Error:", line)]
+        parts = [part.strip(" :") for part in re.split(r"…|\b[A-Z_]{4,}\b|\(\w+Error:", line)]
         assert [part for part in parts if len(part) > 3 and not any(part in text for text in texts)] == [], line
 
 
