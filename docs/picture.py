@@ -2,7 +2,7 @@
 
     python docs/picture.py [FILE]
 
-It needs requirements-dev.txt and Chromium. The service runs on a port and a database of its own.
+It needs the packages of `make test`, and Chromium. The service runs on a port and a database of its own.
 """
 
 import os
