@@ -93,7 +93,7 @@ def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
     return [*state, *(value for write in writes for value in write)]
 
 
-class State(TypedDict):
+class GraphState(TypedDict):
     """A thread as the graph keeps it. Deltas are stored, so that a thread's storage does not grow with its square."""
 
     messages: Annotated[list[AnyMessage], DeltaChannel(append, list, snapshot_frequency=SNAPSHOT_FREQUENCY)]
@@ -146,7 +146,7 @@ class Agent:
         self._remember = remember
         self._first_token_timeout_s = first_token_timeout_s
         self._idle_timeout_s = idle_timeout_s
-        graph = StateGraph(State, context_schema=Progress)
+        graph = StateGraph(GraphState, context_schema=Progress)
         # Each node says itself where it goes on, and the turn ends where none does: a conditional edge would read the
         # state anew, and a function of it that is not async would take a thread.
         graph.add_node("agent", self._agent)
@@ -195,7 +195,7 @@ class Agent:
         values: Mapping[str, Any] = snapshot.values
         return values
 
-    async def _agent(self, state: State, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["tools"]]:
+    async def _agent(self, state: GraphState, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["tools"]]:
         progress = runtime.context
         progress.model_calls += 1
         progress.finish = None
@@ -252,7 +252,7 @@ class Agent:
         progress.count(finished.usage)
 
 
-async def _tools(state: State, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["agent"]]:
+async def _tools(state: GraphState, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["agent"]]:
     """Answer the reply's calls. They were carried out as they arrived, since the reader watches the document."""
     progress = runtime.context
     reply = progress.reply

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator
 
+from drafting.text import REPLACEMENT
+
 PLAIN = re.compile(r'[^"\\]+')
 HEX4 = re.compile(r"[0-9a-fA-F]{4}")
 SPACE = " \t\r\n"
 ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-REPLACEMENT = "\ufffd"  # for what no text can hold: half a surrogate pair, or NUL, which PostgreSQL refuses
 
 
 class BrokenArguments(ValueError):
@@ -113,13 +114,16 @@ class ArgumentsDecoder:
 
 def unescape(text: str, at: int) -> tuple[int, str]:
     """Decode the escape at `at`: where it ends, and its character; `at` itself if more of the text is needed."""
-    if at + 1 >= len(text):
-        return at, ""
-    kind = text[at + 1]
-    if kind != "u":
-        if kind not in ESCAPES:
-            raise BrokenArguments(f"unknown escape \\{kind}")
-        return at + 2, ESCAPES[kind]
+    kind = text[at + 1 : at + 2]
+    if kind == "u":
+        return _unescape_code_unit(text, at)
+    if kind and kind not in ESCAPES:
+        raise BrokenArguments(f"unknown escape \\{kind}")
+    return (at + 2, ESCAPES[kind]) if kind else (at, "")
+
+
+def _unescape_code_unit(text: str, at: int) -> tuple[int, str]:
+    """The same of a `\\uXXXX`, or of the two that make a surrogate pair."""
     if at + 6 > len(text):
         return at, ""
     unit = _code_unit(text, at)

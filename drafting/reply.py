@@ -14,7 +14,8 @@ import orjson
 
 from chat import Doc, Document, Emit, Message, ModelDelta, Piece, ToolCallDelta
 from drafting.arguments import ArgumentsDecoder, BrokenArguments
-from drafting.tools import EDIT, WRITE, Documents, ToolError, parse_edits, storable
+from drafting.text import storable
+from drafting.tools import EDIT, WRITE, Documents, ToolError, parse_edits
 
 TITLE_CHARS = 200
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI takes for a function's name

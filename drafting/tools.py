@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chat import Document
-from drafting.arguments import REPLACEMENT
+from drafting.text import storable
 
 WRITE, EDIT = "write_document", "edit_document"
 TOOLS: Sequence[Mapping[str, Any]] = (
@@ -135,8 +135,3 @@ def parse_edits(arguments: str) -> tuple[str, list[tuple[str, str]]]:
             raise ToolError("Each edit needs the texts find and replace.")
         pairs.append((storable(find), storable(replacement)))
     return fields["doc_id"], pairs
-
-
-def storable(text: str) -> str:
-    """The text without what no database and no UTF-8 can hold."""
-    return text.replace("\0", REPLACEMENT).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -7,8 +7,10 @@ from typing import Any
 import orjson
 
 from chat import Finished, FinishReason, ModelDelta, ModelError, ToolCallDelta, Usage
+from drafting.text import storable
 
 DATA = b"data:"
+AFTER_DATA = slice(len(DATA), None)
 DONE = b"[DONE]"
 FINISH_REASONS: Mapping[str, FinishReason] = {
     "stop": "stop",
@@ -45,7 +47,7 @@ class ReplyDecoder:
             for line in lines:
                 if line.startswith(DATA) and not self.done:
                     deltas = [] if deltas is None else deltas
-                    self._decode(line[len(DATA) :], deltas)
+                    self._decode(line[AFTER_DATA], deltas)
         except ModelError as error:
             self._error = error
         except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -59,10 +61,7 @@ class ReplyDecoder:
         try:
             chunk = orjson.loads(event)
         except orjson.JSONDecodeError:
-            if event.strip() == DONE:
-                self.done = True
-                return
-            chunk = _salvaged(event)
+            chunk = self._decode_unusual(event)
         if error := chunk.get("error"):
             raise _error_in_stream(error)
         if usage := chunk.get("usage"):
@@ -75,7 +74,7 @@ class ReplyDecoder:
             self._reason = FINISH_REASONS.get(reason, "stop")
         delta = choice.get("delta") or {}
         text = delta.get("content") or delta.get("refusal")
-        if text and not (text.isascii() and not self._halves and "\0" not in text):
+        if text and not (text.isascii() and not self._halves and "\0" not in text):  # spares most tokens a call
             text = self._mend(text, None)
         if text:
             if deltas and isinstance(deltas[-1], str) and len(deltas[-1]) < TOGETHER_CHARS:
@@ -84,6 +83,13 @@ class ReplyDecoder:
                 deltas.append(text)
         if calls := delta.get("tool_calls"):
             deltas += map(self._call, calls)
+
+    def _decode_unusual(self, event: bytes) -> Any:  # noqa: ANN401  # JSON, of whatever shape
+        """The provider's [DONE], as an empty chunk; or what can be read of bad UTF-8 and unpaired surrogates."""
+        if event.strip() == DONE:
+            self.done = True
+            return {}
+        return json.loads(event.decode("utf-8", "replace"))
 
     def finished(self) -> Finished:
         """How the reply ended. Raises what went wrong in it, and for one that just stopped: it must never pass for a
@@ -109,12 +115,14 @@ class ReplyDecoder:
         return ToolCallDelta(index, call_id, str(function.get("name") or ""), self._mend(arguments, index))
 
     def _mend(self, text: str, call: int | None) -> str:
-        """Join surrogate pairs that were cut in two; replace what no text can hold."""
+        """Join surrogate pairs that were cut in two, and replace characters that can't be stored."""
+        if text.isascii() and not self._halves and "\0" not in text:
+            return text
         text = self._halves.pop(call, "") + text
         if text and "\ud800" <= text[-1] < "\udc00":
             self._halves[call] = text[-1]
             text = text[:-1]
-        return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return storable(text)
 
 
 def _figures(usage: object) -> Usage | None:
@@ -125,11 +133,6 @@ def _figures(usage: object) -> Usage | None:
     if not all(isinstance(tokens, int) and 0 <= tokens < MOST_TOKENS for tokens in (read, written)):
         return None
     return {"input_tokens": read, "output_tokens": written}
-
-
-def _salvaged(event: bytes) -> Any:  # noqa: ANN401  # what JSON can be
-    """What can be read of an event with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
-    return json.loads(event.decode("utf-8", "replace"))
 
 
 def _error_in_stream(error: object) -> ModelError:

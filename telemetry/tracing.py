@@ -92,7 +92,7 @@ def _context_of(span: "otel.Span") -> TraceContext | None:
 # Spans
 
 
-class Span:
+class TraceSpan:
     """A span of ours: recorded if OpenTelemetry is configured, and a place in the trace in any case, if there is one.
 
     It is OpenTelemetry's current one in the blocks of `current` alone.
@@ -159,7 +159,7 @@ def _start(
     return otel.get_tracer(NAME).start_span(name, context=context, kind=kind, attributes=attributes)
 
 
-class ModelCall(Span):
+class ModelCall(TraceSpan):
     """The span of one request to the model, whose `headers` it goes out with."""
 
     def __init__(self, model: str, base_url: str) -> None:
@@ -199,7 +199,7 @@ def traced(
             "gen_ai.conversation.id": turn.thread_id,
             "draftstream.run_id": turn.run_id,
         }
-        with Span(f"invoke_agent {NAME}", attributes, client=False) as span, span.current():
+        with TraceSpan(f"invoke_agent {NAME}", attributes, client=False) as span, span.current():
             _here.set(span.context)  # the run's task is its own context
             _conversation.set(turn.thread_id)
             outcome = await carry_out(turn, *others, **named)

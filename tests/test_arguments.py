@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drafting.arguments import REPLACEMENT, ArgumentsDecoder, BrokenArguments
+from drafting.arguments import ArgumentsDecoder, BrokenArguments
+from drafting.text import REPLACEMENT
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 VALUES = st.recursive(
