@@ -11,9 +11,9 @@ import asyncpg
 
 from asgi_app import app as service
 from drafting.tap import Tap
+from storage.reader import Reader
 from storage.reads import FIND_WORDS
 from storage.writer import Unit, Writer
-from store import Store
 from web import asgi
 from web.asgi import Receive, Response, Scope, Send
 
@@ -21,11 +21,11 @@ asgi.BODY_TIMEOUT_S = 0.5
 BESIDE = (FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # what is read beside the requests
 
 done: Counter[str] = Counter()
-fetch = Store.fetch
+fetch = Reader.fetch
 transaction = Writer._transaction  # every statement of the writer goes through it
 
 
-async def counted_fetch(self: Store, sql: str, *arguments: object) -> list[asyncpg.Record]:
+async def counted_fetch(self: Reader, sql: str, *arguments: object) -> list[asyncpg.Record]:
     done["reads"] += not sql.startswith(BESIDE)
     return await fetch(self, sql, *arguments)
 
@@ -36,7 +36,7 @@ async def counted_transaction(connection: asyncpg.Connection, units: Sequence[Un
     await transaction(connection, units)
 
 
-Store.fetch = counted_fetch  # type: ignore[method-assign]
+Reader.fetch = counted_fetch  # type: ignore[method-assign]
 Writer._transaction = staticmethod(counted_transaction)  # type: ignore[method-assign]
 
 

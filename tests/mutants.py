@@ -124,7 +124,7 @@ MUTANTS = (
     ),
     Mutant(
         "the branch: a run starts from the state of the run that it goes on from",
-        "store.py",
+        "storage/reader.py",
         'branches = state != row["stored_last"]',
         "branches = False",
         "test_branches.py:state_it_names or own_documents",

@@ -1,0 +1,158 @@
+"""The reader: statements on the pool, many at a time, beside the writer.
+
+A read has READ_BUDGET_S. A fork is here too, though it writes: it copies a thread in one long transaction, and the
+writer's other work would wait for it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import asyncpg
+import orjson
+from asyncpg.pool import PoolConnectionProxy
+
+from chat import (
+    BEGINNING,
+    End,
+    Error,
+    Item,
+    LostRun,
+    Refusal,
+    StoredItem,
+    StoredRun,
+    ThreadHead,
+    UnknownCheckpoint,
+    graph_thread_id,
+)
+from storage.batched_reads import BatchedReads
+from storage.database import READ_BUDGET_S, StoreUnavailable
+from storage.reads import (
+    FORK_THREAD,
+    READ_HEADS,
+    READ_ITEMS,
+    READ_ITEMS_OF,
+    READ_LOST,
+    READ_RUN_BY_ID,
+    READ_RUN_BY_KEY,
+    item_of,
+)
+from storage.writer import DATABASE_FAULTS, within
+
+FORK_BUDGET_S = 30.0
+FORKS_AT_ONCE = 2  # the pool's other connections are for reads
+
+INTERRUPTED = Error(
+    "The service ended in the middle of this run; what was saved of it was kept.", "interrupted", retryable=True
+)
+"""The last event of a run whose process ended before it."""
+
+
+class ThreadExists(Refusal):
+    """The owner has a thread of that name."""
+
+    def __init__(self) -> None:
+        super().__init__("thread_exists", "There is a thread of that name already.")
+
+
+class Reader:
+    """Each method raises StoreUnavailable."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._heads = BatchedReads(self.fetch, READ_HEADS)
+        self._forks = asyncio.Semaphore(FORKS_AT_ONCE)
+
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        try:
+            connection = await self._pool.acquire(timeout=READ_BUDGET_S)
+            try:
+                return await within(READ_BUDGET_S, connection, connection.fetch(sql, *arguments))
+            finally:
+                await self._pool.release(connection, timeout=READ_BUDGET_S)
+        except DATABASE_FAULTS as error:
+            raise StoreUnavailable(type(error).__name__) from error
+
+    async def close(self) -> None:
+        """Return when no batched read is under way any more."""
+        await self._heads.close()
+
+    async def items(self, owner: str, thread_id: str, seqs: Sequence[int] | None = None) -> list[StoredItem]:
+        """The items of a thread in order, or those of the runs in these places of it."""
+        if seqs is None:
+            rows = await self.fetch(READ_ITEMS, owner, thread_id)
+        else:
+            rows = await self.fetch(READ_ITEMS_OF, owner, thread_id, seqs)
+        return [item_of(row) for row in rows]
+
+    async def run_row(self, owner: str, run_id: str | None, idempotency_key: str | None) -> asyncpg.Record | None:
+        if run_id is not None:
+            rows = await self.fetch(READ_RUN_BY_ID, owner, run_id)
+        else:
+            rows = await self.fetch(READ_RUN_BY_KEY, owner, idempotency_key)
+        return rows[0] if rows else None
+
+    async def head(self, owner: str, thread_id: str, checkpoint_id: str | None) -> ThreadHead:
+        """Raises UnknownCheckpoint."""
+        row = await self._heads.read(owner, thread_id, graph_thread_id(owner, thread_id), checkpoint_id)
+        if row["last_seq"] is None:
+            if checkpoint_id not in (None, BEGINNING):
+                raise UnknownCheckpoint
+            return ThreadHead()
+        if row["running"] is not None:
+            return ThreadHead(row["last_seq"], running=row["running"])
+        if checkpoint_id == BEGINNING:
+            return ThreadHead(row["last_seq"], checkpoint_id=BEGINNING, branches=True)
+        parent, state = row["parent_run_id"], row["checkpoint_id"]
+        if parent is None:
+            raise UnknownCheckpoint
+        lost: Sequence[LostRun] = ()
+        if state is None:
+            state, lost = await self._lost_runs(owner, thread_id, parent)
+        branches = state != row["stored_last"]
+        return ThreadHead(row["last_seq"], parent, state or BEGINNING, lost, branches=branches)
+
+    async def _lost_runs(self, owner: str, thread_id: str, newest: str) -> tuple[str | None, list[LostRun]]:
+        """The newest state that the run or a run before it left, and the runs since that state."""
+        line = await self.fetch(READ_LOST, newest)
+        state = line[0]["checkpoint_id"]
+        lost = line[state is not None :]
+        said: dict[str, list[Item]] = {row["run_id"]: [] for row in lost}
+        for item in await self.items(owner, thread_id, [row["seq"] for row in lost]):
+            said[item["run_id"]].append(item)
+        return state, [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
+
+    async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> None:
+        """Raises ThreadExists. After StoreUnavailable it may have been done."""
+        try:
+            async with asyncio.timeout(FORK_BUDGET_S), self._forks:
+                connection = await self._pool.acquire(timeout=READ_BUDGET_S)
+                try:
+                    await within(FORK_BUDGET_S, connection, _fork(connection, owner, thread_id, tip, new_id))
+                finally:
+                    await self._pool.release(connection, timeout=READ_BUDGET_S)
+        except asyncpg.UniqueViolationError:
+            raise ThreadExists from None
+        except DATABASE_FAULTS as error:
+            raise StoreUnavailable(type(error).__name__) from error
+
+
+async def _fork(connection: PoolConnectionProxy, *arguments: str) -> None:
+    async with connection.transaction(isolation="repeatable_read"):
+        # The server's own limit, as it does not notice that nobody waits any more.
+        await connection.execute(f"SET LOCAL statement_timeout = '{FORK_BUDGET_S:.0f}s'")
+        await connection.execute(FORK_THREAD, *arguments)
+
+
+def stored_run(row: asyncpg.Record, items: Sequence[StoredItem]) -> StoredRun:
+    last: End | Error | None
+    if row["in_progress"]:
+        last = None
+    elif row["error"] is not None:
+        last = Error(**orjson.loads(row["error"]))
+    elif row["reason"] is not None:
+        usage = None if row["usage"] is None else orjson.loads(row["usage"])
+        last = End(row["reason"], saved=True, checkpoint_id=row["checkpoint_id"], usage=usage)
+    else:
+        last = INTERRUPTED
+    answer = [item for item in items if item["role"] == "assistant"]
+    return StoredRun(row["run_id"], row["thread_id"], row["model"], row["fingerprint"], answer, last)
