@@ -32,7 +32,7 @@ from storage.database import READ_BUDGET_S, SchemaError, StoreUnavailable, check
 from storage.journal import Journal
 from storage.pending import PendingTurns
 from storage.reader import Reader, ThreadExists, stored_run
-from storage.reads import FIND_WORDS, ITEMS_OF_THREAD, READ_OLD, WALK_THREADS, item_of
+from storage.reads import ITEMS_OF_THREAD, item_of
 from storage.recovery import JournaledTurn, replay
 from storage.sql import Statement, Write
 from storage.statements import (
@@ -238,10 +238,6 @@ class Store:
         except GivenUp as error:
             raise StoreUnavailable from error
 
-    async def find_words(self, items: int) -> int:
-        """Find the words of so many items that the search does not know yet; gives how many there were."""
-        return len(await self.fetch(FIND_WORDS, items))
-
     # Reading
 
     async def settled(self, thread: str) -> None:
@@ -283,14 +279,6 @@ class Store:
     async def close(self) -> None:
         """Return when no batched read is under way any more."""
         await self._reader.close()
-
-    async def old_threads(self, owner: str, before: datetime, after: str, limit: int) -> list[str]:
-        """The owner's threads last updated before that time and with no run in progress, in order, `after` an id."""
-        return [row["thread_id"] for row in await self.fetch(READ_OLD, owner, before, after, limit)]
-
-    async def walk(self, after: tuple[str, str], before: datetime, limit: int) -> list[tuple[str, str, bool]]:
-        """The next threads of all owners by owner and id, and whether each was last updated before that time."""
-        return [tuple(row) for row in await self.fetch(WALK_THREADS, *after, before, limit)]
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -6,17 +6,6 @@ import asyncpg
 
 from chat import StoredItem
 
-# An owner's threads that were last updated before $2 and have no run in progress, a few at a time in order of their id.
-READ_OLD = """SELECT thread_id FROM threads t
-WHERE owner = $1 AND updated_at < $2 AND created_at < $2 AND thread_id > $3 AND NOT EXISTS (
-    SELECT FROM runs r WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND in_progress(r))
-ORDER BY thread_id LIMIT $4"""
-
-# A walk through all threads in the order of their key: no index needs to be kept up to date for it, whose updates would
-# cost each message.
-WALK_THREADS = """SELECT owner, thread_id, updated_at < $3 AS old FROM threads
-WHERE (owner, thread_id) > ($1, $2) ORDER BY owner, thread_id LIMIT $4"""
-
 # Of the thread's runs, or of some of them.
 ITEMS_OF_THREAD = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
 FROM thread_items WHERE owner = $1 AND thread_id = $2"""
@@ -63,18 +52,8 @@ READ_PLACE = """SELECT
     EXISTS (SELECT 1 FROM deleted_runs WHERE run_id IN ($3, $4)) AS deleted,
     EXISTS (SELECT 1 FROM runs WHERE owner = $1 AND idempotency_key = $5 AND run_id <> $3) AS key_is_taken"""
 
-# ---------------------------------------------------------------------------------------------------------------
-# Writing beside the writer
-
 # A new thread $4 out of the history of the thread's run $3.
 FORK_THREAD = "SELECT fork_thread($1, $2, $3, $4)"
-
-# The words of items that are not found yet. Processes that do so at once take different ones.
-FIND_WORDS = """UPDATE messages m SET words = search_vector(m.owner, coalesce(m.title || ' ', '') || m.content)
-FROM (SELECT owner, thread_id, seq, item FROM messages WHERE words IS NULL
-    ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED) AS next
-WHERE (m.owner, m.thread_id, m.seq, m.item) = (next.owner, next.thread_id, next.seq, next.item)
-RETURNING 1"""
 
 
 def item_of(row: asyncpg.Record) -> StoredItem:

@@ -24,7 +24,7 @@ from test_store import ended, started, texts
 from chat import Conflict, Doc, Message, NotFound, Piece, RunProgress
 from store import FOREVER, Store
 from threads.histories import Threads
-from threads.search import marked, pattern
+from threads.search import find_words, marked, pattern
 from threads.statements import SEARCH_THREADS
 from web.fields import timestamp
 
@@ -100,7 +100,7 @@ async def test_threads_of_one_moment_are_listed_and_found_once_each(store: Store
     names = [f"t{number}" for number in range(7)]
     for name in (names[number] for number in (3, 0, 6, 2, 5, 1, 4)):
         await store.start_run(replace(started(name), message="Hello", started_at=1_800_000_000.0))
-    while await store.find_words(10):
+    while await find_words(store, 10):
         pass
     for words in (None, "hello"):
         walk: list[str] = []
@@ -477,7 +477,7 @@ async def test_documents_of_any_length_and_script_are_stored_and_the_others_foun
         run = started(f"t{number}")
         await store.start_run(run)
         await (await store.end_run(ended(run, document)))
-    while await store.find_words(1):
+    while await find_words(store, 1):
         pass
     assert await store.fetch("SELECT 1 FROM dead_letters") == []
     assert (await texts(store, "t2"))[1] == documents[2]
@@ -526,8 +526,8 @@ async def test_the_search_uses_its_indexes_among_many_owners(store: Store, datab
 async def test_processes_that_find_words_at_once_do_not_wait_for_each_other(store: Store) -> None:
     for number in range(20):
         await store.start_run(started(f"t{number}"))
-    counts = await asyncio.gather(*(store.find_words(5) for _ in range(4)))
-    while await store.find_words(5):
+    counts = await asyncio.gather(*(find_words(store, 5) for _ in range(4)))
+    while await find_words(store, 5):
         pass
     assert sum(counts) <= 20
     assert await store.fetch("SELECT 1 FROM messages WHERE words IS NULL") == []

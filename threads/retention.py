@@ -9,6 +9,7 @@ from typing import Protocol
 
 from chat import Conflict, ThreadBusy, graph_thread_id
 from store import FOREVER, QueueFull, Store, StoreUnavailable
+from threads.statements import READ_OLD, WALK_THREADS
 
 log = logging.getLogger("draftstream.retention")
 
@@ -61,10 +62,10 @@ class Retention:
         Each is a transaction, so that none holds up the writer for long.
         """
         count, after = 0, ""
-        while page := await self.store.old_threads(owner, before, after, OLD_A_PAGE):
-            for thread_id in page:
-                count += await self._delete_if_idle(owner, thread_id, before)
-            after = page[-1]
+        while page := await self.store.fetch(READ_OLD, owner, before, after, OLD_A_PAGE):
+            for row in page:
+                count += await self._delete_if_idle(owner, row["thread_id"], before)
+            after = page[-1]["thread_id"]
         return count
 
     async def _delete_if_idle(self, owner: str, thread_id: str, before: datetime) -> bool:
@@ -85,9 +86,9 @@ class Retention:
 
     async def _expire_once(self, before: datetime) -> None:
         count, after = 0, ("", "")
-        while page := await self.store.walk(after, before, WALKED_A_PAGE):
-            for owner, thread_id, old in page:
-                count += old and await self._delete_if_idle(owner, thread_id, before)
-            after = page[-1][:2]
+        while page := await self.store.fetch(WALK_THREADS, *after, before, WALKED_A_PAGE):
+            for row in page:
+                count += row["old"] and await self._delete_if_idle(row["owner"], row["thread_id"], before)
+            after = page[-1]["owner"], page[-1]["thread_id"]
         if count:
             log.info("deleted %d threads that were last updated before %s", count, before.isoformat(" ", "minutes"))

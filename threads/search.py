@@ -4,6 +4,7 @@ import asyncio
 import re
 
 from store import Store, StoreUnavailable
+from threads.statements import FIND_WORDS
 
 QUERY_WORD = re.compile(r"\w+")
 TERM = re.compile(r"\"[^\"]*\"|[^\s\"]+")  # "a phrase", or a word with what is written to it
@@ -41,6 +42,11 @@ def marked(passage: str, query: str) -> list[tuple[int, int]]:
     return [match.span() for match in anyone.finditer(passage)] if found else []
 
 
+async def find_words(store: Store, items: int) -> int:
+    """Find the words of so many items that the search does not know yet; returns how many there were."""
+    return len(await store.fetch(FIND_WORDS, items))
+
+
 async def keep_searchable(store: Store) -> None:
     """Find the words of new items, for ever.
 
@@ -49,7 +55,7 @@ async def keep_searchable(store: Store) -> None:
     items = ITEMS_AT_ONCE
     while True:
         try:
-            found = await store.find_words(items)
+            found = await find_words(store, items)
             more, items = found == items and not store.behind, ITEMS_AT_ONCE
         except StoreUnavailable:
             more, items = False, max(items // 2, 1)

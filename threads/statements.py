@@ -79,6 +79,27 @@ FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.
 WHERE t.owner = $1 AND t.thread_id = $2"""
 
 # ---------------------------------------------------------------------------------------------------------------
+# Retention and search
+
+# An owner's threads that were last updated before $2 and have no run in progress, a few at a time in order of their id.
+READ_OLD = """SELECT thread_id FROM threads t
+WHERE owner = $1 AND updated_at < $2 AND created_at < $2 AND thread_id > $3 AND NOT EXISTS (
+    SELECT FROM runs r WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND in_progress(r))
+ORDER BY thread_id LIMIT $4"""
+
+# A walk through all threads in the order of their key: no index needs to be kept up to date for it, whose updates would
+# cost each message.
+WALK_THREADS = """SELECT owner, thread_id, updated_at < $3 AS old FROM threads
+WHERE (owner, thread_id) > ($1, $2) ORDER BY owner, thread_id LIMIT $4"""
+
+# The words of items that are not found yet. Processes that do so at once take different ones.
+FIND_WORDS = """UPDATE messages m SET words = search_vector(m.owner, coalesce(m.title || ' ', '') || m.content)
+FROM (SELECT owner, thread_id, seq, item FROM messages WHERE words IS NULL
+    ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED) AS next
+WHERE (m.owner, m.thread_id, m.seq, m.item) = (next.owner, next.thread_id, next.seq, next.item)
+RETURNING 1"""
+
+# ---------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
 # A checkpoint with its channels' values and the writes that wait for the next step, in the order of `writes_sort_key`.
