@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.error import URLError
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 NOT_OURS = {"tests", "bench", "docs", "clients", "node_modules"}  # nor what begins with a dot
 NUMBERS = itertools.count(1)
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw")  # several may share one server
+TEMPLATE = f"template_{WORKER}"
 T = TypeVar("T")
 THREAD = ThreadPoolExecutor(1)
 RUNNER = asyncio.Runner()
@@ -106,18 +108,25 @@ def required(program: str) -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
+    """The embedded server, or the one of TEST_DATABASE_URL, of which CONTRIBUTING.md gives the form."""
+    stack = AsyncExitStack()
+    dsn = os.environ.get("TEST_DATABASE_URL") or run(stack.enter_async_context(_embedded()))
+    run(_make_template(dsn))
+    yield dsn
+    run(stack.aclose())
+    THREAD.submit(RUNNER.close).result()
+    THREAD.shutdown()
+
+
+@asynccontextmanager
+async def _embedded() -> AsyncIterator[str]:
     # Not among pytest's folders: each session that starts closes these to other users, and the server of one that is
     # under way as root could not go on.
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        stack = AsyncExitStack()
-        dsn = run(stack.enter_async_context(embedded_postgres(folder)))
-        run(_make_template(dsn))
-        yield dsn
-        run(stack.aclose())
-    THREAD.submit(RUNNER.close).result()
-    THREAD.shutdown()
+        async with embedded_postgres(folder) as dsn:
+            yield dsn
 
 
 def run(work: Coroutine[None, None, T]) -> T:
@@ -126,8 +135,9 @@ def run(work: Coroutine[None, None, T]) -> T:
 
 
 async def _make_template(dsn: str) -> None:
-    await _execute(dsn, "CREATE DATABASE template_with_schema")
-    connection = await asyncpg.connect(_in_database(dsn, "template_with_schema"))
+    await _execute(dsn, f"DROP DATABASE IF EXISTS {TEMPLATE}")
+    await _execute(dsn, f"CREATE DATABASE {TEMPLATE}")
+    connection = await asyncpg.connect(_in_database(dsn, TEMPLATE))
     await apply_schema(connection)
     await connection.close()
 
@@ -144,8 +154,9 @@ def _in_database(dsn: str, name: str) -> str:
 
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
-    name = f"test_{next(NUMBERS)}"
-    run(_execute(postgres, f"CREATE DATABASE {name} TEMPLATE template_with_schema"))
+    name = f"test_{WORKER}_{next(NUMBERS)}"
+    run(_execute(postgres, f"DROP DATABASE IF EXISTS {name}"))
+    run(_execute(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
     yield _in_database(postgres, name)
     run(_execute(postgres, f"DROP DATABASE {name} WITH (FORCE)"))
 

@@ -14,7 +14,8 @@ class FaultProxy:
 
     def __init__(self, dsn: str) -> None:
         parts = urlsplit(dsn)
-        self._socket = unquote(parse_qs(parts.query)["host"][0]) + "/.s.PGSQL.5432"
+        options = parse_qs(parts.query)
+        self._host, self._port = unquote(options["host"][0]), int(options["port"][0])
         self._database = parts.path
         self.frozen = False
         self.refuse = False
@@ -83,13 +84,18 @@ class FaultProxy:
         try:
             if self.refuse:
                 raise ConnectionRefusedError
-            database_reader, database_writer = await asyncio.open_unix_connection(self._socket)
+            database_reader, database_writer = await self._connect()
         except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         self._writers |= {writer, database_writer}
         for source, target, back in ((reader, database_writer, writer), (database_reader, writer, database_writer)):
             self._keep(asyncio.create_task(self._pass_on(source, target, back)))
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{self._host}/.s.PGSQL.{self._port}")
+        return await asyncio.open_connection(self._host, self._port)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
