@@ -1,14 +1,16 @@
-"""The LangGraph graph: its state, its two nodes, the prompt; it turns one message into events.
+"""The agent: the prompt, the port to a model, and the LangGraph graph that turns one message into pieces of a reply.
 
-The tokens go from the model to `emit` directly, not through a stream mode of the graph, which would cost about half of
-the work of a token. Whatever stops a turn (the model's error, a person, the time limit) ends the node, not the graph:
-so the state always holds what the reader has seen, and the next message just works.
+The graph has two nodes. `agent` calls the model and feeds a Reply with its deltas; `tools` puts the answers of the tool
+calls into the state. The rest of drafting is in `drafting/`.
+
+Pieces go from the model to `emit` directly. A stream mode of the graph would cost about as much again for each token.
+Whatever stops a turn (the model's error, a person, the time limit) ends the node and not the graph. So the state always
+holds the text that the reader has seen, and the thread takes its next message as usual.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
@@ -28,7 +30,6 @@ from chat import (
     Finished,
     FinishReason,
     Hear,
-    LostRun,
     ModelDelta,
     ModelError,
     Outcome,
@@ -38,17 +39,18 @@ from chat import (
     Usage,
     graph_thread_id,
 )
+from drafting.context import mended, remembered
 from drafting.reply import Reply
-from drafting.tools import TOOLS, WRITE, Documents
+from drafting.tools import TOOLS, Documents
 from drafting.watchdog import Watchdog
 
-MODEL_CALLS = 8  # a turn's bound; the last one is not offered the tools, so that it closes with words
-# A whole copy of a channel's value is stored once in so many updates, to bound what must be replayed. A turn has four
-# of the messages: at 1000, 100 turns take 1.5 times their text, at 200 2.7 times, and load as fast. See
-# bench/stored_bytes.py.
+MODEL_CALLS = 8  # the most of one turn; the last is not offered the tools, so that the turn closes with words
+# After this many updates of a channel its whole value is stored again, which bounds the updates to replay. A turn
+# updates the messages four times. At 1000, 100 turns take 1.5 times their text; at 200 they take 2.7 times, and load
+# as fast. See bench/stored_bytes.py.
 SNAPSHOT_FREQUENCY = 1000
 
-MESSAGE_BYTES = 3000  # of a message or a document beside its text
+MESSAGE_BYTES = 3000  # in memory, of a message or a document beside its text
 
 PROMPT = """You draft legal documents in a conversation, as a careful lawyer's associate would.
 
@@ -75,17 +77,15 @@ Replying
 
 SYSTEM = SystemMessage(PROMPT)
 
-LOST_ANSWER = '{"error": "This call was interrupted; it is not known whether it was carried out."}'
-
 
 class ChatModel(Protocol):
-    """What the agent needs of a model."""
+    """The port to a model: drafting/openai_model.py and drafting/offline.py have one each."""
 
     @property
     def name(self) -> str: ...
 
     async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
-        """Have the reply's deltas heard as they come; returns how it ended. Raises ModelError."""
+        """Call `hear` with the reply's deltas as they come; returns how the reply ended. Raises ModelError."""
 
 
 def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
@@ -94,7 +94,7 @@ def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
 
 
 class GraphState(TypedDict):
-    """A thread as the graph keeps it. Deltas are stored, so that a thread's storage does not grow with its square."""
+    """A thread as the graph keeps it. Only deltas are stored: whole values would grow with the square of its length."""
 
     messages: Annotated[list[AnyMessage], DeltaChannel(append, list, snapshot_frequency=SNAPSHOT_FREQUENCY)]
     documents: Annotated[list[Document], DeltaChannel(append, list, snapshot_frequency=SNAPSHOT_FREQUENCY)]
@@ -102,7 +102,7 @@ class GraphState(TypedDict):
 
 @dataclass(slots=True)
 class Progress:
-    """What a turn carries from node to node beside the state, and what comes of it."""
+    """The context of one turn, passed from node to node beside the state: its ports, its counts, its result so far."""
 
     emit: Emit
     stopping: asyncio.Future[StopCause]
@@ -110,14 +110,14 @@ class Progress:
     next_item: int = 0
     model_calls: int = 0
     usage: Usage | None = None
-    untold: int = 0  # about how many tokens the calls took that ended without a word of their usage
+    estimated_tokens: int = 0  # of the calls whose usage the provider did not report
     finish: FinishReason | None = None
     error: RunFailure | None = None
     unfinished: set[int] = field(default_factory=set)
 
     @property
     def over(self) -> bool:
-        """Nothing more is to be asked of the model."""
+        """The model is not to be called again in this turn."""
         return self.error is not None or self.stopping.done() or self.finish in ("length", "content_filter")
 
     def count(self, usage: Usage | None) -> None:
@@ -147,8 +147,8 @@ class Agent:
         self._first_token_timeout_s = first_token_timeout_s
         self._idle_timeout_s = idle_timeout_s
         graph = StateGraph(GraphState, context_schema=Progress)
-        # Each node says itself where it goes on, and the turn ends where none does: a conditional edge would read the
-        # state anew, and a function of it that is not async would take a thread.
+        # Each node returns where the turn goes on, and the turn ends where none does. A conditional edge would read the
+        # state again, and a function of it that is not async would take a thread.
         graph.add_node("agent", self._agent)
         graph.add_node("tools", _tools)
         graph.add_edge(START, "agent")
@@ -156,37 +156,27 @@ class Agent:
 
     async def __call__(self, turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
         """Raises what the saver raises; a fault of the model is part of the outcome."""
-        thread = graph_thread_id(turn.owner, turn.thread_id)
-        config: RunnableConfig = {
-            "configurable": {"thread_id": thread},
-            "metadata": {"run_id": turn.run_id},
-            "recursion_limit": 2 * MODEL_CALLS + 2,
-        }
-        if turn.branches:
-            config["configurable"]["checkpoint_id"] = turn.checkpoint_id
-        elif turn.checkpoint_id is not None:
-            config["configurable"][STORED_LAST] = turn.checkpoint_id
         progress = Progress(emit, stopping)
-        remembered, documents = _of_lost_runs(turn.lost)
-        message = HumanMessage(turn.message, id=turn.run_id)
+        messages, documents = remembered(turn.lost)
+        messages.append(HumanMessage(turn.message, id=turn.run_id))
         # "exit": one checkpoint a turn. It is committed with the turn's rows, or not at all.
-        stages = self._graph.astream(
-            {"messages": [*remembered, message], "documents": documents},
-            config,
+        states = self._graph.astream(
+            {"messages": messages, "documents": documents},
+            _config(turn),
             context=progress,
             stream_mode="values",
             durability="exit",
         )
         state: dict[str, Any] = {}
-        async for state in stages:  # noqa: B007  # the last of them is the state at the end
+        async for state in states:  # noqa: B007  # the last of them is the state at the end
             pass
         return Outcome(
             reason=_end_reason(progress),
             error=progress.error,
             unfinished=frozenset(progress.unfinished),
             usage=progress.usage,
-            untold=progress.untold,
-            checkpoint_id=self._remember(thread, state, _size(state)),
+            estimated_tokens=progress.estimated_tokens,
+            checkpoint_id=self._remember(graph_thread_id(turn.owner, turn.thread_id), state, _size(state)),
         )
 
     async def state(self, owner: str, thread_id: str) -> Mapping[str, Any]:
@@ -196,11 +186,13 @@ class Agent:
         return values
 
     async def _agent(self, state: GraphState, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["tools"]]:
+        """The node that calls the model once. What ended its reply is in the progress."""
         progress = runtime.context
         progress.model_calls += 1
         progress.finish = None
         reply = progress.reply = Reply(Documents(state["documents"]), progress.next_item, progress.emit)
-        asked, told = [SYSTEM, *mended(state["messages"])], progress.usage
+        asked = [SYSTEM, *mended(state["messages"])]
+        usage_before = progress.usage
         try:
             await self._listen(asked, reply, progress)
         except RunFailure as failure:
@@ -210,10 +202,11 @@ class Agent:
         progress.unfinished |= reply.unfinished
         calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
         message = AIMessage(reply.text, tool_calls=calls)
-        said = bool(reply.text or calls)
-        if progress.usage is told and (said or progress.error is None):  # else the provider did not take the call
-            progress.untold += count_tokens_approximately([*asked, message])
-        if not said:
+        is_empty = not reply.text and not calls
+        was_refused = is_empty and progress.error is not None  # by the provider, which counts no tokens for it then
+        if progress.usage is usage_before and not was_refused:
+            progress.estimated_tokens += count_tokens_approximately([*asked, message])
+        if is_empty:
             return {}
         if progress.finish is None:
             message.response_metadata["interrupted"] = True
@@ -223,8 +216,8 @@ class Agent:
     async def _listen(self, messages: Sequence[BaseMessage], reply: Reply, progress: Progress) -> None:
         """Feed the reply with the model's deltas until its end, a stop, or too long a silence.
 
-        The limits on silence are kept here alone, for every model alike; a model limits only its connecting. It has a
-        task of its own: what arrives wakes the few frames of that task, not those of the graph around this node.
+        The limits on silence are kept here, for every model alike; a model limits only its own connecting. The model
+        has a task of its own: an arrival then wakes its few frames, and not those of the graph around this node.
         """
         if progress.stopping.done():
             return
@@ -252,8 +245,22 @@ class Agent:
         progress.count(finished.usage)
 
 
+def _config(turn: Turn) -> RunnableConfig:
+    """Names the thread, and the state to start from where that is not simply the thread's newest."""
+    configurable: dict[str, str | None] = {"thread_id": graph_thread_id(turn.owner, turn.thread_id)}
+    if turn.branches:
+        configurable["checkpoint_id"] = turn.checkpoint_id
+    elif turn.checkpoint_id is not None:
+        configurable[STORED_LAST] = turn.checkpoint_id
+    return {
+        "configurable": configurable,
+        "metadata": {"run_id": turn.run_id},
+        "recursion_limit": 2 * MODEL_CALLS + 2,
+    }
+
+
 async def _tools(state: GraphState, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["agent"]]:
-    """Answer the reply's calls. They were carried out as they arrived, since the reader watches the document."""
+    """The node that answers the reply's tool calls. They were carried out while they arrived, as the reader watches."""
     progress = runtime.context
     reply = progress.reply
     if reply is None:
@@ -275,57 +282,7 @@ def _end_reason(progress: Progress) -> EndReason | None:
 
 
 def _size(state: Mapping[str, Any]) -> int:
-    """About how many bytes a state takes. A document stands in it twice, as the model wrote it in its call, too."""
+    """The rough size of a state in memory, in bytes. A document is in it twice: its text is also in the tool call."""
     messages, documents = state["messages"], state["documents"]
     text = sum(len(message.content) for message in messages) + 2 * sum(len(each["content"]) for each in documents)
     return text + MESSAGE_BYTES * (len(messages) + len(documents))
-
-
-def _of_lost_runs(lost: Sequence[LostRun]) -> tuple[list[AnyMessage], list[Document]]:
-    """What runs said that left no state, as messages and documents: the reader has seen it, so the model must know."""
-    messages: list[AnyMessage] = []
-    documents: list[Document] = []
-    for run in lost:
-        messages.append(HumanMessage(run.message, id=run.run_id))
-        text = "".join(item["content"] for item in run.items if item["type"] == "message")
-        calls, answers = [], []
-        for item in run.items:
-            if item["type"] != "doc":
-                continue
-            call_id = f"call_{run.run_id}_{item['item']}"
-            arguments = {"title": item["title"], "content": item["content"]}
-            calls.append({"id": call_id, "name": WRITE, "args": arguments})
-            answers.append(ToolMessage(LOST_ANSWER, tool_call_id=call_id, name=WRITE))
-            documents.append(
-                {
-                    "doc_id": item["doc_id"],
-                    "title": item["title"],
-                    "version": item["version"],
-                    "content": item["content"],
-                    "complete": item["complete"],
-                }
-            )
-        if text or calls:
-            reply = AIMessage(text, tool_calls=calls, response_metadata={"interrupted": True})
-            messages += [reply, *answers]
-    return messages, documents
-
-
-def mended(messages: Sequence[AnyMessage]) -> list[BaseMessage]:
-    """The history as a model takes it: every tool call has its answer right behind it, every answer its call.
-
-    A turn that was killed between the two leaves a call without one, and every later request of the thread would be
-    refused for it (400).
-    """
-    history: list[BaseMessage] = []
-    for place, message in enumerate(messages):
-        if isinstance(message, ToolMessage):
-            continue
-        history.append(message)
-        if isinstance(message, AIMessage) and message.tool_calls:
-            following = takewhile(lambda answer: isinstance(answer, ToolMessage), messages[place + 1 :])
-            answers = {answer.tool_call_id: answer for answer in following if isinstance(answer, ToolMessage)}
-            for call in message.tool_calls:
-                call_id = call["id"] or ""
-                history.append(answers.get(call_id) or ToolMessage(LOST_ANSWER, tool_call_id=call_id))
-    return history

@@ -383,7 +383,7 @@ class Turn:
 class Outcome:
     """How an agent's turn went. `unfinished`: the items that were cut off.
 
-    `usage` is what the model's provider told; `untold`, about how many tokens the calls took of which it told nothing.
+    `usage` is the provider's report; `estimated_tokens` are those of the calls whose usage it did not report.
     """
 
     reason: EndReason | None
@@ -391,13 +391,13 @@ class Outcome:
     unfinished: frozenset[int]
     usage: Usage | None
     checkpoint_id: str | None
-    untold: int = 0
+    estimated_tokens: int = 0
 
     @property
     def tokens(self) -> int:
         """Of the model, read and written."""
-        told = self.usage["input_tokens"] + self.usage["output_tokens"] if self.usage is not None else 0
-        return told + self.untold
+        reported = self.usage["input_tokens"] + self.usage["output_tokens"] if self.usage is not None else 0
+        return reported + self.estimated_tokens
 
 
 USER_ITEM = -1  # the user's message stands before the run's item 0

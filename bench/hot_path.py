@@ -38,8 +38,9 @@ import uvloop
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from load import Incomplete, Stream, complete, run_streams
 
-from agent import SYSTEM, mended
+from agent import SYSTEM
 from chat import ModelDelta
+from drafting.context import mended
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from storage.checkpoints import PUT_BLOB

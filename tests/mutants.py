@@ -223,7 +223,7 @@ MUTANTS = (
     Mutant(
         "the tokens of a run that was cancelled",
         "agent.py",
-        "progress.untold += count_tokens_approximately([*asked, message])",
+        "progress.estimated_tokens += count_tokens_approximately([*asked, message])",
         "pass",
         "test_limits.py:tells_nothing",
     ),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 
-from agent import LOST_ANSWER, Agent, append, mended
+from agent import Agent, append
 from chat import Finished, Hear, Message, ModelDelta, Outcome, Piece, StopCause, ToolCallDelta, Turn
+from drafting.context import LOST_ANSWER, mended
 from threads.checkpointer import Checkpointer
 
 pytestmark = pytest.mark.anyio
