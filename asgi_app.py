@@ -24,6 +24,7 @@ from storage.embedded import EmbeddedPostgresError
 from storage.journal import JournalError
 from store import SchemaError, StoreUnavailable, UnsavedTurns
 from telemetry import logs, tracing
+from telemetry.supervision import GaveUp
 from web import fields
 from web.asgi import Disconnected, Headers, Receive, Request, Response, Send
 from web.asgi import Scope as AsgiScope
@@ -48,7 +49,7 @@ log = logging.getLogger("draftstream")
 # To pages of other origins.
 EXPOSED = "Location, Content-Disposition, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"
 READERS_S = 5  # after the last run has ended: for who reads slowly
-EXIT_FAILED = 1  # the exit code after an error of ours in the shutdown
+EXIT_FAILED = 1  # an error of ours ended the process, or came in the shutdown
 EXIT_START = 3  # uvicorn's own, for a start that failed
 EXIT_UNSAVED = 4  # turns were lost
 
@@ -224,7 +225,12 @@ async def end(stack: AsyncExitStack, server: uvicorn.Server | None) -> str | Non
         await stack.aclose()
     except UnsavedTurns as loss:
         exit_with(EXIT_UNSAVED)
+        if loss.__context__ is not None:
+            log.error("the shutdown failed, too", exc_info=loss.__context__)
         return str(loss)
+    except GaveUp as failure:
+        exit_with(EXIT_FAILED)
+        return str(failure)
     except Exception:
         log.exception("the shutdown failed")
         exit_with(EXIT_FAILED)

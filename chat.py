@@ -5,7 +5,7 @@ Everything else speaks these words. Nothing here does I/O, reads a clock or know
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -452,3 +452,16 @@ class RunEnded:
     usage: Usage | None
     checkpoint_id: str | None
     ended_at: float
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Background loops
+
+Loop = Callable[[], Awaitable[None]]
+Supervise = Callable[[str, Loop], Coroutine[None, None, None]]
+"""Goes on with the loop of this name when it fails, until it returns; see Supervisor."""
+
+
+async def unsupervised(_: str, loop: Loop) -> None:
+    """The loop alone, for a part outside a service."""
+    await loop()

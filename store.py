@@ -23,8 +23,10 @@ from chat import (
     RunStarted,
     StoredItem,
     StoredRun,
+    Supervise,
     ThreadHead,
     graph_thread_id,
+    unsupervised,
 )
 from storage.batched_reads import BatchedReads
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
@@ -73,10 +75,10 @@ CHANGE_BUDGET_S = 30.0  # of the writer, for a change; a thread of 28 MB is dele
 
 
 class UnsavedTurns(Exception):
-    """The database stayed away to the end: so many turns are lost, of which none was acknowledged."""
+    """So many turns could not be written until the end and are lost; none of them was acknowledged."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(f"{count} turns were not saved, as the database stayed away; none had been acknowledged")
+        super().__init__(f"{count} turns were not saved; none of them had been acknowledged")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -129,6 +131,11 @@ class Store:
     def behind(self) -> bool:
         """Whether the queue holds more than one batch."""
         return self._writer.waiting > BATCH_UNITS
+
+    @property
+    def writes_failing_s(self) -> float:
+        """For how long nothing could be written; 0 if the last attempt went well."""
+        return self._writer.failing_s
 
     # Runs
 
@@ -296,6 +303,7 @@ async def open_store(
     migrate_at_start: bool = True,
     journal_dir: Path | None = None,
     on_commit: Callable[[float], None] | None = None,
+    supervise: Supervise = unsupervised,
 ) -> AsyncIterator[Store]:
     """Check the schema, put back the turns of the journal, start the writer; on leaving, commit what is queued, for at
     most `drain_timeout_s`. `on_commit` is called with the seconds that each batch took.
@@ -318,23 +326,25 @@ async def open_store(
             journal = stack.enter_context(closing(Journal(journal_dir)))
         writer = Writer(dsn, queue_size, on_commit)
         store = Store(pool, writer, queue_bytes, journal)
-        async with writing(writer, drain_timeout_s):
-            yield store
-            await store.close()
-        if store.unsaved:
-            raise UnsavedTurns(store.unsaved)
+        try:
+            async with writing(writer, drain_timeout_s, supervise):
+                yield store
+                await store.close()
+        finally:
+            if store.unsaved:
+                raise UnsavedTurns(store.unsaved)
 
 
 @asynccontextmanager
-async def writing(writer: Writer, drain_timeout_s: float) -> AsyncIterator[None]:
+async def writing(writer: Writer, drain_timeout_s: float, supervise: Supervise) -> AsyncIterator[None]:
     """Own the writer's task."""
-    task = asyncio.create_task(writer.run(), name="writer")
+    task = asyncio.create_task(supervise("writer", writer.run), name="writer")
     try:
         yield
     finally:
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_timeout_s):
                 await writer.close()
-                await task
+                await asyncio.wait({task})
         task.cancel()
         await asyncio.wait({task})

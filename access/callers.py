@@ -26,7 +26,7 @@ from typing import Literal
 import asyncpg
 
 from access.jwts import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
-from chat import Refusal
+from chat import Refusal, Supervise, unsupervised
 from settings import Settings, SettingsError
 from store import BatchedReads, StoreUnavailable
 
@@ -293,7 +293,9 @@ async def _is_closed(fetch: Fetch) -> bool:
 
 
 @asynccontextmanager
-async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool | None) -> AsyncIterator[Access]:
+async def open_access(
+    settings: Settings, fetch: Fetch, supervise: Supervise = unsupervised, *, only_loopback: bool | None
+) -> AsyncIterator[Access]:
     """`only_loopback`: nobody but this machine can reach the service; None: that can't be known.
 
     Raises SettingsError where it would be open to others and ALLOW_ANONYMOUS does not say so, StoreUnavailable.
@@ -324,7 +326,7 @@ async def open_access(settings: Settings, fetch: Fetch, *, only_loopback: bool |
                 "NAME), configure JWT_JWKS_URL, listen on 127.0.0.1, or set ALLOW_ANONYMOUS=1"
             )
         if access.is_open:
-            watching = asyncio.create_task(access.watch_for_the_first_key(), name="first key")
+            watching = asyncio.create_task(supervise("first_key", access.watch_for_the_first_key), name="first_key")
             stack.push_async_callback(_cancelled, watching)
         yield access
 

@@ -8,10 +8,10 @@ import logging
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from access.limits import DAY_S, Limits
-from chat import RunFailure
+from chat import RunFailure, Supervise, unsupervised
 from store import QueueFull, Statement, Store, StoreUnavailable, Write
 
 log = logging.getLogger("draftstream.exchange")
@@ -66,14 +66,14 @@ GROUP BY owner"""
 
 
 @asynccontextmanager
-async def exchanging(limits: Limits, store: Store) -> AsyncIterator[None]:
+async def exchanging(limits: Limits, store: Store, supervise: Supervise = unsupervised) -> AsyncIterator[None]:
     """Share the counts with the other processes while the block lasts; on entering, hear theirs."""
     if limits.runs_at_once is None and not limits.counts:
         yield
         return
     exchange = _Exchange(limits, store)
     await exchange.hear()
-    task = asyncio.create_task(exchange.run(), name="limits")
+    task = asyncio.create_task(supervise("limits", exchange.run), name="limits")
     try:
         yield
     finally:
@@ -90,9 +90,12 @@ class _Exchange:
         self._heard = -math.inf  # by the loop's clock
         self._cleaned = -math.inf
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         while True:
             await asyncio.sleep(EXCHANGE_S)
+            if self._publishing is not None and self._publishing.done():
+                last, self._publishing = self._publishing, None
+                last.result()  # an error of ours there is one of this loop
             self.publish()
             await self.hear()
 

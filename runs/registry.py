@@ -9,9 +9,8 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self
 
 from chat import (
     LEASE_S,
@@ -24,9 +23,11 @@ from chat import (
     Start,
     StopCause,
     StoredRun,
+    Supervise,
     ThreadBusy,
     ThreadHead,
     Turn,
+    unsupervised,
 )
 from runs.run import Run
 from runs.turn import RunAgent, Turns, TurnStore
@@ -104,7 +105,9 @@ class Runs:
         run_timeout_s: float,
         save_timeout_s: float,
         drain_timeout_s: float,
+        supervise: Supervise = unsupervised,
     ) -> None:
+        self._supervise = supervise
         self._turns = Turns(
             agent=agent,
             store=store,
@@ -290,15 +293,12 @@ class Runs:
         if run.started is not None and run.started.idempotency_key is not None:
             del self._keyed[run.owner, run.started.idempotency_key]
 
-    async def _renew_and_save(self) -> None:
-        """Twice a second, whatever goes wrong: without it a crash loses whole runs, and others take their threads."""
+    async def _renew_and_save(self) -> NoReturn:
+        """Twice a second: without it a crash loses whole runs, and others take their threads."""
         while True:
             await asyncio.sleep(PROGRESS_S)
-            try:
-                self._renew_leases()
-                self._save_progress()
-            except Exception:
-                log.exception("the leases or the progress of the runs could not be saved; trying again")
+            self._renew_leases()
+            self._save_progress()
 
     def _renew_leases(self) -> None:
         if self._busy and time.monotonic() - self._renewed_at > LEASE_RENEWAL_S:
@@ -330,7 +330,7 @@ class Runs:
             run.stop(StopCause.SHUTDOWN)
 
     async def __aenter__(self) -> Self:
-        self._keeper = asyncio.create_task(self._renew_and_save(), name="progress")
+        self._keeper = asyncio.create_task(self._supervise("progress", self._renew_and_save), name="progress")
         return self
 
     async def __aexit__(
@@ -338,8 +338,7 @@ class Runs:
     ) -> None:
         await self.drain()
         self._keeper.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._keeper
+        await asyncio.wait({self._keeper})
         for run_id in list(self._lingering):
             self._forget(run_id)
 

@@ -21,8 +21,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 from urllib.parse import quote
+
+from chat import Supervise, unsupervised
 
 log = logging.getLogger("draftstream.embedded")
 
@@ -30,6 +32,7 @@ MAJOR_VERSION = 18
 SOCKET_PATH_BYTES = 100  # the kernel takes 107 for the whole name
 READY_TIMEOUT_S = 60  # pg_ctl's own, for a start that has to recover from a crash
 COMMAND_TIMEOUT_S = 90  # more than that
+CHECK_S = 1.0
 READY_LINE = 7  # of postmaster.pid, counted from 0 as the others
 SOCKET_FOLDER_LINE = 4
 UNPRIVILEGED_USER = "nobody"  # PostgreSQL refuses to run as root
@@ -40,12 +43,20 @@ class EmbeddedPostgresError(RuntimeError):
 
 
 @asynccontextmanager
-async def embedded_postgres(data_dir: Path) -> AsyncIterator[str]:
-    """A server whose data is in `data_dir`/postgres, as a DSN for asyncpg. Raises EmbeddedPostgresError."""
+async def embedded_postgres(data_dir: Path, supervise: Supervise = unsupervised) -> AsyncIterator[str]:
+    """A server whose data is in `data_dir`/postgres, as a DSN for asyncpg; it is started again when it dies.
+
+    Raises EmbeddedPostgresError.
+    """
     server = await asyncio.to_thread(_Server, data_dir)
     try:
         await asyncio.to_thread(server.start)
-        yield server.dsn
+        task = asyncio.create_task(supervise("embedded_postgres", server.stay_up), name="embedded_postgres")
+        try:
+            yield server.dsn
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
     finally:
         await asyncio.to_thread(server.leave)
 
@@ -57,6 +68,7 @@ class _Server:
         self._data = self._folder / "postgres"
         self._pid_file = self._data / "postmaster.pid"
         self.dsn = ""  # once it has started
+        self._sockets: Path | None = None  # likewise; a later start must keep it, as the DSN names it
         # Held as long as the service uses the server; the kernel lets go of it however the service ends.
         self._users: IO[bytes] | None = None
 
@@ -73,7 +85,32 @@ class _Server:
                 sockets = self._bring_up()
         except OSError as error:
             raise EmbeddedPostgresError(f"DATA_DIR can't be used: {error}") from error
+        self._sockets = sockets
         self.dsn = f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}&port=5432"
+
+    async def stay_up(self) -> NoReturn:
+        """Start the server again when it is gone, which a kill -9 or an operator's `pg_ctl stop` does."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            if not await asyncio.to_thread(self._is_there):
+                log.warning("the embedded PostgreSQL of %s is gone; starting it again", self._data)
+                await asyncio.to_thread(self._start_again)
+                log.warning("the embedded PostgreSQL of %s is there again", self._data)
+
+    def _is_there(self) -> bool:
+        try:
+            os.kill(int(self._told(0)), 0)
+        except (ValueError, ProcessLookupError):
+            return False
+        except PermissionError:
+            pass  # another user's process
+        process = Path("/proc") / self._told(0)
+        return not process.exists() or self._may_be_server(process)
+
+    def _start_again(self) -> None:
+        with self._lock("start") as starting:  # of several services on the folder one starts it
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            self._bring_up()
 
     def leave(self) -> None:
         if self._users is None:
@@ -108,9 +145,9 @@ class _Server:
         raise EmbeddedPostgresError("the embedded PostgreSQL does not become ready")
 
     def _launch(self) -> None:
-        sockets = self._folder / "socket"
+        sockets = self._sockets or self._folder / "socket"
         too_long = len(os.fsencode(sockets)) > SOCKET_PATH_BYTES - len("/.s.PGSQL.5432")
-        if too_long or "," in str(sockets):  # which asyncpg takes for a list of hosts
+        if self._sockets is None and (too_long or "," in str(sockets)):  # which asyncpg takes for a list of hosts
             sockets = Path(tempfile.mkdtemp(prefix="draftstream-"))
         self._own(sockets)
         quoted = str(sockets).replace('"', '""')  # the setting is a list; this is one quoted name of it
@@ -128,23 +165,25 @@ class _Server:
     def _forget_dead(self) -> None:
         """Remove what a killed server left, if its process id is another program's by now, or a zombie's.
 
-        PostgreSQL would refuse to start beside that, and `pg_ctl stop` would interrupt it. A server's working directory
-        is its data folder. Where that can't be seen, as without /proc, nothing is removed.
+        PostgreSQL would refuse to start beside that, and `pg_ctl stop` would interrupt it. Where the process can't be
+        seen, as without /proc, nothing is removed.
         """
         process = Path("/proc") / (self._told(0) or "none")
-        if not process.exists():
+        if not process.exists() or self._may_be_server(process):
             return
-        try:
-            if (process / "cwd").samefile(self._data):
-                return
-        except PermissionError:
-            return
-        except FileNotFoundError:
-            pass  # a zombie is nowhere
         log.warning("process %s is not the PostgreSQL of %s any more", process.name, self._data)
         for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
             (Path(self._told(SOCKET_FOLDER_LINE)) / name).unlink(missing_ok=True)
         self._pid_file.unlink(missing_ok=True)
+
+    def _may_be_server(self, process: Path) -> bool:
+        """A server's working directory is its data folder; a zombie has none."""
+        try:
+            return (process / "cwd").samefile(self._data)
+        except PermissionError:
+            return True
+        except FileNotFoundError:
+            return False
 
     def _user(self) -> tuple[int, int] | None:
         """As root: the user and group to run as, who are the owner of the data once there is some."""

@@ -184,8 +184,10 @@ class Writer:
         self._connection: asyncpg.Connection | None = None
         self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
         self._queued_at: dict[Unit, float] = {}  # of each unit that is not committed, oldest first
+        self._in_hand: list[Unit] = []  # the batch
+        self._closed = False
+        self._failing_since: float | None = None
         self.unsaved_bytes = 0
-        self.failing = False
 
     def __repr__(self) -> str:
         return f"<Writer {self._queue.qsize()} of {self._queue.maxsize} units waiting{', failing' * self.failing}>"
@@ -206,6 +208,16 @@ class Writer:
     @property
     def oldest_s(self) -> float:
         return time.monotonic() - next(iter(self._queued_at.values())) if self._queued_at else 0.0
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last attempt to write failed, or the loop did."""
+        return self._failing_since is not None
+
+    @property
+    def failing_s(self) -> float:
+        """For how long nothing could be written."""
+        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
 
     def newest_unsaved(self, thread: str) -> Unit | None:
         return self._unsaved.get(thread)
@@ -247,17 +259,41 @@ class Writer:
         await self._queue.put(None)
 
     async def run(self) -> None:
-        """Commit what is queued until `close`. Never raises for a fault of the database: it waits for its end."""
+        """Commit what is queued until `close`. A fault of the database is waited out.
+
+        After a failure of any other kind this may be called again: it goes on with the batch in hand.
+        """
         try:
-            closing = False
-            while not closing:
-                batch = [await self._queue.get()]
-                while len(batch) < BATCH_UNITS and not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
-                closing = batch[-1] is None
-                await self._commit([unit for unit in batch if unit is not None])
+            self._drop_settled()
+            while self._in_hand or not self._closed:
+                if not self._in_hand:
+                    await self._take()
+                await self._commit(self._in_hand)
+                self._drop_settled()
+        except Exception:
+            self._start_failing()
+            raise
         finally:
             self._drop_connection()
+
+    async def _take(self) -> None:
+        """The next batch comes to hand."""
+        unit = await self._queue.get()
+        while unit is not None:
+            self._in_hand.append(unit)
+            if len(self._in_hand) == BATCH_UNITS or self._queue.empty():
+                return
+            unit = self._queue.get_nowait()
+        self._closed = True
+
+    def _drop_settled(self) -> None:
+        self._in_hand = [unit for unit in self._in_hand if not unit.saved.done()]
+        if not self._in_hand:
+            self._failing_since = None  # what failed is not waiting any more
+
+    def _start_failing(self) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
 
     async def _commit(self, units: Sequence[Unit]) -> None:
         """Commit the units in order: by halves where one is refused, again and again while the database is away."""
@@ -289,7 +325,7 @@ class Writer:
             failures = 0
             if self.failing:
                 log.warning("the database can be written to again")
-            self.failing = False
+            self._failing_since = None
 
     async def _attempt(self, units: Sequence[Unit]) -> None:
         if self._connection is None or self._connection.is_closed():
@@ -311,10 +347,9 @@ class Writer:
 
     async def _wait_out(self, error: Exception, failures: int) -> None:
         if not self.failing:
-            log.warning(
-                "the database can't be written to (%s); units that wait: %d", type(error).__name__, self.unsaved
-            )
-        self.failing = True
+            bug = None if isinstance(error, DATABASE_FAULTS) else error
+            log.warning("the database can't be written to (%s); units that wait: %d", error, self.unsaved, exc_info=bug)
+        self._start_failing()
         self._drop_connection()
         await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
 

@@ -125,6 +125,7 @@ class Telemetry:
     def watch(
         self,
         *,
+        ready: Callable[[], bool],
         runs: Callable[[], int],
         streams: Callable[[], int],
         queued_units: Callable[[], int],
@@ -132,6 +133,7 @@ class Telemetry:
     ) -> None:
         """Read these whenever the metrics are asked for. To be called once."""
         gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
+            ("draftstream_ready", "1 while the service can take chats, as /readyz says it, else 0.", ready),
             ("draftstream_runs_in_progress", "Runs that have begun and not ended.", runs),
             ("draftstream_open_streams", "Streams that a client is reading.", streams),
             ("draftstream_write_queue_units", "Units that wait to be committed.", queued_units),

@@ -88,11 +88,16 @@ def test_gauges_are_read_when_asked_for() -> None:
     telemetry = Telemetry("1.2.3")
     queue: list[int] = []
     telemetry.watch(
-        runs=lambda: 3, streams=lambda: 2, queued_units=lambda: len(queue), oldest_unit_s=lambda: 1.5 if queue else 0.0
+        ready=lambda: not queue,
+        runs=lambda: 3,
+        streams=lambda: 2,
+        queued_units=lambda: len(queue),
+        oldest_unit_s=lambda: 1.5 if queue else 0.0,
     )
     assert read(telemetry)["draftstream_write_queue_units"] == 0
     queue.append(1)
     found = read(telemetry)
+    assert found["draftstream_ready"] == 0
     assert found["draftstream_write_queue_units"] == 1
     assert found["draftstream_write_queue_age_seconds"] == 1.5
     assert found["draftstream_runs_in_progress"] == 3

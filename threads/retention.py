@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from chat import Conflict, ThreadBusy, graph_thread_id
 from store import FOREVER, QueueFull, Store, StoreUnavailable
@@ -75,7 +75,7 @@ class Retention:
             return False
         return True
 
-    async def expire(self, ttl: timedelta) -> None:
+    async def expire(self, ttl: timedelta) -> NoReturn:
         """Delete the threads whose last update is older than `ttl`, for ever. Several processes may do so at once."""
         while True:
             try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import NoReturn
 
 from store import Store, StoreUnavailable
 from threads.statements import FIND_WORDS
@@ -47,7 +48,7 @@ async def find_words(store: Store, items: int) -> int:
     return len(await store.fetch(FIND_WORDS, items))
 
 
-async def keep_searchable(store: Store) -> None:
+async def keep_searchable(store: Store) -> NoReturn:
     """Find the words of new items, for ever.
 
     The writer does not do it, as it takes longer than to store an item. While the writer is behind, this goes slowly.

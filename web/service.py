@@ -1,14 +1,15 @@
 """The parts of the service, put together: what the handlers work with, and the order in which it lives and ends."""
 
-import asyncio
 import base64
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine
+import signal
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -24,10 +25,12 @@ from storage.embedded import embedded_postgres
 from store import Store, open_store, where
 from telemetry import tracing
 from telemetry.metrics import Telemetry
+from telemetry.supervision import Supervisor
 from threads.checkpointer import Checkpointer
 from threads.retention import Retention
 from threads.search import keep_searchable
 from web.asgi import Request
+from web.readiness import Readiness
 from web.server import draining_on_signals, listens_on_loopback_only
 
 log = logging.getLogger("draftstream")
@@ -50,6 +53,7 @@ class Service:
     access: Access
     limits: Limits
     telemetry: Telemetry
+    readiness: Readiness
     retention: Retention
     page: bytes
     page_policy: str
@@ -69,8 +73,9 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
     """
     telemetry = Telemetry(VERSION)
     async with AsyncExitStack() as stack:
+        supervisor = stack.enter_context(Supervisor(give_up=partial(signal.raise_signal, signal.SIGTERM)))
         if settings.database_url is None:
-            dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
+            dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir, supervisor.keep))
             log.info("database: embedded PostgreSQL in %s", settings.data_dir / "postgres")
         else:
             dsn = settings.database_url
@@ -85,17 +90,19 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
                 migrate_at_start=settings.migrate_at_start,
                 journal_dir=settings.journal_dir,
                 on_commit=telemetry.committed,
+                supervise=supervisor.keep_vital,
             )
         )
+        stack.callback(supervisor.close)
         limits = Limits(
             requests_a_minute=settings.requests_per_minute,
             runs_at_once=RUNS_PER_OWNER if settings.runs_per_owner is None else settings.runs_per_owner,
             tokens_a_day=settings.tokens_per_day,
             everyone=ANONYMOUS.owner if settings.runs_per_owner is None else None,
         )
-        await stack.enter_async_context(exchanging(limits, store))
+        await stack.enter_async_context(exchanging(limits, store, supervisor.keep))
         access = await stack.enter_async_context(
-            open_access(settings, store.fetch, only_loopback=listens_on_loopback_only(server))
+            open_access(settings, store.fetch, supervisor.keep, only_loopback=listens_on_loopback_only(server))
         )
         model = await stack.enter_async_context(open_model(settings, telemetry))
         checkpointer = Checkpointer(store)
@@ -117,35 +124,31 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
                 run_timeout_s=settings.run_timeout_s,
                 save_timeout_s=settings.save_timeout_s,
                 drain_timeout_s=settings.drain_timeout_s,
+                supervise=supervisor.keep,
             )
         )
         stack.enter_context(draining_on_signals(runs, server))
+        readiness = Readiness(store, runs, supervisor)
+        stack.callback(readiness.end)
+        await stack.enter_async_context(supervisor.running("readiness", readiness.run))
         telemetry.watch(
+            ready=lambda: readiness.is_ready,
             runs=lambda: runs.in_progress,
             streams=lambda: runs.readers,
             queued_units=lambda: store.waiting,
             oldest_unit_s=lambda: store.oldest_unit_s,
         )
         retention = Retention(store, runs, checkpointer.forget)
-        await stack.enter_async_context(running("search words", keep_searchable(store)))
+        await stack.enter_async_context(supervisor.running("search_words", partial(keep_searchable, store)))
         if settings.thread_ttl_days is not None:
-            expiry = retention.expire(timedelta(days=settings.thread_ttl_days))
-            await stack.enter_async_context(running("expiry", expiry))
+            expire = partial(retention.expire, timedelta(days=settings.thread_ttl_days))
+            await stack.enter_async_context(supervisor.running("thread_expiry", expire))
         page = PAGE.read_bytes()
         policy = page_policy(page.decode())
         openapi = OPENAPI.read_bytes()
-        yield Service(settings, store, runs, agent, access, limits, telemetry, retention, page, policy, openapi)
-
-
-@asynccontextmanager
-async def running(name: str, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Own a task that goes on beside the requests."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+        yield Service(
+            settings, store, runs, agent, access, limits, telemetry, readiness, retention, page, policy, openapi
+        )
 
 
 @asynccontextmanager

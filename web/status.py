@@ -1,7 +1,6 @@
 """The handlers of the page, of the API's description and of the service's own state."""
 
 from settings import VERSION
-from store import StoreUnavailable
 from web.asgi import JSON, Request, Response
 from web.problems import retry_after
 from web.service import Service
@@ -30,17 +29,7 @@ async def get_health(_: Service, __: Request, response: Response) -> None:
 
 async def get_readiness(service: Service, _: Request, response: Response) -> None:
     """Whether it can take chats; if not, why."""
-    reasons = []
-    if service.runs.draining:
-        reasons.append("shutting_down")
-    if service.runs.full:
-        reasons.append("too_many_runs")
-    if service.store.full:
-        reasons.append("write_queue_full")
-    try:
-        await service.store.ping()
-    except StoreUnavailable:
-        reasons.append("store_unavailable")
+    reasons = await service.readiness.reasons()
     status = "not ready" if reasons else "ready"
     headers = [retry_after()] if reasons else []
     await response.json(503 if reasons else 200, {"status": status, "reasons": reasons}, headers)
