@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import date
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Service, product_files, required
+from openai_server import OpenAIServer, finish, pause, text
 from sse_client import chat
 from test_house import DOMAINS, ENTRIES, MAY_IMPORT
 
@@ -300,6 +302,43 @@ def wheel() -> Path:
     assert package is not None
     assert package.submodule_search_locations is not None
     return Path(package.submodule_search_locations[0]) / "pginstall18/bin"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The two ways of architecture
+
+
+def steps(heading: str) -> list[list[str]]:
+    """The functions that each step of a way names."""
+    found = re.findall(r"^\d+\. (.+?)(?=^\d+\. |\n\n)", section(ARCHITECTURE, heading), re.MULTILINE | re.DOTALL)
+    return [re.findall(r"`([\w/]+\.py:[\w.]+)`", step) for step in found]
+
+
+def is_in_order(names: list[str], among: list[str]) -> bool:
+    rest = iter(among)
+    return all(name in rest for name in names)
+
+
+def test_a_token_goes_the_way_that_architecture_shows(service: Start, openai: OpenAIServer) -> None:
+    openai.reply(text("A"), pause(0.3), text(" draft"), pause(0.3), text("."), finish())
+    running = service(openai=openai, app="walked_app:app")
+    assert chat(running.url, "Hi").text == "A draft."
+    stacks: list[list[str]] = json.loads(urllib.request.urlopen(f"{running.url}/stacks").read())
+    way = [step[0] for step in steps("## A token, from socket to socket")]
+    assert len(way) > 6
+    assert any(is_in_order(way, stack) for stack in stacks), stacks
+
+
+def test_a_turn_goes_the_way_that_architecture_shows(service: Start, openai: OpenAIServer) -> None:
+    openai.reply(text("A"), pause(1.2), text(" draft."), finish())  # long enough for what is saved twice a second
+    running = service(openai=openai, app="walked_app:app")
+    assert chat(running.url, "Hi", thread_id="t").last["saved"]
+    calls: list[str] = json.loads(urllib.request.urlopen(f"{running.url}/calls").read())
+    way = steps("## A turn, from message to commit")
+    assert len(way) > 8
+    taken = [[name for name in step if "journal" not in name] for step in way]
+    assert [name for step in taken for name in step if name not in calls] == []
+    assert is_in_order([step[-1] for step in taken], calls)
 
 
 # ---------------------------------------------------------------------------------------------------------------
