@@ -1,4 +1,4 @@
-"""The rules of the house: which room may import which, and that what ships and what is settable is written down."""
+"""The rules of this repository: the table of imports, the root, the changelog, the programs of CI, the mutants."""
 
 import ast
 import re
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, product_files
 from mutants import MUTANTS
+
+from settings import VERSION
 
 SOURCES = product_files("*.py")
 DOMAINS = {"web", "runs", "drafting", "documents", "storage", "threads", "access", "telemetry"}
@@ -90,6 +92,26 @@ def test_the_order_of_the_files_has_no_circle() -> None:
 def test_no_framework_has_moved_in(path: Path) -> None:
     named = {name.partition(".")[0] for name in imports(path)}
     assert named.isdisjoint({"fastapi", "starlette", "gradio", "streamlit"})
+
+
+def test_the_root_has_at_most_thirty_entries() -> None:
+    """A newcomer reads them all. Files that git ignores do not count."""
+    ignored = {".git", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines())}
+    entries = {path.name for path in ROOT.iterdir()} - ignored
+    assert entries >= {"README.md", "LICENSE", "CHANGELOG.md", "asgi_app.py"}
+    assert len(entries) <= 30, sorted(entries)
+
+
+def test_the_newest_release_of_the_changelog_is_this_version() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(VERSION)} \(\d{{4}}-\d\d-\d\d\)", headings[1])
+
+
+def test_each_section_of_the_changelog_says_how_the_change_matters() -> None:
+    kinds = re.findall(r"^### (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert kinds
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_ci_has_every_program_that_a_test_needs() -> None:

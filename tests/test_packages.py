@@ -166,3 +166,19 @@ def test_a_python_that_is_too_old_or_missing_is_named(tmp_path: Path) -> None:
         assert done.returncode != 0
         assert said in done.stderr
         assert not (tmp_path / "venv").exists()
+
+
+def test_the_checks_before_a_commit_fetch_nothing() -> None:
+    hooks = (ROOT / ".ci/pre-commit.yaml").read_text()
+    assert re.findall(r"repo: (.+)", hooks) == ["local"]
+    entries = re.findall(r"entry: (.+)", hooks)
+    assert len(entries) > 3
+    assert all(entry.startswith(".venv/bin/python -m ") for entry in entries)
+    assert len(re.findall("language: system", hooks)) == len(entries)
+
+
+def test_ci_tries_each_supported_python_and_postgresql() -> None:
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert re.findall(r"python: \[(.+)\]", workflow) == ['"3.11", "3.12", "3.13"']
+    assert re.findall(r"postgres: \[(.+)\]", workflow) == ['"15", "18"']
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
