@@ -100,6 +100,16 @@ def test_every_metric_is_in_operating() -> None:
     assert set(re.findall(r"`([a-z_]+)[`{]", told)) == metrics
 
 
+def test_every_reason_of_readyz_is_in_operating() -> None:
+    reasons = set(re.findall(r'\["(\w+)"\]', (ROOT / "web/readiness.py").read_text()))
+    assert len(reasons) > 4
+    source = "".join(path.read_text() for path in product_files("*.py"))
+    loops = set(re.findall(r'(?:supervise|\.running|\.keep|\.keep_vital)\("(\w+)", ', source))
+    assert len(loops) > 6
+    told = "".join(cell for cell, _ in table(section(OPERATING, "## Readiness")))
+    assert set(re.findall(r"`(\w+)`", told)) == reasons | {f"{loop}_down" for loop in loops}
+
+
 def test_every_fault_is_shown_by_tests_that_there_are() -> None:
     tests = re.findall(r'`(test_\w+\.py)(?: -k "?([\w ]+)"?)?`', FAULTS.read_text())
     assert len(tests) > 30
