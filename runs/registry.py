@@ -1,7 +1,7 @@
-"""The registry of runs: starts them, one a thread, keeps what they say, finds them again, and ends them all.
+"""The registry of runs: starts them, one a thread, renews their leases, saves their progress, finds and ends them.
 
 It knows no HTTP, SQL or LangGraph: the agent is a callable, the store and the limits are protocols. How one run goes,
-from its first step to its last event, is in `turn`.
+from its first step to its last event, is in `runs/turn.py`.
 """
 
 import asyncio
@@ -37,9 +37,9 @@ log = logging.getLogger("draftstream.runs")
 
 LINGER_S = 60.0  # an ended run stays in memory this long, for a client whose connection broke near the end
 LINGERING_RUNS = 1000
-FOREIGN_RUN_WAIT_S = LEASE_S + 1.0  # for the end of a run that another process has: a lease, and a little
+FOREIGN_RUN_WAIT_S = LEASE_S + 1.0  # the longest wait for the end of another process's run: a lease and some slack
 LEASE_RENEWAL_S = LEASE_S / 4  # so that a renewal may fail or come late
-PROGRESS_S = 0.5  # what runs have said is saved this often, so that a crash loses less than a second of it
+PROGRESS_S = 0.5  # between two saves of the runs' progress: a crash loses less than a second of it
 
 
 class RunStore(TurnStore, Protocol):
@@ -91,7 +91,7 @@ class KeyReused(InvalidRequest):
 
 
 class Runs:
-    """Starts runs, one a thread, and owns their tasks: leaving the block ends them all and waits for it."""
+    """Starts runs, one a thread, and owns their tasks. Leaving the block ends them all and waits for their ends."""
 
     def __init__(
         self,
@@ -159,17 +159,17 @@ class Runs:
         return run.run_id if run is not None else None
 
     def forget_thread(self, owner: str, thread_id: str) -> None:
-        """Its ended runs are not to be had from memory any more."""
+        """Drop the thread's ended runs from memory."""
         for run_id in list(self._lingering):
             run = self._runs[run_id]
             if (run.owner, run.thread_id) == (owner, thread_id):
                 self._forget(run_id)
 
     async def find(self, owner: str, run_id: str) -> Run | None:
-        """The run, in memory or as it is stored; a client can't tell which it was.
+        """The run, from memory or from the database; a client can't tell the difference.
 
-        One that another process has in progress is waited for as long as a lease may last: that process may be dead,
-        and an EventSource that was refused would not come back. Raises ThreadBusy after that.
+        If another process has the run in progress, this waits for its end, or raises ThreadBusy after a lease: that
+        process may be dead, and an EventSource that was refused would not come back.
         """
         give_up_at = time.monotonic() + FOREIGN_RUN_WAIT_S
         while True:
@@ -186,10 +186,10 @@ class Runs:
     async def start(self, owner: str, request: ChatRequest) -> Run:
         """Start a run for the message; its `start` is in the log when this returns.
 
-        A new thread (no thread_id) waits for nothing. A named one is looked up first, as what can be refused must be
-        refused before the first byte. Raises Draining, TooManyRuns, ThreadBusy, UnknownCheckpoint, and what the
-        callables raise. A request with an idempotency key that came before gets the run that it got then; raises
-        KeyReused if the request was another.
+        A new thread (no thread_id) waits for nothing. The head of a named thread is read first, because every refusal
+        must come before the first byte. Raises Draining, TooManyRuns, ThreadBusy, UnknownCheckpoint, and what the store
+        and the limits raise. A repeated idempotency key gets the run of the first request, or raises KeyReused if the
+        two requests differ.
         """
         asked_at = time.monotonic()
         key = request.idempotency_key
@@ -204,7 +204,7 @@ class Runs:
         except BaseException as error:
             self._unclaim(run, key)
             run.begun.set_exception(error if isinstance(error, Exception) else TooManyRuns())
-            run.begun.exception()  # those that wait for it with its key hear why; there may be none
+            run.begun.exception()  # for requests that wait with the same key; there may be none
             raise
         if again is None:
             self._telemetry.run_started(run.begun_at - asked_at)
@@ -242,7 +242,7 @@ class Runs:
                 head = await self._store.head(run.owner, request.thread_id, request.checkpoint_id)
             if head.running is not None:
                 raise ThreadBusy(head.running)
-        if self.draining:  # meanwhile: whoever drains waits for no run that begins later
+        if self.draining:  # since the head was read: `drain` does not wait for a run that begins later
             raise Draining
         run.started = RunStarted(
             owner=run.owner,
@@ -262,10 +262,8 @@ class Runs:
         self._runs[run.run_id] = run
         self._turns.starts.run_started()
         run.begin(Start(run.thread_id, run.run_id, self._model))
-        turn = Turn(
-            *(run.owner, run.thread_id, run.run_id, request.message),
-            *(head.checkpoint_id, head.lost, head.branches),
-        )
+        thread = (run.owner, run.thread_id)
+        turn = Turn(*thread, run.run_id, request.message, head.checkpoint_id, head.lost, head.branches)
         task = asyncio.create_task(self._run_to_end(run, run.started, turn), name=f"run {run.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -307,16 +305,16 @@ class Runs:
                 self._renewed_at = time.monotonic()
 
     def _save_progress(self) -> None:
-        """Save what runs have said since the last time, all of them at once; a run's end does it for the rest."""
-        said = [(run, progress) for run in self._busy.values() if (progress := run.progress()) is not None]
-        if said and self._store.save_progress([progress for _, progress in said]):
-            for run, _ in said:
+        """Save the progress of all runs since the last time, together. A run's end saves the rest of it."""
+        unsaved = [(run, progress) for run in self._busy.values() if (progress := run.progress()) is not None]
+        if unsaved and self._store.save_progress([progress for _, progress in unsaved]):
+            for run, _ in unsaved:
                 run.mark_kept()
 
     # Ending
 
     async def drain(self) -> None:
-        """Start no more; let what runs finish for a while, stop the rest, and wait until all has ended."""
+        """Start no more runs. Let those in progress finish for DRAIN_TIMEOUT_S, then stop them, and wait for them."""
         self._turns.shutting_down = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_timeout_s)
@@ -325,7 +323,7 @@ class Runs:
             await asyncio.wait(self._tasks)
 
     def stop_all(self) -> None:
-        """End what runs; what it has is kept."""
+        """Stop the runs in progress. They keep the pieces that they have."""
         for run in list(self._busy.values()):
             run.stop(StopCause.SHUTDOWN)
 
@@ -348,14 +346,14 @@ def _is_lost(claim: asyncio.Future[None]) -> bool:
 
 
 def _again(owner: str, stored: StoredRun) -> Run:
-    """A run out of what was stored of it. Raises ThreadBusy if another process has it in progress."""
+    """The stored run. Raises ThreadBusy if another process has it in progress."""
     if stored.last is None:
         raise ThreadBusy(stored.run_id)
     return Run.again(owner, stored, stored.last)
 
 
 def _same(run: Run, request: ChatRequest) -> Run:
-    """The run of a request that came before, if this is that request."""
+    """The run of an earlier request with this key, if the two requests are the same."""
     if run.fingerprint != request.fingerprint:
         raise KeyReused
     return run

@@ -1,7 +1,7 @@
-"""A run: an append-only event log, and cursors into it.
+"""A run is an append-only event log, and each of its readers is a cursor into the log.
 
-The agent appends to the log; every stream, the first as well as one that comes back, reads it from its own position at
-its own pace. A reader that is slow or gone costs the run nothing; what arrived together leaves in one write.
+The agent appends to the log. Every stream, the first as well as one that resumes, reads it from its own position at its
+own pace. A slow or absent reader costs the run nothing, and pieces that arrive together leave in one write.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from runs.sse import HEARTBEAT, RETRY, last_frame, parse_frame, piece_frame, sta
 
 log = logging.getLogger("draftstream.runs")
 
-FRAMES_A_WRITE = 512  # bounds the copy that a reader with a long backlog makes
+FRAMES_A_WRITE = 512  # bounds the copy that is made for a reader with a long backlog
 
 
 class Cursor:
-    """A reader of a run: iterate for what to write next, as bytes; `close` ends the iteration from outside.
+    """A reader of a run. Iterate it for the next bytes to write; `close` ends the iteration from outside.
 
-    What comes while the iteration waits goes to `write_now`, which spares the task that iterates a turn for each token;
-    where that is False, as it would have to wait itself, the iteration goes on with it. `on_stuck` is called when the
-    reader has not come back for more in one to two heartbeats: it takes nothing.
+    While the iteration waits, new frames go to `write_now`: that spares the iterating task a step for each token. Where
+    `write_now` returns False, because it would have to wait, the iteration yields these frames. `on_stuck` is called
+    when the reader has taken nothing for one to two heartbeats.
     """
 
     __slots__ = (
@@ -64,7 +64,7 @@ class Cursor:
         rest_of_piece, self._next = run.seek(after) if mode == "pieces" else (b"", 0 if after is None else 1)
         self._pending = RETRY + rest_of_piece
         self._waiter: asyncio.Future[bool] | None = None
-        self._taken = self._loop.time()  # when the reader last took something, or came for it
+        self._taken = self._loop.time()  # when the reader last took frames, or asked for some
         self._timer = self._loop.call_later(heartbeat_s, self._on_silence)
         self._closed = False
         run.readers.add(self)
@@ -95,18 +95,18 @@ class Cursor:
         return self._run.items_from(self._next, self._after)
 
     def wake(self) -> None:
-        """There is more in the log."""
+        """Called when the log has grown."""
         if self._waiter is None or self._waiter.done():
             return
         if not self._run.ended:
             frames, following = self._more()
             if not frames:
-                return  # an item that is not whole yet
+                return  # in items mode, as the item is not whole yet
             try:
                 written = self._write_now(frames)
             except Exception:
-                # A reader's fault must fail neither the run nor the readers behind it: its own iteration meets it.
-                log.exception("a reader of run %s: its frames can't be written at once", self._run.run_id)
+                # It must fail neither the run nor the readers behind this one. The iteration will meet the fault, too.
+                log.exception("run %s: writing to a reader failed; its own task goes on", self._run.run_id)
                 self._write_now = _by_the_iteration
                 written = False
             if written:
@@ -129,7 +129,7 @@ class Cursor:
             self._waiter.set_result(more)
 
     def _on_silence(self) -> None:
-        # One timer a reader, moved on when it fires and not with each piece.
+        # Each reader has one timer, which is moved when it fires and not with each piece.
         now = self._loop.time()
         silent_until = self._taken + self._heartbeat_s
         if silent_until <= now:
@@ -141,7 +141,7 @@ class Cursor:
 
 
 def _by_the_iteration(_: bytes) -> bool:
-    """The `write_now` of a reader that has none."""
+    """The `write_now` of a reader whose own has failed."""
     return False
 
 
@@ -150,10 +150,10 @@ class OpenItem:
     """A message or document while its pieces arrive."""
 
     first: Piece
-    begin: int  # the positions before its first piece, and of its last
+    begin: int  # the position before its first piece; `end` is that of its last
     end: int
     pieces: list[str] = field(default_factory=list)
-    kept: int = 0  # so many of the pieces are on their way to the database
+    kept: int = 0  # the number of pieces that are on their way to the database
 
     def unkept(self) -> Piece:
         return with_content(self.first, "".join(self.pieces[self.kept :]))
@@ -176,12 +176,12 @@ class OpenItem:
 
 
 class Run:
-    """One answer to one message: the log of its events as frames, and the texts of its items."""
+    """The answer to one message: the log of its events as frames, and the texts of its items."""
 
     def __init__(self, owner: str, thread_id: str, run_id: str, fingerprint: str | None = None) -> None:
         self.owner = owner
         self.fingerprint = fingerprint
-        # Resolves to this run, or to the one that its idempotency key stands for.
+        # Resolves to this run, or to an earlier one with the same idempotency key.
         self.begun: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self.started: RunStarted | None = None
         self.closing = False  # its end is on its way to the database
@@ -191,10 +191,10 @@ class Run:
         self.readers: set[Cursor] = set()
         self.stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
         self.ended = False
-        self.begun_at = self.first_piece_at = 0.0  # seconds of the monotonic clock; 0 where it has not come to that
+        self.begun_at = self.first_piece_at = 0.0  # seconds of the monotonic clock; 0 before the event
         self._id = run_id.encode()
         self._frames: list[bytes] = []
-        self._positions: list[int] = []  # of each frame; the last one has its piece's, too
+        self._positions: list[int] = []  # of each frame; the last frame has the position of the last piece
         self._position = 0
 
     def __repr__(self) -> str:
@@ -203,7 +203,7 @@ class Run:
 
     @classmethod
     def again(cls, owner: str, stored: StoredRun, last: End | Error) -> "Run":
-        """A run that has ended, out of what was stored of it."""
+        """An ended run, as it was stored."""
         run = cls(owner, stored.thread_id, stored.run_id, stored.fingerprint)
         run.begin(Start(stored.thread_id, stored.run_id, stored.model))
         run.emit([_piece_of(item) for item in stored.items])
@@ -217,7 +217,7 @@ class Run:
         self._append(start_frame(self._id, start))
 
     def emit(self, pieces: Sequence[Piece]) -> None:
-        """Append pieces that came together. Items come one after the other, never mixed."""
+        """Append pieces that arrived together. Items come one after the other, never mixed."""
         for piece in pieces:
             if not self.items:
                 self.first_piece_at = time.monotonic()
@@ -244,12 +244,12 @@ class Run:
             reader.wake()
 
     def stop(self, cause: StopCause) -> None:
-        """Let the agent stop; the first cause counts."""
+        """Tell the agent to stop. Only the first cause counts."""
         if not self.stopping.done():
             self.stopping.set_result(cause)
 
     def progress(self) -> RunProgress | None:
-        """What was said since `mark_kept`; None if nothing was, or if the run's end is on its way to the database."""
+        """The pieces since the last `mark_kept`. None if there are none, or if the run's end is queued already."""
         if self.started is None or self.closing:
             return None
         pieces = [(item.end, item.unkept()) for item in self.items if item.kept < len(item.pieces)]
@@ -274,7 +274,7 @@ class Run:
         return Cursor(self, after, mode=mode, heartbeat_s=heartbeat_s, on_stuck=on_stuck, write_now=write_now)
 
     def seek(self, after: int | None) -> tuple[bytes, int]:
-        """What is left of the piece that `after` cuts, as a frame, and the index of the frame to go on with."""
+        """The rest of the piece that `after` cuts, as a frame, and the index of the next frame."""
         if after is None or not self._frames:
             return b"", 0
         index = max(bisect_right(self._positions, after), 1)
@@ -290,12 +290,12 @@ class Run:
         return piece_frame(self._id, self._positions[index], with_content(piece, rest)), index + 1
 
     def frames_from(self, index: int) -> tuple[bytes, int]:
-        """What stands in the log from `index` on, as bytes, and the index after it."""
+        """The frames from `index` on, at most FRAMES_A_WRITE of them, and the index after them."""
         frames = self._frames[index : index + FRAMES_A_WRITE]
         return b"".join(frames), index + len(frames)
 
     def items_from(self, index: int, after: int) -> tuple[bytes, int]:
-        """The same of another log: the start, each item once it is whole, less what is not `after`, the last frame."""
+        """The same in items mode: the start, the text after `after` of each item that is whole, the last frame."""
         whole = len(self.items) if self.ended else max(len(self.items) - 1, 0)
         frames = self._frames[:1] if index == 0 else []
         for item in self.items[max(index - 1, 0) : whole]:

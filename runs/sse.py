@@ -1,7 +1,7 @@
-"""Events to frames of `text/event-stream`, and the positions that their ids carry. Pure, and the hot path.
+"""Events as frames of `text/event-stream`, and the positions that their ids carry. Pure, and on the hot path.
 
 A position is a place in the content, not in the frames: the number of code points of all the run's pieces up to and
-with this one. So a stream can go on from whatever still has the text, however it was cut the first time.
+including this one. So any copy of the text can continue a stream, however its pieces were cut the first time.
 """
 
 import re
@@ -13,7 +13,7 @@ from chat import RUN_ID, Doc, End, Error, Event, Message, Piece, Start
 
 RETRY = b"retry: 2000\n"  # ms until an EventSource reconnects; goes before a stream's first frame
 HEARTBEAT = b":\n\n"
-START, END = 0, "end"
+END = "end"
 EVENT_ID = re.compile(rf"({RUN_ID.pattern}):(0|[1-9][0-9]{{0,14}}|end)")
 
 
@@ -42,20 +42,20 @@ def last_frame(run_id: bytes, last: End | Error) -> bytes:
     data: dict[str, object] = {"type": "end" if isinstance(last, End) else "error"}
     data |= {field: getattr(last, field) for field in last.__slots__}
     if data.get("journaled") is False:
-        del data["journaled"]  # told only where it is so
+        del data["journaled"]  # sent only where it is true
     return b"id: %b:end\ndata: %b\n\n" % (run_id, orjson.dumps(data))
 
 
 @dataclass(frozen=True, slots=True)
 class EventId:
-    """What a client has of which run: `after` code points, or all of it."""
+    """The part of a run that a client has: the first `after` code points, or all of it (None)."""
 
     run_id: str
     after: int | None
 
     @classmethod
     def parse(cls, text: str) -> "EventId | None":
-        """Read a `Last-Event-ID`; None for what we never sent."""
+        """Read a `Last-Event-ID`. None for a text that is not one of ours."""
         match = EVENT_ID.fullmatch(text)
         if match is None:
             return None
@@ -63,7 +63,7 @@ class EventId:
 
 
 def with_content(piece: Piece, content: str) -> Piece:
-    """The piece with another text."""
+    """The same piece with another text."""
     if isinstance(piece, Doc):
         return Doc(content, piece.item, piece.doc_id, piece.title, piece.version)
     return Message(content, piece.item)
