@@ -1,4 +1,4 @@
-"""The growing JSON of a tool call's arguments, decoded as it arrives, in time linear in its length. Pure."""
+"""The JSON of a tool call's arguments, decoded while it arrives, in time linear in its length. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ class BrokenArguments(ValueError):
 
 
 class ArgumentsDecoder:
-    """Decodes the string fields of one JSON object; fields of other types are left to whoever has the whole text.
+    """Decodes the string fields of one JSON object. Fields of other types need the whole text, and are skipped here.
 
-    Line ends and tabs that a model left unescaped in a string are taken as they are.
+    Line ends and tabs that a model left unescaped in a string are accepted.
     """
 
     def __init__(self) -> None:
         self.strings: dict[str, str] = {}  # the fields that are complete
         self.complete = False
-        self._undecided = ""  # an escape that is cut, of 11 characters at most
+        self._undecided = ""  # the beginning of an escape, of 11 characters at most
         self._depth = 0
         self._in_string = False
         self._key: str | None = None

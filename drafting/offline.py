@@ -1,6 +1,7 @@
-"""The offline model: a chat model that needs no key and no network. It drafts a non-disclosure agreement out of a small
-clause library (`clauses.toml`), through the same tools and deltas as a real one, so that a first run, a front end and
-the tests can do without. It is deterministic: the same messages get the same reply.
+"""The offline model: a chat model that needs no key and no network, for a first run, a front end and the tests.
+
+It drafts a non-disclosure agreement from a small clause library (`clauses.toml`), through the tools and deltas that a
+real model uses. It is deterministic: the same messages get the same reply.
 """
 
 import asyncio
@@ -52,7 +53,7 @@ def library() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """What the agreement depends on."""
+    """The terms of the agreement."""
 
     mutual: bool = False
     term: str | None = None  # such as "two (2) years"
@@ -61,7 +62,7 @@ class Deal:
 
     @classmethod
     def of(cls, text: str, before: "Deal") -> "Deal":
-        """The deal as the message changes it."""
+        """The deal `before`, as changed by the message."""
         deal = before
         if MUTUAL.search(text):
             deal = replace(deal, mutual=True)
@@ -76,7 +77,7 @@ class Deal:
         return deal
 
     def changes_from(self, before: "Deal") -> list[str]:
-        """In words: what a change from `before` to this does."""
+        """The differences from `before`, as phrases of a sentence."""
         words = []
         if self.mutual != before.mutual:
             words.append("make the obligations mutual" if self.mutual else "make the agreement one-way")
@@ -90,7 +91,7 @@ class Deal:
 
 
 def length(number: str, unit: str) -> str:
-    """As contracts write it: "two (2) years"."""
+    """In the form that contracts use: "two (2) years"."""
     count = int(number) if number.isdigit() else NUMBERS.index(number.lower())
     words = f"{NUMBERS[count]} ({count})" if count < len(NUMBERS) else str(count)
     return f"{words} {unit.lower()}{'' if count == 1 else 's'}"
@@ -114,7 +115,7 @@ def render(deal: Deal) -> str:
 
 
 def edits_between(before: str, after: str) -> list[dict[str, str]] | None:
-    """The paragraphs to replace, each standing exactly once; None where that can't be said so."""
+    """The paragraphs to replace. None if the change is not of this kind: each of them must occur exactly once."""
     old, new = before.split("\n\n"), after.split("\n\n")
     if len(old) != len(new):
         return None
@@ -128,7 +129,7 @@ def edits_between(before: str, after: str) -> list[dict[str, str]] | None:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the thread's messages come to: the deal that was asked for, and the document as it stands."""
+    """The result of the thread's messages: the deal that the user asked for, and the newest version of the document."""
 
     deal: Deal
     doc_id: str | None
@@ -137,7 +138,7 @@ class Memory:
 
 
 def recall(messages: Sequence[BaseMessage]) -> Memory:
-    """Replay the thread: what was asked for, and the tool calls that succeeded."""
+    """Replay the user's messages and the tool calls that succeeded."""
     memory = Memory(Deal(), None, "", 0)
     asked = memory.deal
     answers = {m.tool_call_id: _answer(m) for m in messages if isinstance(m, ToolMessage)}
@@ -184,7 +185,7 @@ def _text(message: BaseMessage) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A reply: what to say and, at most, one tool call."""
+    """A reply: its text and, at most, one tool call."""
 
     text: str
     tool: str = ""
@@ -192,7 +193,7 @@ class Plan:
 
 
 def plan(messages: Sequence[BaseMessage]) -> Plan:
-    """What to answer to the thread's last message."""
+    """The reply to the thread's last message."""
     replies = library()["replies"]
     memory = recall(messages)
     if messages and isinstance(messages[-1], ToolMessage):
@@ -219,7 +220,7 @@ def plan(messages: Sequence[BaseMessage]) -> Plan:
 
 
 def _closing(messages: Sequence[BaseMessage], memory: Memory) -> str:
-    """What to say after a tool's answer."""
+    """The text after a tool's answer."""
     replies = library()["replies"]
     result = _answer(messages[-1])
     if "doc_id" not in result:
@@ -234,7 +235,7 @@ def _closing(messages: Sequence[BaseMessage], memory: Memory) -> str:
 
 
 class OfflineModel:
-    """Says what `plan` comes to, in pieces, as a real model would."""
+    """Sends the reply of `plan` in pieces, as a real model would."""
 
     name = "offline"
 

@@ -1,6 +1,7 @@
-"""The model on OpenAI's wire: the request is what `ChatOpenAI` builds and its own client sends; the hot path reads the
-provider's lines and decodes them with orjson. (Per token at 40 streams: 47 µs of CPU this way, 420 µs with the client's
-own event objects.) Works with whatever speaks this wire: vLLM, Ollama, llama.cpp, Azure.
+"""A model behind OpenAI's Chat Completions wire, as OpenAI, Azure, vLLM, Ollama and llama.cpp speak it.
+
+`ChatOpenAI` builds the request, and its own client sends it. The reply is read as raw lines and decoded with orjson: at
+40 streams a token takes 47 µs of CPU this way, and 420 µs through the client's own event objects.
 """
 
 import asyncio
@@ -25,17 +26,14 @@ from telemetry.tracing import ModelCall
 
 log = logging.getLogger("draftstream.model")
 
-CONNECT_TIMEOUT_S = 5.0  # three tries of it fit into the time that a first token may take
-RETRY_AFTER_S = 5.0  # a person waits this long for a provider that is busy; beyond it they rather hear so
-BODY_END_S = 1.0
-NO_KEY = "none"  # a server of one's own may want no key, but the client wants one
+CONNECT_TIMEOUT_S = 5.0  # three attempts fit into MODEL_FIRST_TOKEN_TIMEOUT_S
+RETRY_AFTER_S = 5.0  # the longest Retry-After that is waited for; beyond it a person is better served by an error
+BODY_END_S = 1.0  # for the rest of a body behind the reply's end
+NO_KEY = "none"  # the client insists on a key, and a private server may have none
 
 
 class OpenAIModel:
-    """A chat model behind OpenAI's Chat Completions wire.
-
-    `base_url` may carry a query (Azure's `api-version`). How long a reply may take is the caller's business.
-    """
+    """The model of that name. `base_url` may carry a query (Azure's `api-version`). The caller limits the time."""
 
     def __init__(
         self,
@@ -46,7 +44,7 @@ class OpenAIModel:
         on_reply: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.name = name
-        self._on_reply = on_reply  # is told how the body of each reply is read
+        self._on_reply = on_reply  # is called with the path of each reply's body
         self._logged: set[Path] = set()
         timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
         self._http = openai.DefaultAioHttpClient(timeout=timeout, event_hooks={"response": [self._bound_retry_after]})
@@ -70,13 +68,13 @@ class OpenAIModel:
         await self._http.aclose()
 
     async def _bound_retry_after(self, response: httpx2.Response) -> None:
-        """The client would wait up to two minutes where the provider says so, with nobody told."""
+        """Without this the client waits up to two minutes, silently, if the provider asks for it."""
         asked = self._chat.root_async_client._parse_retry_after_header(response.headers)  # noqa: SLF001  # a date, too
         if asked is not None and asked > RETRY_AFTER_S:
             response.headers["x-should-retry"] = "false"
 
     async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
-        """Have the deltas of each arrival heard; returns how the reply ended. Raises ModelError."""
+        """Call `hear` with the deltas of each arrival; returns how the reply ended. Raises ModelError."""
         with ModelCall(self.name, self._base_url) as call:
             try:
                 with call.current():
@@ -93,7 +91,7 @@ class OpenAIModel:
                     await body.feed(take)
                     finished = decoder.finished()
                     call.finished(finished)
-                    # The rest of the body, which is as good as there: else the connection could not be used again.
+                    # The rest of the body has usually arrived. Unless it is read, the connection can't be used again.
                     with suppress(TimeoutError, httpx2.HTTPError, aiohttp.ClientError):
                         async with asyncio.timeout(BODY_END_S):
                             await body.skip()
@@ -106,7 +104,7 @@ class OpenAIModel:
                 ) from error
 
     def _note_path(self, body: Body) -> None:
-        """Count it, and log the first reply of each path: usually one line a process."""
+        """Count the path, and log it at its first reply: usually one line a process."""
         self._on_reply(body.path)
         if body.path not in self._logged:
             self._logged.add(body.path)
@@ -118,12 +116,12 @@ class OpenAIModel:
     async def _post(
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], headers: Mapping[str, str]
     ) -> httpx2.Response:
-        """The client's own request, with its retries and errors. The body is still to be read.
+        """The client's own request, with its retries and errors. The body is not read yet.
 
-        Not `chat.completions.create`, which spends a third of its time on checking every field against its types.
+        `chat.completions.create` would spend a third of its time on validating every field.
         """
         parameters: dict[str, Any] = {"tools": list(tools)} if tools else {}
-        # Private, but it is what every call of ChatOpenAI goes through, and the version is pinned.
+        # Private, but every call of ChatOpenAI goes through it, and the version is pinned.
         payload = self._chat._get_request_payload(  # noqa: SLF001
             list(messages), stream=True, stream_options={"include_usage": True}, **parameters
         )
@@ -158,7 +156,7 @@ STATUS_ERRORS: Sequence[tuple[type[openai.APIError], str, str, bool]] = (
 
 
 def _model_error(error: openai.APIError) -> ModelError:
-    """In our own words: a provider's may hold a key, an account or a prompt."""
+    """In our own words, as the provider's text may hold a key, an account or a prompt."""
     if error.code == "context_length_exceeded":
         return ModelError("model_context", "This thread has become too long for the model.", retryable=False)
     if error.code == "insufficient_quota":

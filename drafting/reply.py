@@ -1,7 +1,7 @@
-"""The desk that a reply is drafted on: what of it the reader gets while it arrives, and what its tool calls come to.
+"""One reply of the model while it arrives: pieces for the reader, and the results of its tool calls. Pure.
 
-Pure: the model's deltas go in, pieces for the reader come out at once, and what is left when the reply is over (the
-text, the tool calls and their answers, new versions) goes into the graph's state.
+The model's deltas go in, and pieces for the reader come out at once. When the reply is over, the rest (the text, the
+tool calls with their answers, the new versions of documents) goes into the graph's state.
 """
 
 import json
@@ -18,7 +18,7 @@ from drafting.text import storable
 from drafting.tools import EDIT, WRITE, Documents, ToolError, parse_edits
 
 TITLE_CHARS = 200
-TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI takes for a function's name
+TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # OpenAI refuses other names of functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,16 @@ class _Call:
     waiting: list[str] = field(default_factory=list)
     arguments: list[str] = field(default_factory=list)
     decoder: ArgumentsDecoder = field(default_factory=ArgumentsDecoder)
-    content: list[str] = field(default_factory=list)  # of the document, as far as it was read
-    held: int = 0  # so many of `content`, at its end, wait for the title
-    doc: tuple[int, str, str, int] | None = None  # item, doc_id, title, version, once the first piece is out
+    content: list[str] = field(default_factory=list)  # of the document, as far as it was decoded
+    held: int = 0  # the number of texts at the end of `content` that wait for the title
+    doc: tuple[int, str, str, int] | None = None  # item, doc_id, title, version, from the first piece on
     broken: str | None = None
 
 
 class Reply:
-    """One reply of the model. Texts and calls are given out one after the other, in the order in which they began.
+    """One reply of the model. Its parts, texts and calls, are given out in the order in which they began.
 
-    What arrives for a later one while an earlier one is still open waits: the reader gets whole items, never mixed.
+    Deltas of a later part wait while an earlier part is open: the reader gets whole items, never mixed.
     """
 
     def __init__(self, documents: Documents, first_item: int, emit: Emit) -> None:
@@ -71,7 +71,7 @@ class Reply:
         self._emit = emit
         self._parts: list[_Text | _Call] = []
         self._texts: list[str] = []
-        self._pieces: list[Piece] = []  # that wait for the end of what arrived with them
+        self._pieces: list[Piece] = []  # of the deltas that are being fed
         self._by_index: dict[int, _Call] = {}
 
     @property
@@ -80,7 +80,7 @@ class Reply:
         return bool(self._texts or self._by_index)
 
     def feed(self, deltas: Sequence[ModelDelta]) -> None:
-        """Take what arrived together, and give out at once, together, what can be given out of it."""
+        """Take the deltas of one arrival, and emit their pieces together."""
         for delta in deltas:
             if isinstance(delta, ToolCallDelta):
                 self._feed_call(delta)
@@ -93,7 +93,7 @@ class Reply:
             if part.item is None:
                 part.waiting.append(delta)
                 self._advance()
-            else:  # it has begun to be given out, so nothing is before it
+            else:  # it is being given out, so no part is before it
                 self._pieces.append(Message(delta, part.item))
         self._emit_pieces()
 
@@ -116,7 +116,7 @@ class Reply:
             self._emit(pieces)
 
     def close(self, *, finished: bool) -> None:
-        """The reply is over. `finished`: the model came to its end, so nothing is cut off."""
+        """End the reply. `finished`: the model came to its end, so no item is cut off."""
         while self._parts:
             part = self._parts[0]
             self._give_out(part)
@@ -177,7 +177,7 @@ class Reply:
 
     def _give_out_document(self, call: _Call) -> None:
         if "title" not in call.decoder.strings:
-            return  # a model that writes the content first: whose version it is, only the title tells
+            return  # the model writes the content first, and only the title says which document this is
         if call.doc is None:
             title = storable(" ".join(call.decoder.strings["title"].split())[:TITLE_CHARS]) or "Untitled"
             doc_id, version = self._documents.place(title)
@@ -188,7 +188,7 @@ class Reply:
         call.held = 0
 
     def _carry_out(self, call: _Call, *, finished: bool) -> None:
-        """The call's arguments are all there, or no more will come."""
+        """Called when the call's arguments are complete, or no more will come."""
         try:
             document = self._execute(call, finished=finished)
             answer: Mapping[str, object] = {name: document[name] for name in ("doc_id", "title", "version")}
@@ -228,13 +228,13 @@ class Reply:
 
 
 def _kept_arguments(call: _Call) -> dict[str, Any]:
-    """The arguments for the state. A document's text is the one that was given out, character for character."""
+    """The arguments for the state. Those of a document are exactly the text that the reader got."""
     if call.doc is not None:
         return {"title": call.doc[2], "content": "".join(call.content)}
     try:
         arguments = json.loads("".join(call.arguments), strict=False)
         kept = json.loads(storable(json.dumps(arguments, ensure_ascii=False)))
-        orjson.dumps([[[[kept]]]])  # refuses what the state can't hold: numbers beyond 64 bits, 250 levels
+        orjson.dumps([[[[kept]]]])  # raises for values that the state can't hold: beyond 64 bits, or 250 levels deep
     except (ValueError, TypeError, RecursionError):
         return {}
     return kept if isinstance(kept, dict) else {}

@@ -1,4 +1,4 @@
-"""The documents of a thread and their versions, and the two tools with which a model writes and changes them. Pure."""
+"""The two tools with which a model writes and changes documents, and the versions of a thread's documents. Pure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ TOOLS: Sequence[Mapping[str, Any]] = (
 
 
 class ToolError(ValueError):
-    """A tool call can't be carried out; the text goes back to the model."""
+    """A tool call that can't be carried out. Its text goes back to the model."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class Documents:
         self._versions = list(versions)
 
     def place(self, title: str) -> tuple[str, int]:
-        """The id and version that a text under this title gets."""
+        """The id and version of the next text with this title."""
         for document in reversed(self._versions):
             if document["title"] == title:
                 return document["doc_id"], self._next_version(document["doc_id"])

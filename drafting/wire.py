@@ -1,4 +1,4 @@
-"""OpenAI's wire as it comes: the body of one reply to deltas. Pure, and the hot path."""
+"""The body of one reply on OpenAI's wire, decoded to deltas while it arrives. Pure, and on the hot path."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,27 +19,27 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
-MOST_TOKENS = 2**40  # of one call; far beyond any, and the sum of a turn's calls still is what JSON and SQL can hold
-TOGETHER_CHARS = 1000  # of texts that came together; a reader that is cut off in a piece gets all of it again
+MOST_TOKENS = 2**40  # of one call: beyond any real figure, and the sum of a turn's calls still fits JSON and SQL
+TOGETHER_CHARS = 1000  # a delta of this length is not joined with the next one, which bounds the size of a piece
 
 
 class ReplyDecoder:
-    """The body of one reply to deltas."""
+    """Feed it with the body; `finished` then says how the reply ended."""
 
     def __init__(self) -> None:
-        self.done = False  # the provider has said so, or the body is at its end
-        self._error: ModelError | None = None  # after what was decoded
-        self._rest = b""  # of a line that has not arrived whole
+        self.done = False  # by the provider's word, or at the end of the body
+        self._error: ModelError | None = None  # that stands behind the decoded part
+        self._rest = b""  # the beginning of a line whose end has not arrived
         self._reason: FinishReason | None = None
         self._usage: Usage | None = None
         self._calls: list[str] = []  # the ids, by index
-        # Halves of surrogate pairs that a provider cut between two chunks: of a call by its index, of the text by None.
+        # Halves of surrogate pairs that a provider cut between two chunks, by the call's index; None is the text's.
         self._halves: dict[int | None, str] = {}
 
     def feed(self, data: bytes) -> Sequence[ModelDelta] | None:
-        """The deltas of what has arrived, b"" for the body's end; texts that came together are one.
+        """The deltas of the next bytes of the body, b"" for its end. Texts that arrive together become one delta.
 
-        None for what has no event whole: half a line, or a comment, which a proxy may send for a model that is dead.
+        None if the bytes complete no event: half a line, or a comment, which a proxy may send for a dead model.
         """
         deltas: list[ModelDelta] | None = None
         *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")
@@ -92,8 +92,9 @@ class ReplyDecoder:
         return json.loads(event.decode("utf-8", "replace"))
 
     def finished(self) -> Finished:
-        """How the reply ended. Raises what went wrong in it, and for one that just stopped: it must never pass for a
-        finished document.
+        """How the reply ended. Raises the fault in it, also for a reply that just stops.
+
+        Half a document must never pass for a finished one.
         """
         if self._error is not None:
             raise self._error
@@ -105,12 +106,12 @@ class ReplyDecoder:
         function = call.get("function") or {}
         call_id = str(call.get("id") or "")
         index = call.get("index")
-        if index is None:  # some servers number nothing: then an id begins a call
+        if index is None:  # some servers send no index: then a new id begins a call
             index = len(self._calls) if call_id and call_id not in self._calls else max(len(self._calls) - 1, 0)
         if index >= len(self._calls):
             self._calls.append(call_id)
         arguments = function.get("arguments") or ""
-        if not isinstance(arguments, str):  # and some send an object
+        if not isinstance(arguments, str):  # some servers send an object
             arguments = orjson.dumps(arguments).decode()
         return ToolCallDelta(index, call_id, str(function.get("name") or ""), self._mend(arguments, index))
 
@@ -126,7 +127,7 @@ class ReplyDecoder:
 
 
 def _figures(usage: object) -> Usage | None:
-    """None for what no reply can have used, as where the provider tells nothing."""
+    """None for impossible figures, as for a provider that reports none."""
     if not isinstance(usage, dict):
         return None
     read, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0

@@ -1,10 +1,10 @@
-"""Where a request comes from and goes on to: W3C trace context, and spans by OpenTelemetry's GenAI conventions.
+"""W3C trace context, and spans by OpenTelemetry's GenAI conventions.
 
-A `traceparent` that came with a request goes on to the model, with a span of its own. Spans are recorded only where
-`opentelemetry-api` can be imported and somebody has configured a provider for it (`opentelemetry-instrument` does, from
-the OTEL_ variables). A span says which model, how long and how many tokens, never what was said.
+A request's `traceparent` is passed on to the model, with a new span id. Spans are recorded only if `opentelemetry-api`
+is installed and a provider is configured (`opentelemetry-instrument` does so, from the OTEL_ variables). A span has the
+model, the duration and the number of tokens, and never a text of the conversation.
 
-`tracestate` is not passed on: what other vendors keep there may be dropped by who does not take part in it.
+`tracestate` is not passed on: a service that has no entry in it may drop it.
 """
 
 import re
@@ -21,14 +21,14 @@ from chat import Finished, Outcome, RunFailure, Turn, Usage
 
 try:
     from opentelemetry import trace as otel
-except ImportError:  # not installed: then there are no spans
+except ImportError:  # not installed: no spans are recorded
     otel = None  # type: ignore[assignment]
 
-# version "-" trace-id "-" parent-id "-" flags, in lower case; later versions may say more after a further "-".
+# version "-" trace-id "-" parent-id "-" flags, in lower case. Later versions may add more after a further "-".
 TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 SAMPLED = 0x01
 NAME = "draftstream"
-PROVIDER = "openai"  # whose wire it is; the address tells who answers
+PROVIDER = "openai"  # by its wire; the server's address is a separate attribute
 
 P = ParamSpec("P")
 
@@ -43,7 +43,7 @@ class TraceContext:
 
     @classmethod
     def parse(cls, traceparent: str | None) -> "TraceContext | None":
-        """None for a header that is not there or not valid; the standard has such a one ignored."""
+        """None for a missing or invalid header: the standard says to ignore it."""
         match = TRACEPARENT.fullmatch(traceparent or "")
         if match is None:
             return None
@@ -65,11 +65,11 @@ _conversation: ContextVar[str | None] = ContextVar("thread of the turn", default
 
 
 def arrive(traceparent: str | None) -> TraceContext | None:
-    """Take what came with a request: all that it starts from here on, tasks too, belongs to that trace.
+    """Join the request's trace: all that the request starts from here on, its tasks too, belongs to it.
 
-    To be called for each request, with a header or without: a server may run the next one in the context of the last.
+    Call it for each request, also without a header: a server may run a request in the context of the one before.
     """
-    # Where OpenTelemetry has the server itself in its hands, its span has that parent already, and is ours.
+    # If OpenTelemetry instruments the server, its current span is already a child of the header's.
     context = _context_of(otel.get_current_span()) if otel is not None else None
     context = context or TraceContext.parse(traceparent)
     _here.set(context)
@@ -77,7 +77,7 @@ def arrive(traceparent: str | None) -> TraceContext | None:
 
 
 def here() -> TraceContext | None:
-    """The place that what is done now has in a trace."""
+    """The current place in a trace."""
     return _here.get()
 
 
@@ -93,9 +93,9 @@ def _context_of(span: "otel.Span") -> TraceContext | None:
 
 
 class TraceSpan:
-    """A span of ours: recorded if OpenTelemetry is configured, and a place in the trace in any case, if there is one.
+    """A place in the request's trace, if there is one; recorded as a span if OpenTelemetry is configured.
 
-    It is OpenTelemetry's current one in the blocks of `current` alone.
+    It is OpenTelemetry's current span only inside the blocks of `current`.
     """
 
     def __init__(self, name: str, attributes: Mapping[str, str | int | bool], *, client: bool) -> None:
@@ -107,9 +107,9 @@ class TraceSpan:
             self.context = parent.child() if parent is not None else None
 
     def current(self) -> AbstractContextManager[object]:
-        """What others record in this block (of an HTTP client, a database) is a part of it.
+        """Spans that other libraries (an HTTP client, a database) record in this block are children of this one.
 
-        An HTTP client that is instrumented sends a `traceparent` of its own span: without this, of a trace of its own.
+        Without this, an instrumented HTTP client would begin a new trace and send its `traceparent`.
         """
         if self._span is None:
             return nullcontext()
@@ -125,7 +125,7 @@ class TraceSpan:
             self.set("gen_ai.usage.output_tokens", usage["output_tokens"])
 
     def failed(self, error: BaseException) -> None:
-        """By its code or its type: its text may hold what was said."""
+        """Recorded by its code or type only, as its text may quote the conversation."""
         if self._span is not None:
             self._span.set_attribute(
                 "error.type", error.code if isinstance(error, RunFailure) else type(error).__name__
@@ -138,7 +138,7 @@ class TraceSpan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception):  # a task that is cancelled has not failed
+        if isinstance(error, Exception):  # a cancelled task has not failed
             self.failed(error)
         if self._span is not None:
             self._span.end()
@@ -160,7 +160,7 @@ def _start(
 
 
 class ModelCall(TraceSpan):
-    """The span of one request to the model, whose `headers` it goes out with."""
+    """The span of one request to the model, which is sent with its `headers`."""
 
     def __init__(self, model: str, base_url: str) -> None:
         server = urlsplit(base_url)
