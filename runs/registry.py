@@ -292,7 +292,7 @@ class Runs:
             del self._keyed[run.owner, run.started.idempotency_key]
 
     async def _renew_and_save(self) -> NoReturn:
-        """Twice a second: without it a crash loses whole runs, and others take their threads."""
+        """Twice a second. Without it a crash loses whole runs, and other processes take their threads."""
         while True:
             await asyncio.sleep(PROGRESS_S)
             self._renew_leases()

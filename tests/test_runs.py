@@ -38,6 +38,7 @@ from runs.registry import Draining, Runs, TooManyRuns
 from runs.run import FRAMES_A_WRITE, Cursor, Run
 from runs.turn import RunAgent
 from telemetry.metrics import Telemetry
+from telemetry.supervision import Supervisor
 
 pytestmark = pytest.mark.anyio
 
@@ -120,6 +121,7 @@ async def registry(agent: RunAgent, records: Records | None = None, **settings: 
         store=records,
         limits=Limits(requests_a_minute=None, runs_at_once=None, tokens_a_day=None),
         telemetry=Telemetry("1.2.3"),
+        supervise=Supervisor(pytest.fail).keep,
         **limits,  # type: ignore[arg-type]
     ) as runs:
         yield runs
