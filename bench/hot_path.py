@@ -1,11 +1,11 @@
-"""What a token, a turn, a stream and a row cost the server, beside two yardsticks: the template and the floor.
+"""The cost of a token, a turn, a stream and a row for the server, beside two yardsticks: the template and the floor.
 
     make bench                                    everything, several times; writes bench/RESULTS.md
     python bench/hot_path.py --quick              everything, once and shorter
     python bench/hot_path.py --load 1 --server ours   one load on one server, to profile it
 
-The server has a core to itself. The load, the provider and PostgreSQL share another, and their CPU is not counted. The
-servers take turns within each run, so that what else the machine does hits all of them alike.
+The server has a core to itself. The load, the provider and PostgreSQL share the other, and their CPU is not counted. The
+servers take turns within each run, so that other work of the machine slows all of them alike.
 """
 
 import argparse
@@ -506,35 +506,35 @@ def machine() -> Iterator[str]:
 
 HEADING = f"""# What it costs
 
-`make bench` writes this page. CPU is that of the server's whole process, of whole streams, their beginning and their end
-with the database included. The server has one core; the load, the provider and PostgreSQL, whose CPU is not counted,
-share another. Figures are medians of {RUNS} runs in which the servers take turns. The *template* is `bench/template.py`, the
-*floor* `bench/floor.py`, which relays the provider's bytes and does nothing else; *provider* is the load asking it
-directly.
+`make bench` writes this page. CPU is the CPU of the server's whole process over whole streams, with their start, their end
+and the database calls. The server has one core. The load, the provider and PostgreSQL share the other, and their CPU is not
+counted. Figures are medians of {RUNS} runs, in which the servers take turns. The *template* is `bench/template.py`. The
+*floor* is `bench/floor.py`, which relays the provider's bytes and does nothing else. *provider* is the load that asks the
+provider directly.
 """
 
 
 REST = """# Where the rest goes
 
-Where a goal is not met, this is what stands between; taken apart at 100 streams and 200 turns on a machine as above, with
-`perf record -e cpu-clock`, py-spy, `strace -c` and tracemalloc on the process of `--load N --server ours`.
+This is the cost that remains where a goal is not met. It was taken apart at 100 streams and 200 turns on a machine as above,
+with `perf record -e cpu-clock`, py-spy, `strace -c` and tracemalloc on the process of `--load N --server ours`.
 
-- **A token** costs the same system calls as the floor's, one read and one write (`tests/test_costs.py` holds that), and
-  one pass of the loop where the floor takes two: from the model's bytes to the reader's socket it is one call. In a loop
-  of its own that call takes 3.8 µs, of which to decode the chunk 1.7 and to write the frame 0.6. In the midst of a
-  hundred streams it takes three to four times that, as each token finds the caches full of something else, and so does
-  the kernel's part of it: at 40 streams the floor spends 9 µs in Python and 21 in the kernel, the service 19 and 27. The
-  beginning and the end of a turn are 6 to 10 µs of a token at 500 of them: a turn takes 3 to 5 ms where turns come one by
-  one, and less than 2 in a crowd, which shares its commits.
-- **A turn** is for a third LangGraph (its loop, its runner, its callbacks), for a quarter the model's call, most of it the
-  OpenAI client's way to send a request, and for a seventh the HTTP request; the writer and asyncpg have an eighth.
-- **The time to `start`** of a crowd is what 200 requests take one after the other on one core, about 0.15 ms each. What a
-  run does next waits until the others have had their `start`.
-- **A quiet stream** is a graph that waits in the middle of a node. Of its memory LangGraph, langchain-core and the tasks
-  and queues of asyncio that they make have 40 KiB, the connection to the provider (aiohttp, httpx2) 14, uvicorn 9, our own
-  rooms 16. So the goal could only be met if the graph did not run while the model speaks.
-- **The writer** sends 64 rows in one `executemany`; larger batches are no faster. Single rows wait for the disk's fsync
-  most: where that was fast the ratio was 3.4 to 4.9, where it was slow 6 to 9.
+- **A token** costs the same system calls as the floor's: one read and one write (`tests/test_costs.py` holds that). It takes
+  one pass of the event loop, the floor's takes two: the way from the model's bytes to the reader's socket is one call. In a
+  loop of its own that call takes 3.8 µs, of which 1.7 decode the chunk and 0.6 write the frame. Among a hundred streams it
+  takes three to four times that, because each token finds the caches filled by others. The kernel's part grows the same way:
+  at 40 streams the floor spends 9 µs in Python and 21 in the kernel, the service 19 and 27. The start and the end of a turn
+  are 6 to 10 µs of a token, at 500 tokens a turn: a turn takes 3 to 5 ms if turns come one by one, and less than 2 ms if
+  many come together and share commits.
+- **A turn** is one third LangGraph (its loop, its runner, its callbacks). One quarter is the model's call, mostly the way in
+  which OpenAI's client sends a request. One seventh is the HTTP request, and one eighth the writer and asyncpg.
+- **The time to `start`** of 200 requests that come together is the time of all of them in a row on one core, about 0.15 ms
+  each. The next step of a run waits until the others have their `start`.
+- **A quiet stream** is a graph that waits in the middle of a node. LangGraph, langchain-core and their asyncio tasks and
+  queues take 40 KiB of its memory, the connection to the provider (aiohttp, httpx2) 14, uvicorn 9, our own modules 16. So
+  the goal could only be met if no graph ran while the model writes.
+- **The writer** sends 64 rows in one `executemany`. Larger batches are no faster. Single rows wait mostly for the disk's
+  fsync: on a fast disk the ratio was 3.4 to 4.9, on a slow one 6 to 9.
 """
 
 
