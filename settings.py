@@ -11,6 +11,7 @@ T = TypeVar("T")
 
 VERSION = "0.1.0"  # the one place: pyproject.toml refers to it, and a test holds openapi.json to it
 DEFAULT_MODEL = "gpt-5.1"
+DEFAULT_DATA_DIR = Path(".data")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NOT_SHOWN = ("DATABASE_URL", "OPENAI_API_KEY", "JWT_PUBLIC_KEY")  # a private key may stand there by mistake
 
@@ -82,7 +83,7 @@ class Settings:
             return read(name, _within(float, 0.05, 86_400), default, "a number of seconds from 0.05 to 86400")
 
         database_url = read("DATABASE_URL", _url("postgresql", "postgres"), None, "a postgresql:// URL")
-        data_dir = read("DATA_DIR", Path, Path(".data"), "a folder")
+        data_dir = read("DATA_DIR", Path, DEFAULT_DATA_DIR, "a folder")
         settings = cls(
             database_url=database_url,
             migrate_at_start=read("MIGRATE_AT_START", _flag, default=True, what="1 or 0"),

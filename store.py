@@ -30,7 +30,7 @@ from chat import (
 )
 from storage.batched_reads import BatchedReads
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
-from storage.database import READ_BUDGET_S, SchemaError, StoreUnavailable, check_schema, connect, open_pool, where
+from storage.database import READ_BUDGET_S, SchemaError, StoreUnavailable, open_connection, open_pool, where
 from storage.journal import Journal
 from storage.pending import PendingTurns
 from storage.reader import Reader, ThreadExists, stored_run
@@ -45,7 +45,7 @@ from storage.statements import (
     progress_write,
     start_writes,
 )
-from storage.writer import BATCH_UNITS, DATABASE_FAULTS, GivenUp, QueueFull, Writer
+from storage.writer import BATCH_UNITS, GivenUp, QueueFull, Writer, within
 
 # The front door of storage/: these are its own, or come from there.
 __all__ = [
@@ -65,8 +65,10 @@ __all__ = [
     "UnsavedTurns",
     "Write",
     "item_of",
+    "open_connection",
     "open_store",
     "where",
+    "within",
 ]
 
 FOREVER = datetime.max  # noqa: DTZ901  # asyncpg's word for infinity
@@ -310,15 +312,9 @@ async def open_store(
 
     Raises StoreUnavailable, SchemaError, JournalError, and UnsavedTurns at the end.
     """
-    connection = await connect(dsn, connect_timeout_s)
-    try:
-        await check_schema(connection, migrates=migrate_at_start)
+    async with open_connection(dsn, connect_timeout_s, migrates=migrate_at_start) as connection:
         if journal_dir is not None:
             await replay(connection, journal_dir)
-    except DATABASE_FAULTS as error:
-        raise StoreUnavailable(f"the database at {where(dsn)} went away ({type(error).__name__})") from error
-    finally:
-        connection.terminate()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(dsn))
         journal = None

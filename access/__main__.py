@@ -1,55 +1,26 @@
-"""`python -m access add|list|revoke`: the API keys, on the database of the service, which may be running or not.
+"""`python -m access add|list|revoke`: the API keys, in the database of the service, which may be running or not.
 
-A key is shown once, and what is stored is a hash of it. Keys are revoked and never deleted.
+A key is shown once, and only a hash of it is stored.
 """
 
 import argparse
 import asyncio
 import os
-import secrets
 import sys
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 
-from access.callers import CACHE_S, DEFAULT_SCOPES, SCOPES, hash_of
+import asyncpg
+
+from access.callers import CACHE_S, DEFAULT_SCOPES, SCOPES
+from access.keys import ADD_KEY, LIST_KEYS, REVOKE_KEY, ApiKey
 from settings import Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, embedded_postgres
-from store import SchemaError, Statement, Store, StoreUnavailable, UnsavedTurns, open_store
+from store import SchemaError, StoreUnavailable, open_connection, within
 
 OWNER_CHARS = 255
-
-
-class KeyRow(NamedTuple):
-    key_id: str
-    secret_hash: bytes
-    owner: str
-    name: str
-    scopes: list[str]
-    expires_at: datetime | None
-
-
-ADD_KEY = Statement(
-    "add_key",
-    KeyRow,
-    """INSERT INTO access_keys (key_id, secret_hash, owner, name, scopes, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (key_id) DO NOTHING""",
-)
-
-
-class RevocationRow(NamedTuple):
-    key_id: str
-
-
-REVOKE_KEY = Statement(
-    "revoke_key",
-    RevocationRow,
-    "UPDATE access_keys SET revoked_at = coalesce(revoked_at, now()) WHERE key_id = $1",
-)
-
-LIST_KEYS = """SELECT key_id, owner, name, scopes, created_at, expires_at, CASE
-    WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired' ELSE 'good' END AS state
-FROM access_keys ORDER BY created_at, key_id"""
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 10.0
 
 
 def main() -> None:
@@ -68,8 +39,10 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         asyncio.run(_carry_out(arguments))
-    except (SettingsError, StoreUnavailable, SchemaError, UnsavedTurns, EmbeddedPostgresError, TimeoutError) as error:
-        sys.exit(f"{parser.prog}: {error or 'the database does not answer'}")
+    except (SettingsError, SchemaError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    except (StoreUnavailable, EmbeddedPostgresError) as error:
+        sys.exit(f"{parser.prog}: {error}; {_cure()}")
 
 
 def _printable(text: str) -> str:
@@ -105,52 +78,40 @@ def _end_date(text: str) -> datetime:
     return end
 
 
+def _cure() -> str:
+    if os.environ.get("DATABASE_URL"):
+        return "start the database, or set DATABASE_URL to the one of the service"
+    return "set DATABASE_URL if the service has one, and DATA_DIR if it has one"
+
+
 async def _carry_out(arguments: argparse.Namespace) -> None:
-    settings = Settings.from_env(os.environ)
-    async with AsyncExitStack() as stack:
-        dsn = settings.database_url
-        if dsn is None:
-            dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
-        store = await stack.enter_async_context(
-            open_store(
-                dsn,
-                queue_size=1,
-                queue_bytes=2**16,
-                connect_timeout_s=5,
-                drain_timeout_s=5,
-                migrate_at_start=settings.migrate_at_start,
-            )
-        )
-        match arguments.command:
-            case "add":
-                await _add(store, arguments)
-            case "revoke":
-                await _revoke(store, arguments.key_id)
-            case _:
-                await _list(store)
+    match arguments.command:
+        case "add":
+            await _add(arguments)
+        case "revoke":
+            await _revoke(arguments.key_id)
+        case _:
+            await _list()
 
 
-async def _add(store: Store, arguments: argparse.Namespace) -> None:
-    key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
-    key = ADD_KEY(key_id, hash_of(secret), arguments.owner, arguments.name, arguments.scopes, arguments.expires)
-    async with asyncio.timeout(10):
-        await store.write("access_keys", [key])
-    end = f", until {_utc(arguments.expires)}" if arguments.expires else ""
-    _tell(f"The key {key_id} of {arguments.owner} ({', '.join(arguments.scopes)}{end}). It is not shown again:")
-    print(f"ds_{key_id}_{secret}")  # noqa: T201  # what the command is for
+async def _add(arguments: argparse.Namespace) -> None:
+    key = ApiKey.new()
+    scopes, expires_at = arguments.scopes, arguments.expires
+    await _fetch(ADD_KEY, key.key_id, key.secret_hash, arguments.owner, arguments.name, scopes, expires_at)
+    end = f", until {_utc(expires_at)}" if expires_at else ""
+    _tell(f"The key {key.key_id} of {arguments.owner} ({', '.join(scopes)}{end}). It is not shown again:")
+    print(key)  # noqa: T201  # the purpose of the command
 
 
-async def _revoke(store: Store, key_id: str) -> None:
-    if not any(row["key_id"] == key_id for row in await store.fetch(LIST_KEYS)):
+async def _revoke(key_id: str) -> None:
+    if not await _fetch(REVOKE_KEY, key_id):
         sys.exit(f"There is no key {key_id}; see python -m access list.")
-    async with asyncio.timeout(10):
-        await store.write("access_keys", [REVOKE_KEY(key_id)])
     _tell(f"The key {key_id} is revoked; a service that has just seen it refuses it within {CACHE_S:.0f} seconds.")
 
 
-async def _list(store: Store) -> None:
+async def _list() -> None:
     rows = [("KEY", "STATE", "SCOPES", "CREATED", "EXPIRES", "OWNER", "NAME")]
-    for key in await store.fetch(LIST_KEYS):
+    for key in await _fetch(LIST_KEYS):
         end = _utc(key["expires_at"]) if key["expires_at"] else "-"
         scopes = ",".join(key["scopes"])
         rows.append(
@@ -159,6 +120,21 @@ async def _list(store: Store) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
+
+
+async def _fetch(sql: str, *arguments: object) -> list[asyncpg.Record]:
+    """One statement in the service's database: the one at DATABASE_URL, or else the embedded one in DATA_DIR."""
+    settings = Settings.from_env(os.environ)
+    async with AsyncExitStack() as stack:
+        dsn = settings.database_url
+        if dsn is None:
+            is_new = not (settings.data_dir / "postgres").exists()
+            dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
+            if is_new:
+                _tell(f"DATABASE_URL is not set: this is a new embedded database in {settings.data_dir.resolve()}.")
+        database = open_connection(dsn, CONNECT_TIMEOUT_S, migrates=settings.migrate_at_start)
+        connection = await stack.enter_async_context(database)
+        return await within(COMMAND_TIMEOUT_S, connection, connection.fetch(sql, *arguments))
 
 
 def _utc(time: datetime) -> str:

@@ -12,22 +12,25 @@ the service was open.
 """
 
 import asyncio
-import hashlib
 import hmac
 import logging
 import re
 import secrets
+import shlex
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import asyncpg
 
 from access.jwts import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
+from access.keys import HAS_KEYS, IS_GOOD, READ_KEYS, ApiKey, hash_of
 from chat import Refusal, Supervise, unsupervised
-from settings import Settings, SettingsError
+from settings import DEFAULT_DATA_DIR, Settings, SettingsError
 from store import BatchedReads, StoreUnavailable
 
 log = logging.getLogger("draftstream.callers")
@@ -36,7 +39,6 @@ Scope = Literal["chat", "read", "admin"]
 SCOPES: Sequence[Scope] = ("chat", "read", "admin")
 DEFAULT_SCOPES: Sequence[Scope] = ("chat", "read")  # of a new key, and of a JWT without a `scope`
 
-KEY = re.compile(r"ds_([0-9a-f]{12})_([0-9a-f]{64})")
 BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6750, section 2.1
 NO_HASH = bytes(32)  # what a secret is compared with where there is no such key
 
@@ -103,23 +105,14 @@ ANONYMOUS = Caller("anonymous", frozenset(SCOPES))
 # The statements. Tokens are written on the pool and not through the writer: a redemption needs its answer, and neither
 # should take a place in the queue from what people have said.
 
-IS_CLOSED = "SELECT EXISTS (SELECT FROM access_keys) AS closed"
-
-# One row for each of the keys, empty for one that is not there.
-READ_KEYS = """SELECT secret_hash, owner, scopes, extract(epoch FROM expires_at)::float8 AS expires_at,
-    revoked_at IS NULL AND coalesce(expires_at > now(), true) AS is_good
-FROM unnest($1::text[]) WITH ORDINALITY AS asked (key_id, place) LEFT JOIN access_keys USING (key_id)
-ORDER BY place"""
-
 # With it go some old ones: those that another process is just deleting are left to it.
 ADD_TOKEN = """WITH old AS (DELETE FROM stream_tokens WHERE hash IN (
     SELECT hash FROM stream_tokens WHERE expires_at < now() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED))
 INSERT INTO stream_tokens (hash, owner, scopes, key_id, expires_at)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))"""  # noqa: S105  # a statement
 
-# Not EXISTS, which beside an OR reads the whole table.
-KEY_IS_GOOD = """(t.key_id IS NULL OR (SELECT k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true)
-    FROM access_keys k WHERE k.key_id = t.key_id))"""
+# A token dies with the key that it was made with. Not EXISTS, which beside an OR reads the whole table.
+KEY_IS_GOOD = f"(t.key_id IS NULL OR (SELECT {IS_GOOD} FROM access_keys k WHERE k.key_id = t.key_id))"  # noqa: S608  # our own text
 
 # One use: of two that come at once, the second waits for the first one's commit, and then finds it redeemed.
 REDEEM_TOKEN = f"""UPDATE stream_tokens t SET redeemed_at = now(), expires_at = now() + make_interval(secs => $2)
@@ -184,18 +177,18 @@ class Access:
         bearer = BEARER.fullmatch(authorization)
         if bearer is None:
             raise Unauthorized
-        if (key := KEY.fullmatch(bearer[1])) is not None:
-            return await self._by_key(*key.groups())
+        if (key := ApiKey.parse(bearer[1])) is not None:
+            return await self._by_key(key)
         return await self._by_jwt(bearer[1])
 
-    async def _by_key(self, key_id: str, secret: str) -> Caller:
-        whole = hashlib.sha256(f"{key_id} {secret}".encode()).digest()
+    async def _by_key(self, key: ApiKey) -> Caller:
+        whole = key.whole_hash
         now = self._loop.time()
         known = self._known.get(whole)
         if known is not None and now < known.fresh_until and not _is_over(known.caller):
             return known.caller
         try:
-            row = await self._keys.read(key_id)
+            row = await self._keys.read(key.key_id)
         except StoreUnavailable:
             if known is None or now > known.checked_at + OUTAGE_S or _is_over(known.caller):
                 raise
@@ -203,11 +196,11 @@ class Access:
             return known.caller
         is_there = row["secret_hash"] is not None
         self._closed = self._closed or is_there
-        matches = hmac.compare_digest(row["secret_hash"] if is_there else NO_HASH, hash_of(secret))
+        matches = hmac.compare_digest(row["secret_hash"] if is_there else NO_HASH, key.secret_hash)
         self._known.pop(whole, None)
         if not is_there or not matches or not row["is_good"]:
             raise Unauthorized
-        caller = Caller(row["owner"], frozenset(row["scopes"]), row["expires_at"], key_id)
+        caller = Caller(row["owner"], frozenset(row["scopes"]), row["expires_at"], key.key_id)
         while len(self._known) >= CACHED_KEYS:
             del self._known[next(iter(self._known))]
         self._known[whole] = KnownKey(caller, now, now + CACHE_S)
@@ -274,10 +267,6 @@ class Access:
         log.info("access: closed, as there is an API key now")
 
 
-def hash_of(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
-
-
 def _is_over(caller: Caller) -> bool:
     return caller.expires_at is not None and caller.expires_at <= time.time()
 
@@ -288,8 +277,8 @@ def _scopes_of(identity: Identity) -> frozenset[str]:
 
 
 async def _is_closed(fetch: Fetch) -> bool:
-    [row] = await fetch(IS_CLOSED)
-    return bool(row["closed"])
+    [row] = await fetch(HAS_KEYS)
+    return bool(row["has_keys"])
 
 
 @asynccontextmanager
@@ -306,29 +295,55 @@ async def open_access(
         resume_s = settings.run_timeout_s + RESUME_S
         access = Access(fetch, provider=provider, closed=closed, resume_s=resume_s)
         stack.push_async_callback(access.looked)
-        if not access.is_open:
-            if provider is None:
-                log.info("access: API keys")
-            else:
-                log.info("access: API keys, and JWTs of %s", provider.issuer)
-        elif only_loopback or settings.allow_anonymous:
-            log.warning(
-                "access: OPEN, everyone who reaches this address may do everything (python -m access add --owner NAME)"
-            )
-        elif only_loopback is None:
-            raise SettingsError(
-                "this server does not tell at which address it listens, so the service might be open to everyone; set "
-                "ALLOW_ANONYMOUS=1 if that is meant, or add a key (python -m access add --owner NAME)"
-            )
+        if access.is_open:
+            _check_open(settings, only_loopback=only_loopback)
+        elif provider is None:
+            log.info("access: API keys")
         else:
-            raise SettingsError(
-                "it would be open to everyone who can reach its address; add a key (python -m access add --owner "
-                "NAME), configure JWT_JWKS_URL, listen on 127.0.0.1, or set ALLOW_ANONYMOUS=1"
-            )
+            log.info("access: API keys, and JWTs of %s", provider.issuer)
         if access.is_open:
             watching = asyncio.create_task(supervise("first_key", access.watch_for_the_first_key), name="first_key")
             stack.push_async_callback(_cancelled, watching)
         yield access
+
+
+def _check_open(settings: Settings, *, only_loopback: bool | None) -> None:
+    """Raises SettingsError where an open service may not start."""
+    command, paths = command_to_add_a_key(settings)
+    if only_loopback or settings.allow_anonymous:
+        line = f"access: OPEN, everyone who reaches this address may do everything; to close it, add a key ({command})"
+        log.warning(line, *paths)
+        return
+    add_a_key = f"add a key ({command % tuple(paths)})"
+    if only_loopback is None:
+        raise SettingsError(
+            "this server does not tell at which address it listens, so the service might be open to everyone; set "
+            f"ALLOW_ANONYMOUS=1 if that is meant, or {add_a_key}"
+        )
+    raise SettingsError(
+        f"it would be open to everyone who can reach its address; {add_a_key}, configure JWT_JWKS_URL, listen on "
+        "127.0.0.1, or set ALLOW_ANONYMOUS=1"
+    )
+
+
+def command_to_add_a_key(settings: Settings) -> tuple[str, Sequence[Path]]:
+    """The command as it works in a shell that stands in this process's folder: a template of a log line, and its paths.
+
+    The log shows paths, and no other text of several words that is not a template's.
+    """
+    root, python = Path(__file__).resolve().parent.parent, Path(sys.executable)
+    command, paths = "", []
+    if Path.cwd() != root:
+        command, paths = "cd %s && ", [root]
+    elif python.is_relative_to(root):
+        python = python.relative_to(root)  # .venv/bin/python, after make run
+    if settings.database_url is not None:
+        command += "DATABASE_URL=… "  # not shown, as it has a password
+    elif paths or settings.data_dir != DEFAULT_DATA_DIR:
+        command += "DATA_DIR=%s "
+        paths.append(settings.data_dir.resolve())
+    quoted = [Path(shlex.quote(str(path))) for path in (*paths, python)]
+    return f"{command}%s -m access add --owner NAME", quoted
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

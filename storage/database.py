@@ -111,6 +111,19 @@ async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
 
 
 @asynccontextmanager
+async def open_connection(dsn: str, wait_s: float, *, migrates: bool) -> AsyncIterator[asyncpg.Connection]:
+    """One connection to a database with this service's schema. Raises StoreUnavailable, SchemaError."""
+    connection = await connect(dsn, wait_s)
+    try:
+        await check_schema(connection, migrates=migrates)
+        yield connection
+    except DATABASE_FAULTS as error:
+        raise StoreUnavailable(f"the database at {where(dsn)} went away ({type(error).__name__})") from error
+    finally:
+        connection.terminate()
+
+
+@asynccontextmanager
 async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
     """Connections for reads, made when they are needed."""
     pool = asyncpg.create_pool(dsn, min_size=0, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S)

@@ -25,9 +25,11 @@ from openai_server import OpenAIServer, echo, finish, text, tool, wait
 from sse_client import chat, request
 
 from access import callers as room
-from access.__main__ import ADD_KEY, REVOKE_KEY, _end_date
-from access.callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized
+from access.__main__ import _end_date
+from access.callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized, command_to_add_a_key
+from access.keys import ADD_KEY, READ_KEYS, REVOKE_KEY
 from asgi_app import ROUTES, Who
+from settings import Settings
 from store import Store, StoreUnavailable
 
 Start = Callable[..., Service]
@@ -82,12 +84,12 @@ def new_key(
     """What `python -m access add` does, without its process; that has tests of its own."""
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
     secret_hash = hashlib.sha256(secret.encode()).digest()
-    execute(database_url, ADD_KEY.sql, key_id, secret_hash, owner, "", list(scopes), expires_at)
+    execute(database_url, ADD_KEY, key_id, secret_hash, owner, "", list(scopes), expires_at)
     return Key(key_id, f"ds_{key_id}_{secret}")
 
 
 def revoke(database_url: str, key: Key) -> None:
-    execute(database_url, REVOKE_KEY.sql, key.key_id)
+    execute(database_url, REVOKE_KEY, key.key_id)
 
 
 def send(service: Service, method: str, path: str, headers: dict[str, str], body: Any = None) -> requests.Response:
@@ -353,6 +355,47 @@ def test_the_first_key_works_at_once(service: Start, database_url: str) -> None:
     assert send(running, "GET", "/api/threads", {}).status_code == 401
 
 
+def test_the_line_that_tells_how_to_close_the_service_works_as_written(service: Start, database_url: str) -> None:
+    running = service()
+    [line] = re.findall(r"access: OPEN, .*; to close it, add a key \((.+)\)", running.log)
+    line = line.replace("DATABASE_URL=… ", "").replace("NAME", "acme")
+    env = {"PATH": os.defpath, "DATABASE_URL": database_url}  # without the Python of the tests
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    headers = {"Authorization": f"Bearer {done.stdout.strip()}"}
+    assert send(running, "GET", "/api/threads", headers).status_code == 200
+
+
+def command_told(env: dict[str, str]) -> str:
+    template, paths = command_to_add_a_key(Settings.from_env(env))
+    return template % tuple(paths)
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "python", "line"),
+    [
+        (".data", ROOT / ".venv/bin/python", ".venv/bin/python -m access add --owner NAME"),
+        (".data", Path("/usr/bin/python3"), "/usr/bin/python3 -m access add --owner NAME"),
+        ("/a b", ROOT / ".venv/bin/python", "DATA_DIR='/a b' .venv/bin/python -m access add --owner NAME"),
+    ],
+)
+def test_that_line_is_for_the_embedded_database_and_the_python_that_there_is(
+    monkeypatch: pytest.MonkeyPatch, data_dir: str, python: Path, line: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert command_told({"DATA_DIR": data_dir}) == line
+
+
+def test_from_another_folder_that_line_goes_there_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    told = command_told({})
+    assert told == f"cd {ROOT} && DATA_DIR={tmp_path}/.data /usr/bin/python3 -m access add --owner NAME"
+    with_url = command_told({"DATABASE_URL": "postgresql://user:secret@db/x"})
+    assert with_url == f"cd {ROOT} && DATABASE_URL=… /usr/bin/python3 -m access add --owner NAME"
+
+
 UVICORN = ["-m", "uvicorn", "asgi_app:app", "--ws", "none"]
 
 
@@ -365,7 +408,7 @@ def test_an_open_service_refuses_to_start_where_others_reach_it(line: list[str],
     assert done.returncode == 3
     [says] = [told for told in done.stderr.splitlines() if "can't start" in told]
     assert "ALLOW_ANONYMOUS" in says
-    assert "python -m access add" in says
+    assert "-m access add --owner NAME" in says
     assert "Traceback" not in done.stderr
 
 
@@ -395,7 +438,7 @@ def test_a_file_descriptor_counts_as_an_address_that_others_reach(database_url: 
         done = subprocess.run(
             line, cwd=ROOT, env=env, pass_fds=[listening.fileno()], capture_output=True, text=True, timeout=60
         )
-    assert "can't start: it would be open" in done.stderr
+    assert "can't start: this server does not tell at which address it listens" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -466,6 +509,7 @@ def test_the_command_says_when_the_database_is_away() -> None:
     done = command("list", database_url=f"postgresql://user:secret@127.0.0.1:{free_port()}/x")
     assert done.returncode == 1
     assert "can't use the database at 127.0.0.1" in done.stderr
+    assert "start the database, or set DATABASE_URL to the one of the service" in done.stderr
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
 
@@ -496,7 +540,7 @@ def closed_access(link: Link) -> Access:
 async def stored_key(store: Store, owner: str = "a", *, expires_at: datetime | None = None) -> Key:
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
     secret_hash = hashlib.sha256(secret.encode()).digest()
-    await store.write("access_keys", [ADD_KEY(key_id, secret_hash, owner, "", ["chat"], expires_at)])
+    await store.fetch(ADD_KEY, key_id, secret_hash, owner, "", ["chat"], expires_at)
     return Key(key_id, f"ds_{key_id}_{secret}")
 
 
@@ -550,7 +594,7 @@ async def test_a_revoked_key_dies_when_it_is_looked_up_again(store: Store, monke
     access = closed_access(Link(store))
     key = await stored_key(store)
     await access.caller(f"Bearer {key.key}")
-    await store.write("access_keys", [REVOKE_KEY(key.key_id)])
+    await store.fetch(REVOKE_KEY, key.key_id)
     await access.caller(f"Bearer {key.key}")
     later(access, room.CACHE_S)
     for _ in range(2):
@@ -766,7 +810,7 @@ async def test_an_open_service_has_one_caller(store: Store) -> None:
 @pytest.mark.anyio
 async def test_the_statements_use_an_index(store: Store) -> None:
     for sql, values in (
-        (room.READ_KEYS, ["'{k}'::text[]"]),
+        (READ_KEYS, ["'{k}'::text[]"]),
         (room.REDEEM_TOKEN, ["'\\x00'::bytea", "1"]),
         (room.RESUME_TOKEN, ["'\\x00'::bytea", "'r'"]),
         (room.ADD_TOKEN, ["'\\x00'::bytea", "'o'", "'{}'::text[]", "NULL", "60"]),

@@ -15,7 +15,6 @@ import pytest
 from fault_proxy import FaultProxy
 
 import store as store_room
-from access import __main__ as access_command
 from access import shared_limits
 from chat import Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
 from storage import checkpoints, reads, writer
@@ -334,7 +333,7 @@ def statements_of(module: ModuleType) -> list[Statement[...]]:
     return [value for value in [*values, *chain(*groups)] if isinstance(value, Statement)]
 
 
-WITH_STATEMENTS = (sql_statements, checkpoints, writer, thread_statements, shared_limits, access_command)
+WITH_STATEMENTS = (sql_statements, checkpoints, writer, thread_statements, shared_limits)
 ALL_STATEMENTS = {statement for module in WITH_STATEMENTS for statement in statements_of(module)}
 
 
