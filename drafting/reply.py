@@ -17,7 +17,7 @@ from drafting.arguments import ArgumentsDecoder, BrokenArguments
 from drafting.text import storable
 from drafting.tools import EDIT, WRITE, Documents, ToolError, parse_edits
 
-TITLE_CHARS = 200
+DOCUMENT_TITLE_CHARS = 200
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # OpenAI refuses other names of functions
 
 
@@ -179,7 +179,7 @@ class Reply:
         if "title" not in call.decoder.strings:
             return  # the model writes the content first, and only the title says which document this is
         if call.doc is None:
-            title = storable(" ".join(call.decoder.strings["title"].split())[:TITLE_CHARS]) or "Untitled"
+            title = storable(" ".join(call.decoder.strings["title"].split())[:DOCUMENT_TITLE_CHARS]) or "Untitled"
             doc_id, version = self._documents.place(title)
             call.doc = (self._take_item(), doc_id, title, version)
         item, doc_id, title, version = call.doc
