@@ -21,8 +21,7 @@ from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
 from runs.sse import EventId
 from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError
-from storage.journal import JournalError
-from store import SchemaError, StoreUnavailable, UnsavedTurns
+from store import JournalError, SchemaError, StoreUnavailable, UnsavedTurns
 from telemetry import logs, tracing
 from telemetry.supervision import GaveUp
 from web import fields

@@ -31,7 +31,7 @@ from chat import (
 from storage.batched_reads import BatchedReads
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.database import READ_BUDGET_S, SchemaError, StoreUnavailable, open_connection, open_pool, where
-from storage.journal import Journal
+from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns
 from storage.reader import Reader, ThreadExists, stored_run
 from storage.reads import ITEMS_OF_THREAD, item_of
@@ -56,6 +56,7 @@ __all__ = [
     "PUT_TASK_WRITE",
     "REPLACE_TASK_WRITE",
     "BatchedReads",
+    "JournalError",
     "QueueFull",
     "SchemaError",
     "Statement",

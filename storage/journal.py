@@ -1,7 +1,7 @@
-"""The journal: records on a lasting volume, for the time in which the database can't take them.
+"""The journal: records on a durable volume, for the time in which the database can't take them.
 
-One file a process, which it holds locked; a file that can be locked is an orphan, left by a process that is gone. A
-record is durable once `append` has returned. It knows bytes, not what they mean.
+Each process has one file, and holds it locked. A file that can be locked is an orphan: its process is gone. A record is
+durable once `append` has returned. This module does not interpret the bytes of a record; recovery.py does.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from pathlib import Path
 
 log = logging.getLogger("draftstream.journal")
 
-# Before each record: a mark to find the next one by, the record's length and CRC, and the CRC of these.
+# Before each record: a mark by which the next record is found, the record's length and CRC, and the CRC of these.
 HEADER = struct.Struct("<4sIII")
 MARK = b"DSJ1"
 
 
 class JournalError(RuntimeError):
-    """The journal's folder can't be used; one line says why."""
+    """The journal's folder can't be used; the message is one line."""
 
 
 class Journal:
-    """The file of this process. A record stays until it is settled: until the database has it, too."""
+    """The file of this process. A record is settled when the database has it, too; it is needed until then."""
 
     def __init__(self, folder: Path) -> None:
         """Raises JournalError."""
@@ -48,7 +48,7 @@ class Journal:
         return f"<Journal {self._path.name}, {len(self.unsettled)} records unsettled>"
 
     async def append(self, key: str, record: bytes) -> None:
-        """Raises OSError; then the record is not in it."""
+        """Raises OSError; then the record is not in the file."""
         header = struct.pack("<4sII", MARK, len(record), zlib.crc32(record))
         framed = header + struct.pack("<I", zlib.crc32(header)) + record
         async with self._one_at_a_time:
@@ -57,7 +57,7 @@ class Journal:
 
     def _write(self, framed: bytes) -> None:
         if not self.unsettled:
-            self._size = 0  # nobody needs what is in it
+            self._size = 0  # every record in it is settled
         try:
             os.ftruncate(self._file, self._size)
             written = 0
@@ -74,7 +74,7 @@ class Journal:
         self.unsettled.discard(key)
 
     def close(self) -> None:
-        """What is unsettled stays for the next start."""
+        """Unsettled records stay for the next start."""
         if not self.unsettled:
             self._path.unlink(missing_ok=True)
         os.close(self._file)
@@ -82,7 +82,7 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a journal's file holds: whole records, in order; what was damaged; and the bytes of a torn tail."""
+    """A journal's file: its whole records in order, its damaged bytes, and the length of a torn tail."""
 
     records: list[bytes]
     damaged: list[bytes]
@@ -90,7 +90,7 @@ class Contents:
 
     @classmethod
     def read(cls, data: bytes) -> "Contents":
-        """A record that was being appended when the process died is a torn tail, and was never acknowledged."""
+        """The process died while it appended the record of a torn tail, which was never acknowledged."""
         records: list[bytes] = []
         damaged: list[bytes] = []
         place = 0
@@ -117,9 +117,9 @@ class Contents:
 
 @contextmanager
 def orphan(path: Path) -> Iterator[Contents | None]:
-    """A journal whose process is gone, held locked; None if it is in use. Leaving without an error removes it.
+    """The contents of a journal, held locked; None if its process is alive. Leaving without an error removes the file.
 
-    What was damaged is set aside in a file beside it.
+    Damaged bytes are set aside in a file beside it.
     """
     try:
         file = path.open("rb")
@@ -148,7 +148,7 @@ def orphans(folder: Path) -> list[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the file's name is durable, too."""
+    """Make the file's name durable, too."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The statements that run on the pool, and the form of an item that is read."""
+"""The statements that storage/ runs on the pool, and the form of an item that is read."""
 
 from typing import cast
 
@@ -6,13 +6,12 @@ import asyncpg
 
 from chat import StoredItem
 
-# Of the thread's runs, or of some of them.
 ITEMS_OF_THREAD = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
 FROM thread_items WHERE owner = $1 AND thread_id = $2"""
 READ_ITEMS = f"{ITEMS_OF_THREAD} ORDER BY seq, item"
 READ_ITEMS_OF = f"{ITEMS_OF_THREAD} AND seq = ANY($3::bigint[]) ORDER BY seq, item"
 
-# From the run $1 back to the nearest one that left a state, oldest first; that one comes first, if there is one.
+# From the run $1 back to the nearest run that left a state, oldest first. If no run did, back to the first run.
 READ_LOST = """WITH RECURSIVE line AS (
     SELECT run_id, parent_run_id, checkpoint_id, seq FROM runs WHERE run_id = $1
   UNION ALL
@@ -26,9 +25,9 @@ FROM runs r WHERE owner = $1 AND """
 READ_RUN_BY_ID = READ_RUN + "run_id = $2"
 READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
 
-# What must be known of threads before a run of each may start, in a few looks at unique indexes: the run in progress,
-# which can only be the newest; the run that the new one goes on from, the thread's head or the one that left the state
-# in $4; and which state was stored last. One row for each of the threads, empty for one that is not there.
+# The heads of threads, by unique indexes alone. Of each thread: the run in progress, which can only be the newest; the
+# run that a new run goes on from, which is the head or left the state in $4; and the state that was stored last. Each
+# thread that was asked for has one row, which is empty if the thread is not there.
 READ_HEADS = """SELECT t.last_seq, parent.run_id AS parent_run_id, parent.checkpoint_id,
     (SELECT run_id FROM runs r WHERE r.owner = asked.owner AND r.thread_id = asked.thread_id AND r.seq = t.last_seq
         AND in_progress(r)) AS running,
@@ -43,8 +42,8 @@ LEFT JOIN runs parent ON parent.run_id = CASE WHEN asked.checkpoint_id IS NULL T
 ORDER BY place"""
 
 
-# Where a run of the journal belongs: how far its thread is, what is known of the run and of its branch, and whether one
-# of them was deleted.
+# The place of a journaled run: its thread's last seq, the run's status, and whether its branch is there, one of the two
+# was deleted, or another run has its idempotency key.
 READ_PLACE = """SELECT
     (SELECT coalesce(max(seq), 0) FROM runs WHERE owner = $1 AND thread_id = $2) AS last_seq,
     (SELECT status FROM runs WHERE run_id = $3) AS status,
@@ -52,11 +51,12 @@ READ_PLACE = """SELECT
     EXISTS (SELECT 1 FROM deleted_runs WHERE run_id IN ($3, $4)) AS deleted,
     EXISTS (SELECT 1 FROM runs WHERE owner = $1 AND idempotency_key = $5 AND run_id <> $3) AS key_is_taken"""
 
-# A new thread $4 out of the history of the thread's run $3.
+# A new thread $4 of the history of the thread's run $3.
 FORK_THREAD = "SELECT fork_thread($1, $2, $3, $4)"
 
 
 def item_of(row: asyncpg.Record) -> StoredItem:
+    """The item of a row of ITEMS_OF_THREAD; a message has no fields of a document."""
     item = dict(row)
     if item["type"] == "message":
         del item["doc_id"], item["title"], item["version"]

@@ -1,8 +1,8 @@
-"""Turns in the journal: how one is written down, and how it comes back into the database at the next start.
+"""Turns in the journal: the form of their records, and their way back into the database at the next start.
 
-Each is put where it belongs, once, however often that is tried. Where its thread has moved on meanwhile it becomes a
-branch of it, and the thread's head stays where it is; nothing is overwritten, and neither remembers what the other
-said. One that was deleted with its thread stays away.
+A turn is put in its place once, however often that is tried. If its thread has moved on meanwhile, the turn becomes a
+branch of the thread. Then the thread's head stays, nothing is overwritten, and neither branch remembers the other. A
+turn whose thread was deleted is left out.
 """
 
 import hashlib
@@ -36,20 +36,21 @@ from storage.writer import CONFLICTS, is_refused_content
 
 log = logging.getLogger("draftstream.recovery")
 
-WHATEVER = 2**62  # code points
-ATTEMPTS = 10  # each lost to another run of the same thread, on another process
-Outcome = Literal["put back", "were there already", "put back as branches", "were deleted"]
-TOLD: Mapping[str, str] = {
+ANY_LENGTH = 2**62  # code points
+ATTEMPTS = 10  # an attempt fails when another process begins a run of the same thread
+Outcome = Literal["put back", "were there already", "put back as branches", "were deleted", "set aside"]
+LOG_LINES: Mapping[Outcome, str] = {
     "put back": "%s: %d turns put back",
     "were there already": "%s: %d turns were there already",
     "put back as branches": "%s: %d turns put back as branches of threads that had moved on",
     "were deleted": "%s: %d turns of threads that were deleted since",
     "set aside": "%s: %d records set aside, as they can't be put back",
 }
-BRANCHES = uuid.UUID("0f3c1a52-7d0c-4f0b-9d55-6f7f0f7b6a3e")  # names a branch after its run
+BRANCHES = uuid.UUID("0f3c1a52-7d0c-4f0b-9d55-6f7f0f7b6a3e")  # the id of a branch is made of its run's, by this
 
 
-# A record of version 0.1.0 holds each checkpoint's statement as SQL, and its row as a list. By the SHA-256 of that SQL:
+# A record of version 0.1.0 holds a statement as SQL, and its row as a list. This names the statements by the SHA-256 of
+# that SQL.
 STATEMENTS_BY_SQL: Mapping[str, Statement[...]] = {
     "1d8d1c45440667e1360202da7d28bdd542b3911905ed396ff719ae24e6f607ba": PUT_BLOB,
     "c0dd7c47653b9238ecb33117e414fc898999e8d6f32cbe885388c4afc209cff6": PUT_CHECKPOINT,
@@ -59,7 +60,7 @@ STATEMENTS_BY_SQL: Mapping[str, Statement[...]] = {
 
 
 class UnknownStatement(ValueError):
-    """A record holds a write that is none of ours, so it is not executed."""
+    """A record names a statement that this version does not know, or holds SQL. It must not be executed."""
 
     def __init__(self, statement: object) -> None:
         super().__init__(f"this version knows no statement {str(statement)[:60]!r}")
@@ -108,26 +109,28 @@ def _write_of(name: str, row: dict[str, Any] | list[Any]) -> Write:
 async def replay(connection: asyncpg.Connection, folder: Path) -> None:
     """Put back the turns of every journal in the folder whose process is gone.
 
-    Raises what the database raises when it goes away; then the rest stays where it is.
+    Raises the database's error when it goes away; then the remaining journals stay.
     """
     for path in orphans(folder):
         with orphan(path) as contents:
             if contents is None:
                 continue
-            outcomes: Counter[str] = Counter()
-            for record in contents.records:
-                try:
-                    outcomes[await _put_back(connection, JournaledTurn.decode(record))] += 1
-                except (ValueError, TypeError, KeyError, asyncpg.PostgresError) as error:
-                    if isinstance(error, asyncpg.PostgresError) and not is_refused_content(error):
-                        raise
-                    if isinstance(error, UnknownStatement):
-                        log.error("%s: a turn can't be put back: %s", path.name, error)
-                    outcomes["set aside"] += 1
-                    with path.with_suffix(".damaged").open("ab") as aside:
-                        aside.write(record)
+            outcomes = Counter([await _replay_record(connection, record, path) for record in contents.records])
             for outcome, count in outcomes.items():
-                log.warning(TOLD[outcome], path.name, count)
+                log.warning(LOG_LINES[outcome], path.name, count)
+
+
+async def _replay_record(connection: asyncpg.Connection, record: bytes, path: Path) -> Outcome:
+    try:
+        return await _put_back(connection, JournaledTurn.decode(record))
+    except (ValueError, TypeError, KeyError, asyncpg.PostgresError) as error:
+        if isinstance(error, asyncpg.PostgresError) and not is_refused_content(error):
+            raise
+        if isinstance(error, UnknownStatement):
+            log.error("%s: a turn can't be put back: %s", path.name, error)
+        with path.with_suffix(".damaged").open("ab") as aside:
+            aside.write(record)
+        return "set aside"
 
 
 async def _put_back(connection: asyncpg.Connection, turn: JournaledTurn) -> Outcome:
@@ -156,8 +159,8 @@ async def _attempt(connection: asyncpg.Connection, turn: JournaledTurn) -> Outco
             run = replace(run, seq=place["last_seq"] + 1, run_id=branch_id if status else run.run_id)
         if place["key_is_taken"]:
             run = replace(run, idempotency_key=None, fingerprint=None)
-        # What it went on from is as it was when it was acknowledged, whatever was saved of that since.
-        run = replace(run, lost=[(run_id, WHATEVER) for run_id, _ in run.lost])
+        # The turn was acknowledged after the runs that it goes on from, however much was saved of them since.
+        run = replace(run, lost=[(run_id, ANY_LENGTH) for run_id, _ in run.lost])
         writes = [
             *start_writes(run, leads=not moved_on),
             *end_writes(replace(turn.ended, started=run)),
@@ -169,10 +172,10 @@ async def _attempt(connection: asyncpg.Connection, turn: JournaledTurn) -> Outco
 
 
 def on_their_own(checkpoints: Sequence[Write], branch_id: str) -> list[Write]:
-    """The writes of a turn, less what they share with a turn that went on from the same state.
+    """The writes of a turn that becomes a branch, on a copy of the state that it started from.
 
-    LangGraph stores what a turn adds with the state that it started from, where all that went on from there would read
-    it. So the turn gets a copy of that state for its own, with an id that sorts beside it.
+    LangGraph stores the values that a turn adds with the state that the turn started from. Every other turn that went
+    on from this state would read them. So the turn gets a copy of the state, with an id that sorts beside it.
     """
     put = {row.checkpoint_id for _, row in checkpoints if isinstance(row, CheckpointRow)}
     copies: dict[str | None, str] = {}

@@ -22,7 +22,7 @@ class ThreadRow(NamedTuple):
     head_run_id: str | None
 
 
-# The next message goes on from this run, unless `head_run_id` is None.
+# The run becomes the thread's head, from which the next message goes on, unless `head_run_id` is None.
 PUT_THREAD = Statement(
     "put_thread",
     ThreadRow,
@@ -50,8 +50,8 @@ class StartRow(NamedTuple):
     lease_s: float = LEASE_S
 
 
-# The run's row is the claim on its thread: a second one for the same place in the thread is refused. A run whose
-# process has not renewed its lease for LEASE_S is over, and its thread is free.
+# The run's row claims its thread: a second row for the same place in the thread is refused. If the lease is not renewed
+# for LEASE_S, the run is over and its thread is free.
 START_RUN = Statement(
     "start_run",
     StartRow,
@@ -93,9 +93,9 @@ class PiecesRow(NamedTuple):
     versions: list[int | None]
 
 
-# Only of runs that are still running: a process that slept through its lease brings its pieces too late. The lock makes
-# whoever interrupts a run wait for a piece that is on its way. Not batchable: the pieces of many threads come after the
-# starts and before the ends that were queued around them.
+# Only pieces of runs that are still running are stored: a process that slept through its lease brings them too late.
+# The lock makes interrupt_run wait for a piece that is on its way. Not batchable, as the pieces are of many threads:
+# they come after the starts and before the ends that were queued around them.
 PUT_PIECES = Statement(
     "put_pieces",
     PiecesRow,
@@ -125,7 +125,7 @@ class InterruptedRow(NamedTuple):
     known: int
 
 
-# The thread moves on from a run whose process ended, and of which `known` code points are known.
+# The thread moves on from a run whose process ended, and `known` code points of its content were read.
 INTERRUPT_RUN = Statement("interrupt_run", InterruptedRow, "SELECT interrupt_run($1, $2)")
 
 
@@ -144,7 +144,7 @@ class EndRow(NamedTuple):
     ended_at: float
 
 
-# A run ends once. The whole row, as an INSERT can be batched; the schema refuses one that would be new.
+# A run ends once. An INSERT of the whole row, as it can be batched; a trigger refuses one that would make a new row.
 END_RUN = Statement(
     "end_run",
     EndRow,
@@ -208,7 +208,7 @@ class DeletionRow(NamedTuple):
     before: datetime
 
 
-# If it was last updated before that time. Refused while the thread has a run in progress.
+# Deletes a thread that was last updated before that time. Refused while the thread has a run in progress.
 DELETE_THREAD = Statement("delete_thread", DeletionRow, "SELECT delete_thread($1, $2, $3)")
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ DELETE_THREAD = Statement("delete_thread", DeletionRow, "SELECT delete_thread($1
 
 
 def start_writes(run: RunStarted, *, leads: bool = True) -> list[Write]:
-    """The rows of a run's start: its thread, the run, the user's message. `leads`: the next message goes on from it."""
+    """A run's start: its thread, the run, the user's message. `leads`: the run becomes the thread's head."""
     message: Item = {"item": USER_ITEM, "role": "user", "type": "message", "content": run.message, "complete": True}
     head = run.run_id if leads else None
     return [
@@ -238,7 +238,7 @@ def start_writes(run: RunStarted, *, leads: bool = True) -> list[Write]:
 
 
 def end_writes(end: RunEnded) -> list[Write]:
-    """The rows of a run's end: what it said, and how it ended."""
+    """A run's end: its row, its items, and the deletion of its pieces."""
     run = end.started
     error = None
     if end.error is not None:
@@ -262,7 +262,7 @@ def end_writes(end: RunEnded) -> list[Write]:
 
 
 def progress_write(progress: Sequence[RunProgress]) -> Write:
-    """The pieces that runs in progress have added since the last time: one statement for all of them."""
+    """The new pieces of runs in progress, as one statement."""
     rows: list[tuple[object, ...]] = []
     for said in progress:
         run = said.started

@@ -46,7 +46,7 @@ from threads.statements import (
 
 BYTES_AT_HAND = 2**25  # of the states that are kept in memory, about and all together
 STATE_BYTES = 8000  # of one beside its messages
-# A NUL as JSON writes it: with an even number of backslashes before its own.
+# A NUL in JSON: its escape, after an even number of backslashes.
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 

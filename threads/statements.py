@@ -1,6 +1,6 @@
-"""The statements on threads: a person's history of them, and the agent's checkpoints in them.
+"""The statements that only threads/ runs: histories, retention and search, and the agent's checkpoints.
 
-The statements that a run puts its checkpoints with stand in storage/, as they are journaled with the run.
+The statements that put a run's checkpoints stand in storage/checkpoints.py, as they are journaled with the run.
 """
 
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from store import ITEMS_OF_THREAD, Statement
 # ---------------------------------------------------------------------------------------------------------------
 # Histories
 
-# Newest first from a place in that order; the place is the last row of the page before.
+# The list, newest first. A page begins after the place of the last row of the page before.
 LIST_THREADS = """SELECT thread_id, title, created_at, updated_at FROM threads
 WHERE owner = $1 AND (created_at, thread_id) < ($2, $3)
 ORDER BY created_at DESC, thread_id DESC LIMIT $4"""
 
-# The owner's threads whose title or items have the words, in the same order; with each its newest item that has them: a
-# passage of it from about the first of the words on ($6 is their regular expression).
+# The owner's threads whose title or items have the words, in the same order. Each comes with the newest item that has
+# them: a passage that begins shortly before the first match of $6, the regular expression of the words.
 SEARCH_THREADS = """WITH said AS MATERIALIZED (
     SELECT thread_id, max(ARRAY[seq, item]) AS place FROM messages
     WHERE owner = $1 AND words @@ search_query($1, $5)
@@ -45,7 +45,7 @@ READ_RUNS = """SELECT run_id, parent_run_id, seq,
     reason, error::text, usage::text, model, checkpoint_id, started_at, ended_at
 FROM runs r WHERE owner = $1 AND thread_id = $2 ORDER BY seq"""
 
-# The places of a branch, from where its conversation began to a run.
+# The places of the runs of a branch, from the beginning of its conversation to a run.
 _LINE = """WITH RECURSIVE line AS (
     SELECT parent_run_id, seq FROM runs WHERE run_id = {}
   UNION ALL
@@ -53,14 +53,14 @@ _LINE = """WITH RECURSIVE line AS (
 ) SELECT seq FROM line ORDER BY seq"""
 READ_LINE = _LINE.format("$1")
 
-# The versions of the documents of the branch that ends with the run $3; and one of them, the newest unless $5 tells.
+# The versions of the documents on the branch that ends with the run $3; and one version, the newest if $5 is NULL.
 _ON_BRANCH = f"type = 'doc' AND seq IN ({_LINE.format('$3')})"
 READ_VERSIONS = f"""SELECT doc_id, title, version, complete FROM messages
 WHERE owner = $1 AND thread_id = $2 AND {_ON_BRANCH} ORDER BY seq, item"""  # noqa: S608  # our own text
 READ_DOCUMENT = f"""{ITEMS_OF_THREAD} AND {_ON_BRANCH} AND doc_id = $4 AND version = coalesce($5, version)
 ORDER BY seq DESC, item DESC LIMIT 1"""
 
-# A thread's runs in order, with the state that each left and the end of what was said then.
+# A thread's runs in order, each with the state that it left and its last message.
 READ_STATES = """SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.ended_at AS created_at,
     (c.metadata ->> 'step')::int AS step, said.role, said.content
 FROM runs r
@@ -72,7 +72,7 @@ LEFT JOIN LATERAL (
 ) AS said ON true
 WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
 
-# The run that a fork goes back to: the one that left the state $3, or else the thread's head.
+# The last run of a branch: the run that left the state $3, or the thread's head if $3 is NULL.
 READ_TIP = """SELECT t.title, r.run_id, in_progress(r) AS in_progress
 FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.head_run_id ELSE (
     SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $3) END
@@ -81,18 +81,18 @@ WHERE t.owner = $1 AND t.thread_id = $2"""
 # ---------------------------------------------------------------------------------------------------------------
 # Retention and search
 
-# An owner's threads that were last updated before $2 and have no run in progress, a few at a time in order of their id.
+# A page of an owner's threads that were last updated before $2 and have no run in progress, in the order of their ids.
 READ_OLD = """SELECT thread_id FROM threads t
 WHERE owner = $1 AND updated_at < $2 AND created_at < $2 AND thread_id > $3 AND NOT EXISTS (
     SELECT FROM runs r WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND in_progress(r))
 ORDER BY thread_id LIMIT $4"""
 
-# A walk through all threads in the order of their key: no index needs to be kept up to date for it, whose updates would
-# cost each message.
+# A page of all threads, in the order of their key. An index by age would make it shorter, and each message would pay
+# for it.
 WALK_THREADS = """SELECT owner, thread_id, updated_at < $3 AS old FROM threads
 WHERE (owner, thread_id) > ($1, $2) ORDER BY owner, thread_id LIMIT $4"""
 
-# The words of items that are not found yet. Processes that do so at once take different ones.
+# The words of items that the search does not know yet. Processes that do so at once take different items.
 FIND_WORDS = """UPDATE messages m SET words = search_vector(m.owner, coalesce(m.title || ' ', '') || m.content)
 FROM (SELECT owner, thread_id, seq, item FROM messages WHERE words IS NULL
     ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED) AS next
@@ -102,8 +102,8 @@ RETURNING 1"""
 # ---------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
-# A checkpoint with its channels' values and the writes that wait for the next step, in the order of `writes_sort_key`.
-# `COLLATE "C"`, as Python sorts those keys by code point.
+# A checkpoint with its channels' values and with the writes that wait for the next step, in the order of
+# `writes_sort_key`. `COLLATE "C"`, as Python sorts those keys by code point.
 READ_TUPLES = """SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id,
     c.checkpoint::text, c.metadata::text,
     (SELECT array_agg(row(b.channel, b.type, b.blob))
@@ -116,8 +116,8 @@ READ_TUPLES = """SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_
             AND w.checkpoint_id = c.checkpoint_id) AS writes
 FROM checkpoints c"""
 
-# A delta channel's way back: from $3 up its parents to the nearest one that has a value of the channel stored (a blob,
-# or a plain value inline); then the writes of all of these, oldest first, and that value.
+# The history of delta channels: from the checkpoint $3 back to the nearest ancestor that has a value of the channel
+# stored, as a blob or as a plain value inline; the writes of all of these, oldest first, and that value.
 READ_DELTAS = """WITH RECURSIVE chain AS (
     SELECT w.channel, 0 AS depth, c.checkpoint_id, c.parent_checkpoint_id, NULL::text AS version, NULL::jsonb AS inline,
         false AS stored
