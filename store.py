@@ -31,6 +31,7 @@ from chat import (
 from storage.batched_reads import BatchedReads
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.database import READ_BUDGET_S, SchemaError, StoreUnavailable, open_connection, open_pool, where
+from storage.faults import within
 from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns
 from storage.reader import Reader, ThreadExists, stored_run
@@ -45,7 +46,7 @@ from storage.statements import (
     progress_write,
     start_writes,
 )
-from storage.writer import BATCH_UNITS, GivenUp, QueueFull, Writer, within
+from storage.writer import BATCH_UNITS, GivenUp, QueueFull, Writer
 
 # The front door of storage/: these are its own, or come from there.
 __all__ = [

@@ -21,7 +21,7 @@ from storage.database import (
     where,
 )
 from storage.embedded import EmbeddedPostgresError, embedded_postgres
-from storage.writer import DATABASE_FAULTS
+from storage.faults import DATABASE_FAULTS
 
 CONNECT_TIMEOUT_S = 10.0
 FAILED, DUE, FOREIGN = 1, 3, 4

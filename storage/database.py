@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from chat import Refusal, RunFailure
-from storage.writer import BACKOFF_S, DATABASE_FAULTS, within
+from storage.faults import BACKOFF_S, DATABASE_FAULTS, within
 
 log = logging.getLogger("draftstream.database")
 

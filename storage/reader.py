@@ -26,6 +26,7 @@ from chat import (
 )
 from storage.batched_reads import BatchedReads
 from storage.database import READ_BUDGET_S, StoreUnavailable
+from storage.faults import DATABASE_FAULTS, within
 from storage.reads import (
     FORK_THREAD,
     READ_HEADS,
@@ -36,7 +37,6 @@ from storage.reads import (
     READ_RUN_BY_KEY,
     item_of,
 )
-from storage.writer import DATABASE_FAULTS, within
 
 FORK_BUDGET_S = 30.0
 FORKS_AT_ONCE = 2  # the pool's other connections are for reads

@@ -28,11 +28,11 @@ from storage.checkpoints import (
     CheckpointRow,
     TaskWriteRow,
 )
+from storage.faults import CONFLICTS, is_refused_content
 from storage.journal import orphan, orphans
 from storage.reads import READ_PLACE
 from storage.sql import Statement, Write
 from storage.statements import end_writes, start_writes
-from storage.writer import CONFLICTS, is_refused_content
 
 log = logging.getLogger("draftstream.recovery")
 

@@ -1,9 +1,8 @@
-"""The writer: a bounded queue, and the one task that commits what is in it.
+"""The writer: a bounded queue of units, and the one task that commits them.
 
-It makes three promises and no more: `put` waits when the queue is full; units are committed in the order in which they
-came, in batches, by one task on one connection of its own; `close` lets it end once all is committed. A unit is a list
-of statements that stand or fall together, with a future that resolves when they are committed. Every statement is
-idempotent, so that a batch whose COMMIT got no answer is simply sent again.
+It makes three promises. `put` waits while the queue is full. Units are committed in the order in which they came, in
+batches, by one task on its own connection. After `close` the task ends when all units are committed. Every statement is
+idempotent, so a batch whose COMMIT got no answer is sent again.
 """
 
 import asyncio
@@ -11,32 +10,21 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import asyncpg
 import orjson
-from asyncpg.pool import PoolConnectionProxy
 
 from chat import Conflict, Overloaded, RunFailure, Unstorable
+from storage.faults import BACKOFF_S, CONFLICTS, DATABASE_FAULTS, is_refused_content, within
 from storage.sql import Statement, Write
+from storage.units import Unit, in_one_attempt, statements, without_void
 
 log = logging.getLogger("draftstream.writer")
 
 BATCH_UNITS = 64  # 20,700 small turns a second in batches of 64, 2,300 one by one
 COMMIT_BUDGET_S = 2.0  # a frozen connection is given up after this; a healthy batch takes milliseconds
-BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
-
-# What the schema's own rules refuse: a second run in one place of a thread, and the end of a run that ended already.
-CONFLICTS = (asyncpg.UniqueViolationError, asyncpg.RestrictViolationError)
-
-DATABASE_FAULTS = (
-    *(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError),
-    asyncpg.InternalClientError,  # of a connection that the server ended between two statements
-)
-
-TEXTS = (str, bytes)  # a tuple, as a union takes several times as long to ask for
 
 
 class DeadLetterRow(NamedTuple):
@@ -48,10 +36,6 @@ class DeadLetterRow(NamedTuple):
 ADD_DEAD_LETTER = Statement(
     "add_dead_letter", DeadLetterRow, "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
 )
-
-Connection = asyncpg.Connection | PoolConnectionProxy
-
-T = TypeVar("T")
 
 
 class GivenUp(RunFailure):
@@ -65,117 +49,8 @@ class QueueFull(Overloaded):
     """More is waiting to be written than WRITE_QUEUE_SIZE allows."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Unit:
-    """Statements of one thread, committed together. `saved` resolves then, or fails with Unstorable or Conflict.
-
-    `after` is `saved` of the unit that this one goes on with: a conflict there is one here, too. One with a budget of
-    its own, in seconds, may take long: it is committed alone, once, and given up after that (GivenUp).
-    """
-
-    thread: str
-    writes: Sequence[Write]
-    saved: asyncio.Future[None]
-    after: asyncio.Future[None] | None = None
-    budget_s: float | None = None
-
-    @property
-    def void(self) -> bool:
-        before = self.after
-        return before is not None and before.done() and isinstance(before.exception(), Conflict)
-
-    @property
-    def bytes(self) -> int:
-        """Of its texts and blobs, about."""
-        return sum(_bytes(value) for _, row in self.writes for value in row)
-
-    def refuse(self, failure: RunFailure) -> None:
-        """It will not be committed. Whoever waited for it may have left."""
-        if not self.saved.done():
-            self.saved.set_exception(failure)
-
-    def __repr__(self) -> str:
-        return f"<Unit of {self.thread}, {len(self.writes)} writes, {'saved' if self.saved.done() else 'waiting'}>"
-
-
-def _bytes(value: object) -> int:
-    if isinstance(value, list):
-        return sum(map(_bytes, value))
-    return len(value) if isinstance(value, TEXTS) else 0
-
-
-def statements(units: Sequence[Unit]) -> Iterator[tuple[Statement[...], list[NamedTuple]]]:
-    """The batch's statements with their rows, in an order that keeps each thread's own.
-
-    The rows of a batchable statement go together, past the statements of other threads. They stay in place among those
-    of their own thread: a run's start comes before its end, and pieces are kept before they are deleted. A statement
-    that is not batchable keeps its place among all.
-    """
-    batches: list[tuple[Statement[...], list[NamedTuple]]] = []
-    reached: dict[str, int] = {}  # by thread: the last of the batches that has a row of it
-    for unit in units:
-        for statement, row in unit.writes:
-            if not statement.batchable:
-                yield from batches
-                yield statement, [row]
-                batches, reached = [], {}
-                continue
-            first = reached.get(unit.thread, 0)
-            places = range(first, len(batches))
-            place = next((place for place in places if batches[place][0] is statement), len(batches))
-            if place == len(batches):
-                batches.append((statement, []))
-            batches[place][1].append(row)
-            reached[unit.thread] = place
-    yield from batches
-
-
-def without_void(units: Sequence[Unit]) -> Sequence[Unit]:
-    """The units, less those that go on with one that was refused; these are refused, too."""
-    for unit in units:
-        if unit.void:
-            unit.refuse(Conflict())
-    return [unit for unit in units if not unit.void]
-
-
-def in_one_attempt(units: Sequence[Unit]) -> Sequence[Unit]:
-    """The first units; one with a budget of its own goes alone."""
-    alone = next((place for place, unit in enumerate(units) if unit.budget_s is not None), len(units))
-    return units[: max(alone, 1)]
-
-
-def is_refused_content(error: Exception) -> bool:
-    """Whether the database refused the values themselves, so that sending them again can't help.
-
-    SQLSTATE classes 22 (data exception), 23 (integrity constraint) and 54 (program limit exceeded, a row too large).
-    """
-    if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "")[:2] in ("22", "23", "54")
-    return isinstance(error, asyncpg.DataError | ValueError | TypeError)  # refused by the client's own encoder
-
-
-async def within(budget_s: float, connection: Connection, work: Awaitable[T]) -> T:
-    """Await `work` on the connection, and give the connection up when it takes longer.
-
-    asyncpg's own time-outs and a cancelled query wait for the server's answer to the cancellation, which a frozen
-    network never brings (25 s and more with 0.32); only `terminate()` returns. Raises TimeoutError.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        done, _ = await asyncio.wait({task}, timeout=budget_s)
-    finally:
-        if not task.done():
-            connection.terminate()
-            await asyncio.wait({task})
-            if not task.cancelled():
-                task.exception()  # the connection's end; what counts is that it was too slow, or is not wanted any more
-    if not done:
-        raise TimeoutError
-    return task.result()
-
-
 class Writer:
-    """The queue and its task. See the module's docstring for what it promises."""
+    """The queue and its task. The module's docstring has its promises."""
 
     def __init__(self, dsn: str, queue_size: int, on_commit: Callable[[float], None] | None = None) -> None:
         self._dsn = dsn
@@ -202,7 +77,7 @@ class Writer:
 
     @property
     def unsaved(self) -> int:
-        """The units that wait, and those of the batch in hand."""
+        """The number of units in the queue and in the batch in hand."""
         return len(self._queued_at)
 
     @property
@@ -250,12 +125,12 @@ class Writer:
         self.unsaved_bytes -= size
         del self._queued_at[unit]
         if not unit.saved.cancelled():
-            unit.saved.exception()  # seen here, so that a unit nobody waits for does not warn
+            unit.saved.exception()  # retrieved, so that a unit without a waiter logs no warning
         if self._unsaved.get(unit.thread) is unit:
             del self._unsaved[unit.thread]
 
     async def close(self) -> None:
-        """No more puts: let `run` return once all is committed."""
+        """End the queue: `run` returns when all units are committed."""
         await self._queue.put(None)
 
     async def run(self) -> None:
@@ -277,7 +152,7 @@ class Writer:
             self._drop_connection()
 
     async def _take(self) -> None:
-        """The next batch comes to hand."""
+        """Take the next batch out of the queue."""
         unit = await self._queue.get()
         while unit is not None:
             self._in_hand.append(unit)
@@ -289,21 +164,21 @@ class Writer:
     def _drop_settled(self) -> None:
         self._in_hand = [unit for unit in self._in_hand if not unit.saved.done()]
         if not self._in_hand:
-            self._failing_since = None  # what failed is not waiting any more
+            self._failing_since = None  # the failed units do not wait any more
 
     def _start_failing(self) -> None:
         if self._failing_since is None:
             self._failing_since = time.monotonic()
 
     async def _commit(self, units: Sequence[Unit]) -> None:
-        """Commit the units in order: by halves where one is refused, again and again while the database is away."""
+        """Commit the units in order: by halves if one is refused, with retries while the database is away."""
         failures = 0
         size = len(units)
         while units := without_void(units):
             part = in_one_attempt(units[:size])
             try:
                 await self._attempt(part)
-            except Exception as error:  # noqa: BLE001  # whatever it is: if this task ends, nothing is saved any more
+            except Exception as error:  # noqa: BLE001  # of any kind: if this task ended, nothing would be saved any more
                 if not is_refused_content(error):
                     failures += 1
                     await self._wait_out(error, failures)
@@ -354,7 +229,7 @@ class Writer:
         await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
 
     async def _set_aside(self, unit: Unit, error: Exception) -> bool:
-        """Put a refused unit into `dead_letters`; False if that failed too, for now."""
+        """Put a refused unit into `dead_letters`. False if the database is away, so that it must be tried again."""
         if isinstance(error, CONFLICTS):
             log.warning("a unit of %s was refused: another process has gone on with it", unit.thread)
             unit.refuse(Conflict())

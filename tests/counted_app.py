@@ -12,7 +12,8 @@ import asyncpg
 from asgi_app import app as service
 from drafting.tap import Tap
 from storage.reader import Reader
-from storage.writer import Unit, Writer
+from storage.units import Unit
+from storage.writer import Writer
 from threads.statements import FIND_WORDS
 from web import asgi
 from web.asgi import Receive, Response, Scope, Send

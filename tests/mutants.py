@@ -89,10 +89,17 @@ MUTANTS = (
     ),
     Mutant(
         "giving a frozen connection up",
-        "storage/writer.py",
+        "storage/faults.py",
         "            connection.terminate()\n            await asyncio.wait({task})",
         "            task.cancel()\n            await asyncio.wait({task})",
         "test_store.py:given_up_leaves",
+    ),
+    Mutant(
+        "the order of a thread's own writes in a batch",
+        "storage/units.py",
+        "reached.get(unit.thread, 0)",
+        "0",
+        "test_store.py:of_one_thread",
     ),
     Mutant(
         "the journal's write",

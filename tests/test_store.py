@@ -22,7 +22,8 @@ from storage import statements as sql_statements
 from storage.database import POOL_CONNECTIONS, where
 from storage.sql import Statement, Write
 from storage.statements import RENAME_THREAD, end_writes, start_writes
-from storage.writer import QueueFull, Unit, statements
+from storage.units import Unit, statements
+from storage.writer import QueueFull
 from store import Store, StoreUnavailable, open_store
 from threads import statements as thread_statements
 from threads.histories import Threads
