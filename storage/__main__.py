@@ -23,7 +23,7 @@ from storage.database import (
 from storage.embedded import EmbeddedPostgresError, embedded_postgres
 from storage.faults import DATABASE_FAULTS
 
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
 FAILED, DUE, FOREIGN = 1, 3, 4
 EXIT_CODES = f"""exit codes:
   0  the database has this service's version of the schema

@@ -240,7 +240,7 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[Path]:
         except asyncpg.PostgresError as error:
             if _is_away(error):
                 raise
-            raise SchemaError(f"the schema can't be migrated: {_line(error)}") from error
+            raise SchemaError(f"the schema can't be migrated: {_reason(error)}") from error
         if steps is not None:
             return steps
         if not waits_for_turn:
@@ -268,8 +268,11 @@ def _is_away(error: asyncpg.PostgresError) -> bool:
     return (error.sqlstate or "")[:2] in ("08", "53", "57")
 
 
-def _line(error: asyncpg.PostgresError) -> str:
-    return str(error).splitlines()[0]
+def _reason(error: asyncpg.PostgresError) -> str:
+    reason = str(error).splitlines()[0]
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return f"{reason}; run python -m storage migrate as the role that owns the tables, or may create them"
+    return reason
 
 
 async def apply_schema(connection: asyncpg.Connection) -> None:

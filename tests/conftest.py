@@ -135,30 +135,30 @@ def run(work: Coroutine[None, None, T]) -> T:
 
 
 async def _make_template(dsn: str) -> None:
-    await _execute(dsn, f"DROP DATABASE IF EXISTS {TEMPLATE}")
-    await _execute(dsn, f"CREATE DATABASE {TEMPLATE}")
-    connection = await asyncpg.connect(_in_database(dsn, TEMPLATE))
+    await execute(dsn, f"DROP DATABASE IF EXISTS {TEMPLATE}")
+    await execute(dsn, f"CREATE DATABASE {TEMPLATE}")
+    connection = await asyncpg.connect(in_database(dsn, TEMPLATE))
     await apply_schema(connection)
     await connection.close()
 
 
-async def _execute(dsn: str, sql: str) -> None:
+async def execute(dsn: str, sql: str) -> None:
     connection = await asyncpg.connect(dsn)
     await connection.execute(sql)
     await connection.close()
 
 
-def _in_database(dsn: str, name: str) -> str:
+def in_database(dsn: str, name: str) -> str:
     return dsn.replace("@/postgres", f"@/{name}")
 
 
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
     name = f"test_{WORKER}_{next(NUMBERS)}"
-    run(_execute(postgres, f"DROP DATABASE IF EXISTS {name}"))
-    run(_execute(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
-    yield _in_database(postgres, name)
-    run(_execute(postgres, f"DROP DATABASE {name} WITH (FORCE)"))
+    run(execute(postgres, f"DROP DATABASE IF EXISTS {name}"))
+    run(execute(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
+    yield in_database(postgres, name)
+    run(execute(postgres, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture(scope="session")

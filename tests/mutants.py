@@ -158,6 +158,27 @@ MUTANTS = (
         "test_store.py:said_more",
     ),
     Mutant(
+        "a schema that is newer than the service is refused",
+        "storage/database.py",
+        "if version > VERSION:",
+        "if False:",
+        "test_schema.py:newer",
+    ),
+    Mutant(
+        "a migration that waits for a table lets others write to it",
+        "storage/database.py",
+        "SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; ",
+        "",
+        "test_schema.py:blocks_no_writer",
+    ),
+    Mutant(
+        "one process migrates at a time",
+        "storage/database.py",
+        'if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", MIGRATION_LOCK):',
+        'if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1) OR true", MIGRATION_LOCK):',
+        "test_schema.py:another_one_that_migrates",
+    ),
+    Mutant(
         "the Retry-After's bound",
         "drafting/openai_model.py",
         "asked > RETRY_AFTER_S",
