@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 import requests
-from conftest import ROOT, Service, execute, free_port, in_database, rows, run
+from conftest import ROOT, WORKER, Service, execute, free_port, in_database, rows, run
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from sse_client import Stream, request
 from sse_client import chat as send_chat
@@ -30,6 +30,7 @@ from threads.checkpointer import Checkpointer
 
 pytestmark = pytest.mark.anyio
 NUMBERS = count(1)
+ROLE = f"ordinary_{WORKER}"
 
 MakeDatabase = Callable[..., str]
 Start = Callable[..., Service]
@@ -48,7 +49,8 @@ def new_database(postgres: str) -> Iterator[MakeDatabase]:
     names: list[str] = []
 
     def make(*scripts: str) -> str:
-        names.append(f"schema_{next(NUMBERS)}")
+        names.append(f"schema_{WORKER}_{next(NUMBERS)}")
+        run(execute(postgres, f"DROP DATABASE IF EXISTS {names[-1]}"))
         run(execute(postgres, f"CREATE DATABASE {names[-1]}"))
         dsn = in_database(postgres, names[-1])
         for script in scripts:
@@ -188,10 +190,7 @@ def test_replicas_that_start_at_once_all_come_up(
     new_database: MakeDatabase, tmp_path: Path, scripts: Sequence[str]
 ) -> None:
     env = {"PATH": os.environ["PATH"], "DATABASE_URL": new_database(*scripts)}
-    replicas = [
-        Service(env | {"PYTHONUNBUFFERED": "1"}, tmp_path / f"replica-{number}")
-        for number in range(3)
-    ]
+    replicas = [Service(env | {"PYTHONUNBUFFERED": "1"}, tmp_path / f"replica-{number}") for number in range(3)]
     for replica in replicas:
         replica.wait_until_ready()
         assert "Traceback" not in replica.log
@@ -214,7 +213,7 @@ async def test_a_migration_that_fails_changes_nothing(
     new_database: MakeDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "broken.sql"
-    broken.write_text("DROP TABLE pieces; SELECT no_such_column FROM runs;")
+    broken.write_text("DROP TABLE deleted_runs; SELECT no_such_column FROM runs;")
     old = new_database(OLD_DATABASE)
     before = schema_of(old)
     monkeypatch.setitem(database.MIGRATIONS, VERSION + 1, broken)
@@ -425,16 +424,16 @@ def ordinary_role(postgres: str, new_database: MakeDatabase) -> Iterator[Callabl
 
     def make(*scripts: str) -> str:
         dsn = new_database(*scripts)
-        grants = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ordinary_role"
-        run(execute(dsn, grants))
-        return dsn.replace("//postgres@", "//ordinary_role@")
+        made.append(dsn)
+        run(execute(dsn, f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {ROLE}"))
+        return dsn.replace("//postgres@", f"//{ROLE}@")
 
-    run(execute(postgres, "CREATE ROLE ordinary_role LOGIN"))
+    made: list[str] = []
+    run(execute(postgres, f"DROP ROLE IF EXISTS {ROLE}; CREATE ROLE {ROLE} LOGIN"))
     yield make
-    names = [row[0] for row in rows(postgres, "SELECT datname FROM pg_database WHERE datname LIKE 'schema_%'")]
-    for name in names:
-        run(execute(in_database(postgres, name), "DROP OWNED BY ordinary_role"))
-    run(execute(postgres, "DROP ROLE ordinary_role"))
+    for dsn in made:
+        run(execute(dsn, f"DROP OWNED BY {ROLE}"))
+    run(execute(postgres, f"DROP ROLE {ROLE}"))
 
 
 def test_a_role_that_may_not_create_starts_when_nothing_is_to_be_created(
@@ -454,7 +453,7 @@ def test_a_role_that_may_not_create_starts_when_nothing_is_to_be_created(
     [
         ((), "permission denied for schema public"),
         ((FIRST,), "permission denied for schema public"),
-        ((FIRST, "GRANT CREATE ON SCHEMA public TO ordinary_role"), "must be owner of table threads"),
+        ((FIRST, f"GRANT CREATE ON SCHEMA public TO {ROLE}"), "must be owner of table threads"),
     ],
     ids=["empty", "old", "not the tables' owner"],
 )
@@ -472,7 +471,7 @@ async def test_a_role_that_may_not_read_is_refused(
     new_database: MakeDatabase, ordinary_role: Callable[..., str]
 ) -> None:
     dsn = ordinary_role(SCHEMA.read_text())
-    await execute(dsn.replace("//ordinary_role@", "//postgres@"), "REVOKE ALL ON draftstream_schema FROM ordinary_role")
+    await execute(dsn.replace(f"//{ROLE}@", "//postgres@"), f"REVOKE ALL ON draftstream_schema FROM {ROLE}")
     with pytest.raises(SchemaError, match="permission denied for table draftstream_schema"):
         await start(dsn)
 
