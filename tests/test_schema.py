@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -523,15 +524,14 @@ def test_the_command_shows_and_migrates(new_database: MakeDatabase) -> None:
     assert command(dsn, "status").stdout.endswith("to be applied: nothing\n")
 
 
-def test_the_command_makes_the_schema_of_the_embedded_database(tmp_path: Path) -> None:
-    folder = {"DATA_DIR": str(tmp_path / "data")}
-    from conftest import open_to_others
-
-    open_to_others(tmp_path)
-    assert "no schema yet" in command("", "status", **folder).stdout
-    done = command("", "migrate", **folder)
-    assert (done.returncode, done.stderr) == (0, "the schema's migration has applied schema.sql\n")
-    assert command("", "status", **folder).returncode == 0
+def test_the_command_makes_the_schema_of_the_embedded_database() -> None:
+    with tempfile.TemporaryDirectory(prefix="storage-") as folder:  # not among pytest's, as other sessions close these
+        Path(folder).chmod(0o755)
+        data = {"DATA_DIR": f"{folder}/data"}
+        assert "no schema yet" in command("", "status", **data).stdout
+        done = command("", "migrate", **data)
+        assert (done.returncode, done.stderr) == (0, "the schema's migration has applied schema.sql\n")
+        assert command("", "status", **data).returncode == 0
 
 
 @pytest.mark.parametrize(
