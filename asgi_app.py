@@ -7,47 +7,60 @@ import argparse
 import atexit
 import logging
 import os
-import re
+import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 import uvicorn
 
-from access.callers import Caller, Scope
-from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
-from runs.sse import EventId
+from access.callers import ANONYMOUS, open_access
+from access.limits import Limits
+from access.shared_limits import exchanging
+from agent import Agent, ChatModel
+from drafting.offline import OfflineModel
+from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError
-from storage.embedded import EmbeddedPostgresError
-from store import JournalError, SchemaError, StoreUnavailable, UnsavedTurns
+from storage.embedded import EmbeddedPostgresError, embedded_postgres
+from store import JournalError, SchemaError, Store, StoreUnavailable, UnsavedTurns, open_store, where
 from telemetry import logs, tracing
-from telemetry.supervision import GaveUp
-from web import fields
-from web.asgi import Disconnected, Headers, Receive, Request, Response, Send
-from web.asgi import Scope as AsgiScope
+from telemetry.metrics import Telemetry
+from telemetry.supervision import GaveUp, Supervisor
+from threads.checkpointer import Checkpointer
+from threads.retention import Retention
+from threads.search import keep_searchable
+from web import cors, fields
+from web.asgi import ConnectionScope, Disconnected, Receive, Request, Response, Send
 from web.branches import get_checkpoints, post_fork
 from web.chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
 from web.downloads import get_diff, get_export
+from web.page import read_page
 from web.problems import refusal_of, send_problem, shown_code
+from web.readiness import Readiness
+from web.routing import Methods, Route, Router
 from web.server import (
     CannotListen,
     Server,
     check_address,
+    draining_on_signals,
     keep_collections_short,
+    listens_on_loopback_only,
     server_of_signals,
     why_not_listening,
 )
-from web.service import Service, open_service
+from web.service import Service
 from web.status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
 from web.threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
 
 log = logging.getLogger("draftstream")
 
-# To pages of other origins.
-EXPOSED = "Location, Content-Disposition, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"
-READERS_S = 5  # after the last run has ended: for who reads slowly
+OPENAPI = Path(__file__).with_name("web") / "openapi.json"
+CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
+FLUSH_TIMEOUT_S = 2.5  # how long a shutdown waits for the queue, after the runs have ended: one attempt, and a little
+RUNS_PER_OWNER = 100  # at once, where nothing else is set: a tenth of MAX_RUNS, so that one key can't fill a process
 EXIT_FAILED = 1  # an error of ours ended the process, or came in the shutdown
 EXIT_START = 3  # uvicorn's own, for a start that failed
 EXIT_UNSAVED = 4  # turns were lost
@@ -59,22 +72,7 @@ CANNOT_START = (SettingsError, StoreUnavailable, SchemaError, JournalError, Embe
 # ---------------------------------------------------------------------------------------------------------------
 # Routes
 
-Handler = Callable[..., Awaitable[None]]
-Who = Scope | Literal["anyone", "any caller"]
-"""Who may call: anyone; a caller of whatever scopes; a caller who has this scope. Anyone's handler gets no caller."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """`query`: the parameters that it takes. `stream`: an EventSource asks for it, and may bring a stream token."""
-
-    handler: Handler
-    who: Who
-    query: Sequence[str] = ()
-    stream: bool = False
-
-
-ROUTES: Mapping[str, Mapping[str, Route]] = {
+ROUTES: Mapping[str, Methods] = {
     "/chat": {"GET": Route(get_chat, "chat", fields.CHAT_QUERY, stream=True)},
     "/api/chat": {"POST": Route(post_chat, "chat")},
     "/api/runs/{run_id}/events": {"GET": Route(get_run_events, "read", fields.EVENTS_QUERY, stream=True)},
@@ -100,76 +98,145 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
     "/readyz": {"GET": Route(get_readiness, "anyone")},
     "/metrics": {"GET": Route(get_metrics, "anyone")},
 }
-FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
+ROUTER = Router(ROUTES)
 
 
-def pattern_of(path: str) -> re.Pattern[str]:
-    """`/api/runs/{run_id}/events` as a regular expression, with the form of each id."""
-    literal, *rest = (re.escape(part) for part in re.split(r"\{|\}", path))
-    ids = (f"(?P<{name}>{FORMS[name].pattern}){behind}" for name, behind in zip(rest[::2], rest[1::2], strict=True))
-    return re.compile(literal + "".join(ids))
+# ---------------------------------------------------------------------------------------------------------------
+# The parts
 
 
-PATTERNS = [(pattern_of(path), methods) for path, methods in ROUTES.items()]
+@asynccontextmanager
+async def open_service(settings: Settings, server: uvicorn.Server | None) -> AsyncIterator[Service]:
+    """Lifetimes nested in the order in which the parts need each other; leaving it is the shutdown.
+
+    `server` runs us, if it is uvicorn; of another one nothing can be known.
+    """
+    telemetry = Telemetry(VERSION)
+    async with AsyncExitStack() as stack:
+        opened = stack.enter_async_context
+        supervisor = stack.enter_context(Supervisor(give_up=partial(signal.raise_signal, signal.SIGTERM)))
+        store = await opened(open_database(settings, telemetry, supervisor))
+        stack.callback(supervisor.close)
+        limits = limits_of(settings)
+        await opened(exchanging(limits, store, supervisor.keep))
+        only_loopback = listens_on_loopback_only(server)
+        access = await opened(open_access(settings, store.fetch, supervisor.keep, only_loopback=only_loopback))
+        model = await opened(open_model(settings, telemetry))
+        checkpointer = Checkpointer(store)
+        agent = agent_of(settings, model, checkpointer)
+        runs = await opened(runs_of(settings, agent, model, store, limits, telemetry, supervisor))
+        stack.enter_context(draining_on_signals(runs, server))
+        readiness = Readiness(store, runs, supervisor)
+        stack.callback(readiness.end)
+        await opened(supervisor.running("readiness", readiness.run))
+        telemetry.watch(
+            ready=lambda: readiness.is_ready,
+            runs=lambda: runs.in_progress,
+            streams=lambda: runs.readers,
+            queued_units=lambda: store.waiting,
+            oldest_unit_s=lambda: store.oldest_unit_s,
+        )
+        retention = Retention(store, runs, checkpointer.forget)
+        await opened(supervisor.running("search_words", partial(keep_searchable, store)))
+        if settings.thread_ttl_days is not None:
+            expire = partial(retention.expire, timedelta(days=settings.thread_ttl_days))
+            await opened(supervisor.running("thread_expiry", expire))
+        parts = (settings, store, runs, agent, access, limits, telemetry, readiness, retention)
+        yield Service(*parts, read_page(), OPENAPI.read_bytes())
 
 
-async def dispatch(service: Service, request: Request, response: Response) -> None:
-    """Find the route and call its handler. Raises Refusal, and what handlers raise."""
-    found = next(((match, routes) for pattern, routes in PATTERNS if (match := pattern.fullmatch(request.path))), None)
-    if found is None:
-        raise Refusal("not_found", "There is nothing at this path.")
-    match, routes = found
-    allowed = [*routes, "OPTIONS"]
-    if "GET" in routes and not routes["GET"].stream:  # a stream has no length to tell, and only a GET starts a chat
-        allowed.append("HEAD")
-    if request.method == "OPTIONS":
-        await response.whole(204, None, b"", [("allow", ", ".join(allowed)), *preflight(service, request, allowed)])
+@asynccontextmanager
+async def open_database(settings: Settings, telemetry: Telemetry, supervisor: Supervisor) -> AsyncIterator[Store]:
+    async with AsyncExitStack() as stack:
+        if settings.database_url is None:
+            dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir, supervisor.keep))
+            log.info("database: embedded PostgreSQL in %s", settings.data_dir / "postgres")
+        else:
+            dsn = settings.database_url
+            log.info("database: PostgreSQL at %s", where(dsn))
+        yield await stack.enter_async_context(
+            open_store(
+                dsn,
+                queue_size=settings.write_queue_size,
+                queue_bytes=settings.write_queue_bytes,
+                connect_timeout_s=CONNECT_TIMEOUT_S,
+                drain_timeout_s=FLUSH_TIMEOUT_S,
+                migrate_at_start=settings.migrate_at_start,
+                journal_dir=settings.journal_dir,
+                on_commit=telemetry.committed,
+                supervise=supervisor.keep_vital,
+            )
+        )
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
+        requests_a_minute=settings.requests_per_minute,
+        runs_at_once=RUNS_PER_OWNER if settings.runs_per_owner is None else settings.runs_per_owner,
+        tokens_a_day=settings.tokens_per_day,
+        everyone=ANONYMOUS.owner if settings.runs_per_owner is None else None,
+    )
+
+
+def agent_of(settings: Settings, model: ChatModel, checkpointer: Checkpointer) -> Agent:
+    return Agent(
+        model,
+        checkpointer,
+        remember=checkpointer.remember,
+        first_token_timeout_s=settings.model_first_token_timeout_s,
+        idle_timeout_s=settings.model_idle_timeout_s,
+    )
+
+
+def runs_of(  # noqa: PLR0917  # the parts that it joins
+    settings: Settings,
+    agent: Agent,
+    model: ChatModel,
+    store: Store,
+    limits: Limits,
+    telemetry: Telemetry,
+    supervisor: Supervisor,
+) -> Runs:
+    return Runs(
+        agent=tracing.traced(agent, model.name, "draftstream" if settings.offline else tracing.PROVIDER),
+        model=model.name,
+        store=store,
+        limits=limits,
+        telemetry=telemetry,
+        max_runs=settings.max_runs,
+        run_timeout_s=settings.run_timeout_s,
+        save_timeout_s=settings.save_timeout_s,
+        drain_timeout_s=settings.drain_timeout_s,
+        supervise=supervisor.keep,
+    )
+
+
+@asynccontextmanager
+async def open_model(settings: Settings, telemetry: Telemetry) -> AsyncIterator[ChatModel]:
+    if settings.offline:
+        log.info("model: offline (set OPENAI_API_KEY for a real one)")
+        yield OfflineModel()
         return
-    if request.method not in allowed:
-        detail = f"This path answers {', '.join(allowed)}."
-        raise Refusal("method_not_allowed", detail, [("allow", ", ".join(allowed))])
-    route = routes["GET" if request.method == "HEAD" else request.method]
-    arguments: dict[str, object] = {**match.groupdict()}
-    if route.who != "anyone":
-        arguments["caller"] = caller = await authenticate(service, request, takes_token=route.stream)
-        if route.who != "any caller":
-            caller.need(route.who)
-    await route.handler(service, request, response, **arguments)
+    from drafting.openai_model import OpenAIModel  # noqa: PLC0415  # half of what a start imports, and only this branch needs it
 
-
-async def authenticate(service: Service, request: Request, takes_token: bool) -> Caller:  # noqa: FBT001
-    """The caller. Raises as Access.caller does."""
-    access_token = request.query().get("access_token") if takes_token else None
-    seen = EventId.parse(request.headers.get("last-event-id", ""))
-    seen_run = seen.run_id if seen is not None else None
-    return await service.access.caller(request.headers.get("authorization"), access_token, seen_run)
-
-
-def cors(service: Service, request: Request) -> Headers:
-    if not service.settings.cors_allow_origins:
-        return []
-    headers = [("vary", "Origin")]
-    if "origin" in request.headers and service.allows(request):
-        headers.append(("access-control-allow-origin", request.headers["origin"]))
-        headers.append(("access-control-expose-headers", EXPOSED))
-    return headers
-
-
-def preflight(service: Service, request: Request, allowed: Sequence[str]) -> Headers:
-    if "access-control-request-method" not in request.headers or not service.allows(request):
-        return []
-    return [
-        ("access-control-allow-methods", ", ".join(allowed)),
-        ("access-control-allow-headers", "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"),
-        ("access-control-max-age", "600"),
-    ]
+    model = OpenAIModel(
+        settings.openai_model,
+        api_key=settings.openai_api_key,
+        base_url=settings.openai_base_url,
+        on_reply=telemetry.model_replied,
+    )
+    log.info("model: %s", model.name)
+    try:
+        yield model
+    finally:
+        await model.aclose()
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # The ASGI callable
 
 
-async def app(scope: AsgiScope, receive: Receive, send: Send) -> None:
+async def app(scope: ConnectionScope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await lifespan(scope, receive, send)
     elif scope["type"] == "http":
@@ -178,14 +245,16 @@ async def app(scope: AsgiScope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1000})
 
 
-async def serve(scope: AsgiScope, receive: Receive, send: Send) -> None:
+async def serve(scope: ConnectionScope, receive: Receive, send: Send) -> None:
     service: Service = scope["state"]["service"]
     response = Response(send, head=scope["method"] == "HEAD")
     try:
         request = Request.from_scope(scope, receive)
         tracing.arrive(request.headers.get("traceparent"))
-        response = Response(send, cors(service, request), head=request.method == "HEAD")
-        await dispatch(service, request, response)
+        response = Response(
+            send, cors.headers(service.settings.cors_allow_origins, request), head=request.method == "HEAD"
+        )
+        await ROUTER.answer(service, request, response)
     except Disconnected:
         pass
     except Exception as error:  # noqa: BLE001  # the last resort: whatever it is, the client gets an answer
@@ -195,7 +264,7 @@ async def serve(scope: AsgiScope, receive: Receive, send: Send) -> None:
             await send_problem(response, refusal)
 
 
-async def lifespan(scope: AsgiScope, receive: Receive, send: Send) -> None:
+async def lifespan(scope: ConnectionScope, receive: Receive, send: Send) -> None:
     """Every start and every shutdown is answered: uvicorn takes a silent one for an app without a lifespan."""
     await receive()
     server: uvicorn.Server | None = scope["state"].get("server") or server_of_signals()
@@ -269,18 +338,7 @@ def main() -> None:
     except (SettingsError, CannotListen) as error:
         print(cannot_start(error), file=sys.stderr)  # noqa: T201  # the log may not be set up yet
         sys.exit(EXIT_START)
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            ws="none",
-            access_log=False,
-            timeout_graceful_shutdown=READERS_S,
-            log_config=None,
-            log_level=settings.log_level.lower(),
-        )
-    )
+    server = Server(app, settings)
     server.run()
     if not server.started:
         sys.exit(EXIT_START)

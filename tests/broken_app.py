@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import uvicorn
 
 import asgi_app
-from asgi_app import app
+from asgi_app import app, open_service
 from settings import Settings
-from web.service import Service, open_service
+from web.service import Service
 
 
 @asynccontextmanager

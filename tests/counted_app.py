@@ -16,7 +16,7 @@ from storage.units import Unit
 from storage.writer import Writer
 from threads.statements import FIND_WORDS
 from web import asgi
-from web.asgi import Receive, Response, Scope, Send
+from web.asgi import ConnectionScope, Receive, Response, Send
 
 asgi.BODY_TIMEOUT_S = 0.5
 BESIDE = (FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # what is read beside the requests
@@ -62,7 +62,7 @@ def within(code: CodeType) -> bool:
     return frame is not None
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
+async def app(scope: ConnectionScope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http" and scope["path"] == "/tasks":
         await Response(send).json(200, sorted(task.get_name() for task in asyncio.all_tasks()))
     elif scope["type"] == "http" and scope["path"] == "/done":

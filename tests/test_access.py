@@ -28,9 +28,10 @@ from access import callers as room
 from access.__main__ import _end_date
 from access.callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized, command_to_add_a_key
 from access.keys import ADD_KEY, READ_KEYS, REVOKE_KEY
-from asgi_app import ROUTES, Who
+from asgi_app import ROUTES
 from settings import Settings
 from store import Store, StoreUnavailable
+from web.routing import Who
 
 Start = Callable[..., Service]
 NOWHERE = "00000000-0000-0000-0000-000000000000"

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"chat", "storage"},
     "threads": {"chat", "settings", "store"},
     "access": {"chat", "settings", "store"},
-    "web": {*DOMAINS, "chat", "settings", "agent", "store"} - {"web"},
+    "web": {*DOMAINS, "chat", "settings", "agent", "store"} - {"web", "drafting", "storage"},
     "asgi_app": {*DOMAINS, *ENTRIES} - {"asgi_app"},
 }
 

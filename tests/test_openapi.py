@@ -26,12 +26,13 @@ from sse_client import Stream, chat, request
 from test_access import NOWHERE, new_key, until
 
 from access.callers import Scope
-from asgi_app import PATTERNS, ROUTES, Route
+from asgi_app import ROUTER, ROUTES
 from chat import EndReason, InvalidRequest, MessageTooLong, RunStatus
 from documents.markdown import Kind, Mark
 from settings import VERSION
 from web.fields import CHAT_FIELDS, FORK_FIELDS, chat_request
 from web.problems import PROBLEM_TYPES
+from web.routing import Route
 
 Start = Callable[..., Service]
 Json = dict[str, Any]
@@ -307,9 +308,8 @@ def test_every_problem_and_every_json_answer_has_an_example() -> None:
 def described(method: str, path: str, status: int) -> Json:
     """What the document says of such an answer."""
     path = path.partition("?")[0]
-    matches = zip(ROUTES, PATTERNS, strict=True)
-    template = next((template for template, (pattern, _) in matches if pattern.fullmatch(path)), path)
-    operation = operations(CLOSED).get((method, template))
+    found = ROUTER.find(path)
+    operation = operations(CLOSED).get((method, found.path if found is not None else path))
     if operation is not None:
         return resolve(operation["responses"][str(status)])
     name = {404: "NotFound", 405: "MethodNotAllowed"}[status]

@@ -6,7 +6,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from asgi_app import app as service
-from web.asgi import Receive, Response, Scope, Send
+from web.asgi import ConnectionScope, Receive, Response, Send
 
 ROOT = f"{Path(__file__).resolve().parent.parent}/"
 MOST_CALLS = 100_000
@@ -35,7 +35,7 @@ def on_call(frame: FrameType, event: str, _: Any) -> None:
         stacks.append(stack[::-1])
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
+async def app(scope: ConnectionScope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         sys.setprofile(on_call)
     if scope["type"] == "http" and scope["path"] in ("/calls", "/stacks"):

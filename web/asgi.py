@@ -15,7 +15,7 @@ import orjson
 
 from chat import Refusal
 
-Scope = MutableMapping[str, Any]
+ConnectionScope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
@@ -44,7 +44,7 @@ class Request:
     receive: Receive
 
     @classmethod
-    def from_scope(cls, scope: Scope, receive: Receive) -> "Request":
+    def from_scope(cls, scope: ConnectionScope, receive: Receive) -> "Request":
         """Raises Refusal for headers that no honest client sends."""
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             detail = f"The headers have more than {MAX_HEADER_BYTES} bytes."

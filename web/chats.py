@@ -2,128 +2,98 @@
 
 import asyncio
 
-from access.callers import Caller
 from chat import NotFound, Refusal, StopCause, StreamMode
 from runs.run import Run
 from runs.sse import EventId
-from web import fields
-from web.asgi import Disconnected, Request, Response
-from web.service import Service
+from web import cors, fields
+from web.asgi import Disconnected, Headers
+from web.service import Call
 
 
-async def get_chat(service: Service, request: Request, response: Response, caller: Caller) -> None:
-    if "prefetch" in request.headers.get("sec-purpose", request.headers.get("purpose", "")):
+async def get_chat(call: Call) -> None:
+    headers = call.request.headers
+    if "prefetch" in headers.get("sec-purpose", headers.get("purpose", "")):
         raise Refusal("prefetch", "A chat is not started for a prefetch.")
-    if (last_event_id := request.headers.get("last-event-id")) is not None:
-        await resume(service, request, response, caller, last_event_id)
+    if (last_event_id := headers.get("last-event-id")) is not None:
+        await resume(call, last_event_id)
         return
-    query = request.query()
+    query = call.request.query()
     query.pop("access_token", None)
-    await request.body(service.settings.max_body_bytes)  # says nothing; but a request that breaks off starts no run
-    await start_chat(service, request, response, caller, query, idempotency_key=query.pop("idempotency_key", None))
+    # It says nothing; but a request that breaks off starts no run.
+    await call.request.body(call.service.settings.max_body_bytes)
+    await start_chat(call, query, idempotency_key=query.pop("idempotency_key", None))
 
 
-async def post_chat(service: Service, request: Request, response: Response, caller: Caller) -> None:
-    body = await request.json(service.settings.max_body_bytes)
-    await start_chat(service, request, response, caller, body, idempotency_key=request.headers.get("idempotency-key"))
+async def post_chat(call: Call) -> None:
+    await start_chat(call, await call.json(), idempotency_key=call.request.headers.get("idempotency-key"))
 
 
-async def start_chat(
-    service: Service,
-    request: Request,
-    response: Response,
-    caller: Caller,
-    values: object,
-    *,
-    idempotency_key: str | None,
-) -> None:
-    if not service.allows(request):
+async def start_chat(call: Call, values: object, *, idempotency_key: str | None) -> None:
+    settings = call.service.settings
+    if not cors.allows(settings.cors_allow_origins, call.request):
         raise Refusal("bad_origin", "Pages of this origin may not use the service; see CORS_ALLOW_ORIGINS.")
-    chat = fields.chat_request(
-        values, max_message_chars=service.settings.max_message_chars, idempotency_key=idempotency_key
-    )
-    run = await service.runs.start(caller.owner, chat)
-    cancel = chat.on_disconnect == "cancel"
-    await stream(service, request, response, caller, run, after=None, mode=chat.stream, cancel_on_disconnect=cancel)
+    chat = fields.chat_request(values, max_message_chars=settings.max_message_chars, idempotency_key=idempotency_key)
+    run = await call.service.runs.start(call.owner, chat)
+    await stream(call, run, after=None, mode=chat.stream, cancel_on_disconnect=chat.on_disconnect == "cancel")
 
 
-async def resume(service: Service, request: Request, response: Response, caller: Caller, last_event_id: str) -> None:
+async def resume(call: Call, last_event_id: str) -> None:
     """An EventSource that comes back: go on with its run, or stop it with 204. It never runs the message twice."""
-    event_id = EventId.parse(last_event_id)
+    seen = EventId.parse(last_event_id)
     run = None
-    if event_id is not None and event_id.after is not None:
-        run = await service.runs.find(caller.owner, event_id.run_id)
-    if event_id is None or event_id.after is None or run is None:
-        await response.whole(204, None, b"")
+    if seen is not None and seen.after is not None:
+        run = await call.service.runs.find(call.owner, seen.run_id)
+    if seen is None or run is None:
+        await call.response.whole(204, None, b"")
         return
-    await stream(
-        service, request, response, caller, run, after=event_id.after, mode=fields.stream_mode(request.query())
-    )
+    await stream(call, run, after=seen.after, mode=fields.stream_mode(call.request.query()))
 
 
-async def get_run_events(service: Service, request: Request, response: Response, caller: Caller, run_id: str) -> None:
-    query = request.query()
+async def get_run_events(call: Call) -> None:
+    query, run_id = call.request.query(), call.ids["run_id"]
     query.pop("access_token", None)
     fields.events_names(query)
-    run = await service.runs.find(caller.owner, run_id)
+    run = await call.service.runs.find(call.owner, run_id)
     if run is None:
         raise NotFound("run")
-    asked = fields.events_query(query, request.headers.get("last-event-id"), run_id)
+    asked = fields.events_query(query, call.request.headers.get("last-event-id"), run_id)
     if asked.has_all:
-        await response.whole(204, None, b"")
+        await call.response.whole(204, None, b"")
         return
-    await stream(service, request, response, caller, run, after=asked.after, mode=asked.stream)
+    await stream(call, run, after=asked.after, mode=asked.stream)
 
 
-async def cancel_run(service: Service, _: Request, response: Response, caller: Caller, run_id: str) -> None:
-    run = service.runs.get(caller.owner, run_id)
+async def cancel_run(call: Call) -> None:
+    run = call.service.runs.get(call.owner, call.ids["run_id"])
     if run is None:
         raise NotFound("run")
     run.stop(StopCause.USER)
-    await response.json(202, {"run_id": run_id})
+    await call.response.json(202, {"run_id": run.run_id})
 
 
 async def stream(
-    service: Service,
-    request: Request,
-    response: Response,
-    caller: Caller,
-    run: Run,
-    *,
-    after: int | None,
-    mode: StreamMode,
-    cancel_on_disconnect: bool = False,
+    call: Call, run: Run, *, after: int | None, mode: StreamMode, cancel_on_disconnect: bool = False
 ) -> None:
     """Send the run's frames until its end, or until the client leaves. The run goes on without a reader."""
+    response = call.response
 
     def leave() -> None:
         cursor.close()
         if cancel_on_disconnect:
             run.stop(StopCause.USER)
 
-    headers = [
-        ("content-type", "text/event-stream; charset=utf-8"),
-        ("cache-control", "no-cache, no-transform"),
-        ("x-accel-buffering", "no"),
-        ("x-content-type-options", "nosniff"),
-        ("location", f"/api/runs/{run.run_id}/events"),
-        ("referrer-policy", "no-referrer"),
-        *service.limits.headers(caller.owner),
-    ]
-    if request.http_version == "1.1":
-        headers.append(("connection", "keep-alive"))
-    await service.access.bind(caller, run.run_id)
+    await call.service.access.bind(call.caller, run.run_id)
     cursor = run.follow(
         after,
         mode=mode,
-        heartbeat_s=service.settings.heartbeat_s,
+        heartbeat_s=call.service.settings.heartbeat_s,
         on_stuck=response.abort,
         write_now=response.write_now,
     )
-    leaving = asyncio.create_task(request.disconnected(), name=f"reader of {run.run_id}")
+    leaving = asyncio.create_task(call.request.disconnected(), name=f"reader of {run.run_id}")
     leaving.add_done_callback(lambda disconnected: None if disconnected.cancelled() else leave())
     try:
-        await response.start(200, headers)
+        await response.start(200, stream_headers(call, run.run_id))
         async for frames in cursor:
             await response.write(frames)
         await response.end()
@@ -136,6 +106,21 @@ async def stream(
         await asyncio.wait({leaving})
 
 
-async def post_stream_token(service: Service, _: Request, response: Response, caller: Caller) -> None:
-    token, life_s = await service.access.new_stream_token(caller)
-    await response.json(201, {"access_token": token, "expires_in": int(life_s)})
+def stream_headers(call: Call, run_id: str) -> Headers:
+    headers = [
+        ("content-type", "text/event-stream; charset=utf-8"),
+        ("cache-control", "no-cache, no-transform"),
+        ("x-accel-buffering", "no"),
+        ("x-content-type-options", "nosniff"),
+        ("location", f"/api/runs/{run_id}/events"),
+        ("referrer-policy", "no-referrer"),
+        *call.service.limits.headers(call.owner),
+    ]
+    if call.request.http_version == "1.1":
+        headers.append(("connection", "keep-alive"))
+    return headers
+
+
+async def post_stream_token(call: Call) -> None:
+    token, life_s = await call.service.access.new_stream_token(call.caller)
+    await call.response.json(201, {"access_token": token, "expires_in": int(life_s)})

@@ -5,14 +5,12 @@ import unicodedata
 from collections.abc import AsyncIterator, Awaitable
 from urllib.parse import quote
 
-from access.callers import Caller
 from chat import Refusal
 from documents import files as export
 from documents.redline_page import HEADER_POLICY
-from threads.histories import Threads
 from web import fields
-from web.asgi import Request, Response
-from web.service import Service
+from web.asgi import Response
+from web.service import Call
 
 MEDIA_TYPES = {
     "md": "text/markdown; charset=utf-8",
@@ -26,16 +24,16 @@ CHUNK_BYTES = 65536
 NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 
 
-async def get_export(service: Service, request: Request, response: Response, caller: Caller, thread_id: str) -> None:
-    asked = fields.export_query(request.query())
+async def get_export(call: Call) -> None:
+    asked = fields.export_query(call.request.query())
     kind = asked.format
-    threads = Threads(service.store, caller.owner)
-    branch = await threads.branch(thread_id, asked.checkpoint_id)
+    threads, response = call.threads, call.response
+    branch = await threads.branch(call.thread_id, asked.checkpoint_id)
     if asked.document is not None:
         document = await threads.document(branch, asked.document, asked.version)
         await send_document(response, kind, document)
     elif kind == "json":
-        outline = await threads.outline(thread_id)
+        outline = await threads.outline(call.thread_id)
         await send_chunks(response, kind, branch.title, export.thread_as_json(outline, threads.everything(outline)))
     else:
         items = threads.transcript(branch)
@@ -47,20 +45,18 @@ async def get_export(service: Service, request: Request, response: Response, cal
             await send_chunks(response, kind, branch.title, export.thread_as_markdown(branch.title, items, newest))
 
 
-async def get_diff(
-    service: Service, request: Request, response: Response, caller: Caller, *, thread_id: str, doc_id: str
-) -> None:
-    asked = fields.diff_query(request.query())
+async def get_diff(call: Call) -> None:
+    asked = fields.diff_query(call.request.query())
     kind = asked.format
-    threads = Threads(service.store, caller.owner)
-    branch = await threads.branch(thread_id, asked.checkpoint_id)
-    new = await threads.document(branch, doc_id, asked.new_version)
-    old = await threads.document(branch, doc_id, asked.old_version or new["version"] - 1)
+    threads = call.threads
+    branch = await threads.branch(call.thread_id, asked.checkpoint_id)
+    new = await threads.document(branch, call.ids["doc_id"], asked.new_version)
+    old = await threads.document(branch, call.ids["doc_id"], asked.old_version or new["version"] - 1)
     content = await within_docx(export.redline_as(kind, old, new))
     headers = [disposition(new["title"], kind, f"v{old['version']}-v{new['version']}")]
     if kind == "html":  # to be looked at
         headers = [("content-security-policy", HEADER_POLICY), ("referrer-policy", "no-referrer")]
-    await response.whole(200, MEDIA_TYPES[kind], content, headers)
+    await call.response.whole(200, MEDIA_TYPES[kind], content, headers)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -6,15 +6,18 @@ import gc
 import logging
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 
 from runs.registry import Runs
-from settings import is_loopback
+from settings import Settings, is_loopback
 
 log = logging.getLogger("draftstream")
+
+READERS_S = 5  # how long the server waits for slow readers, after the last run has ended
 
 
 class CannotListen(Exception):
@@ -134,6 +137,19 @@ def keep_collections_short() -> None:
 
 class Server(uvicorn.Server):
     """uvicorn, saying where to go once it serves."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], settings: Settings) -> None:
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            ws="none",
+            access_log=False,
+            timeout_graceful_shutdown=READERS_S,
+            log_config=None,
+            log_level=settings.log_level.lower(),
+        )
+        super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state["server"] = self

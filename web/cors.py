@@ -1,0 +1,36 @@
+"""Which pages may use the service: its own, and those of the origins in CORS_ALLOW_ORIGINS."""
+
+from collections.abc import Collection, Sequence
+
+from web.asgi import Headers, Request
+
+EXPOSED = "Location, Content-Disposition, Retry-After, WWW-Authenticate, RateLimit, RateLimit-Policy"
+ALLOWED = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
+PREFLIGHT_S = 600
+
+
+def allows(origins: Collection[str], request: Request) -> bool:
+    """Whether the page that sent this may use the service. A client that is not a browser names no origin."""
+    return request.foreign_origin is None or "*" in origins or request.headers.get("origin") in origins
+
+
+def headers(origins: Collection[str], request: Request) -> Headers:
+    """Of every answer."""
+    if not origins:
+        return []
+    vary = ("vary", "Origin")
+    if "origin" not in request.headers or not allows(origins, request):
+        return [vary]
+    allowed = ("access-control-allow-origin", request.headers["origin"])
+    return [vary, allowed, ("access-control-expose-headers", EXPOSED)]
+
+
+def preflight(origins: Collection[str], request: Request, methods: Sequence[str]) -> Headers:
+    """Of the answer to an OPTIONS."""
+    if "access-control-request-method" not in request.headers or not allows(origins, request):
+        return []
+    return [
+        ("access-control-allow-methods", ", ".join(methods)),
+        ("access-control-allow-headers", ALLOWED),
+        ("access-control-max-age", str(PREFLIGHT_S)),
+    ]

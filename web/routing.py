@@ -1,0 +1,98 @@
+"""From a request to its handler: the route of its path and method, and the caller that the route asks for."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from access.callers import Caller, Scope
+from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
+from runs.sse import EventId
+from web import cors
+from web.asgi import Request, Response
+from web.service import Call, Service
+
+Handler = Callable[[Call], Awaitable[None]]
+Who = Scope | Literal["anyone", "any caller"]
+"""Who may call: anyone; a caller of whatever scopes; a caller who has this scope."""
+
+NOBODY = Caller("", frozenset())  # the caller of a route that is open to anyone: it owns nothing
+FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`query`: the parameters that it takes. `stream`: an EventSource asks for it, and may bring a stream token."""
+
+    handler: Handler
+    who: Who
+    query: Sequence[str] = ()
+    stream: bool = False
+
+
+Methods = Mapping[str, Route]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A path that there is: how the table of routes writes it, its methods, and the ids in it."""
+
+    path: str
+    methods: Methods
+    ids: Mapping[str, str]
+
+    @property
+    def allowed(self) -> list[str]:
+        allowed = [*self.methods, "OPTIONS"]
+        # A stream has no length to give to a HEAD, and nothing but a GET starts a chat.
+        if "GET" in self.methods and not self.methods["GET"].stream:
+            allowed.append("HEAD")
+        return allowed
+
+
+class Router:
+    """A table of routes, by path and method. An id in a path is written as `{run_id}`."""
+
+    def __init__(self, routes: Mapping[str, Methods]) -> None:
+        self._routes = [(_pattern(path), path, methods) for path, methods in routes.items()]
+
+    def find(self, path: str) -> Found | None:
+        for pattern, written, methods in self._routes:
+            if (match := pattern.fullmatch(path)) is not None:
+                return Found(written, methods, match.groupdict())
+        return None
+
+    async def answer(self, service: Service, request: Request, response: Response) -> None:
+        """Call the handler. Raises Refusal, and what handlers raise."""
+        found = self.find(request.path)
+        if found is None:
+            raise Refusal("not_found", "There is nothing at this path.")
+        route = found.methods.get("GET" if request.method == "HEAD" else request.method)
+        if route is None or (request.method == "HEAD" and route.stream):
+            allowed = ", ".join(found.allowed)
+            if request.method != "OPTIONS":
+                raise Refusal("method_not_allowed", f"This path answers {allowed}.", [("allow", allowed)])
+            more = cors.preflight(service.settings.cors_allow_origins, request, found.allowed)
+            await response.whole(204, None, b"", [("allow", allowed), *more])
+            return
+        caller = await _caller(service, request, route)
+        await route.handler(Call(service, request, response, found.ids, caller))
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    literal, *rest = (re.escape(part) for part in re.split(r"\{|\}", path))
+    ids = (f"(?P<{name}>{FORMS[name].pattern}){behind}" for name, behind in zip(rest[::2], rest[1::2], strict=True))
+    return re.compile(literal + "".join(ids))
+
+
+async def _caller(service: Service, request: Request, route: Route) -> Caller:
+    """Raises as Access.caller does, and Forbidden."""
+    if route.who == "anyone":
+        return NOBODY
+    access_token = request.query().get("access_token") if route.stream else None
+    seen = EventId.parse(request.headers.get("last-event-id", ""))
+    seen_run = seen.run_id if seen is not None else None
+    caller = await service.access.caller(request.headers.get("authorization"), access_token, seen_run)
+    if route.who != "any caller":
+        caller.need(route.who)
+    return caller
