@@ -78,7 +78,7 @@ REPLACE_TASK_WRITE = Statement(
 )
 
 
-class CopyRow(NamedTuple):
+class CheckpointCopyRow(NamedTuple):
     thread: str
     namespace: str
     checkpoint_id: str
@@ -87,7 +87,7 @@ class CopyRow(NamedTuple):
 
 COPY_CHECKPOINT = Statement(
     "copy_checkpoint",
-    CopyRow,
+    CheckpointCopyRow,
     """INSERT INTO checkpoints
     (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
 SELECT thread_id, checkpoint_ns, $4, parent_checkpoint_id, type,

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "documents": set(),
     "telemetry": {"chat"},
-    "storage": {"chat", "settings"},  # settings: for its command
+    "storage": {"chat"},
     "drafting": {"chat", "documents", "telemetry"},
     "runs": {"chat", "telemetry"},
     "agent": {"chat", "documents", "drafting"},
@@ -32,8 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "asgi_app": {*DOMAINS, *ENTRIES} - {"asgi_app"},
 }
 
-# What single files may import beside that.
-FILES_MAY_IMPORT = {ROOT / "access/__main__.py": {"storage.embedded"}}  # the command starts the service's own database
+# Single files may import these modules, too: a command reads the environment, and starts the service's own database.
+FILES_MAY_IMPORT = {
+    ROOT / "access/__main__.py": {"storage.embedded"},
+    ROOT / "storage/__main__.py": {"settings"},
+}
 
 
 def part_of(path: Path) -> str:

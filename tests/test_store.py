@@ -16,7 +16,7 @@ from fault_proxy import FaultProxy
 
 import store as store_room
 from access import shared_limits
-from chat import Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
+from chat import LEASE_S, Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
 from storage import checkpoints, reads, writer
 from storage import statements as sql_statements
 from storage.database import POOL_CONNECTIONS, where
@@ -144,6 +144,18 @@ async def test_a_second_run_in_one_place_is_refused_and_changes_nothing(store: S
         await (await store.end_run(ended(second, "Mine")))
     await (await store.end_run(ended(first)))
     assert await texts(store) == ["Hi", "Hello"]
+
+
+async def test_a_lease_and_its_renewal_are_as_long_as_the_vocabulary_says(store: Store) -> None:
+    left = "SELECT extract(epoch FROM leased_until - now())::float8 AS s FROM runs"
+    run = started()
+    await store.start_run(run)
+    for _ in range(2):
+        [row] = await store.fetch(left)
+        assert LEASE_S - 5 < row["s"] <= LEASE_S
+        await store.fetch("UPDATE runs SET leased_until = now()")
+        assert store.renew_leases([run.run_id])
+        await store.settled("")
 
 
 async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Store) -> None:

@@ -148,18 +148,18 @@ NEWEST_ID = """SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND ch
 ORDER BY checkpoint_id DESC LIMIT 1"""
 
 
-class ThreadRow(NamedTuple):
+class GraphThreadRow(NamedTuple):
     thread: str
 
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 DELETE_STATES = [
-    Statement(f"delete_{table}", ThreadRow, f"DELETE FROM {table} WHERE thread_id = $1")  # noqa: S608  # our own names
+    Statement(f"delete_{table}", GraphThreadRow, f"DELETE FROM {table} WHERE thread_id = $1")  # noqa: S608  # our own names
     for table in TABLES
 ]
 
 
-class RunsRow(NamedTuple):
+class RunsOfThreadRow(NamedTuple):
     thread: str
     run_ids: list[str]
 
@@ -167,19 +167,19 @@ class RunsRow(NamedTuple):
 RUNS_CHECKPOINTS = """SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY($1)"""
 DELETE_TASK_WRITES_OF_RUNS = Statement(
     "delete_task_writes_of_runs",
-    RunsRow,
+    RunsOfThreadRow,
     """DELETE FROM checkpoint_writes w USING checkpoints c
 WHERE c.thread_id = $1 AND c.metadata ->> 'run_id' = ANY($2) AND w.thread_id = c.thread_id
     AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id""",
 )
 DELETE_CHECKPOINTS_OF_RUNS = Statement(
     "delete_checkpoints_of_runs",
-    RunsRow,
+    RunsOfThreadRow,
     "DELETE FROM checkpoints WHERE thread_id = $1 AND metadata ->> 'run_id' = ANY($2)",
 )
 
 
-class CopyRow(NamedTuple):
+class ThreadCopyRow(NamedTuple):
     source: str
     target: str
 
@@ -188,14 +188,14 @@ class CopyRow(NamedTuple):
 COPY_STATES = (
     Statement(
         "copy_blobs",
-        CopyRow,
+        ThreadCopyRow,
         """INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
 SELECT $2, checkpoint_ns, channel, version, type, blob FROM checkpoint_blobs WHERE thread_id = $1
 ON CONFLICT DO NOTHING""",
     ),
     Statement(
         "copy_checkpoints",
-        CopyRow,
+        ThreadCopyRow,
         """INSERT INTO checkpoints
     (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
 SELECT $2, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
@@ -203,7 +203,7 @@ FROM checkpoints WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
     ),
     Statement(
         "copy_task_writes",
-        CopyRow,
+        ThreadCopyRow,
         """INSERT INTO checkpoint_writes
     (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 SELECT $2, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
@@ -216,7 +216,7 @@ FROM checkpoint_writes WHERE thread_id = $1 ON CONFLICT DO NOTHING""",
 # stored some before their checkpoint.
 DELETE_UNKEPT = Statement(
     "delete_unkept_checkpoints",
-    ThreadRow,
+    GraphThreadRow,
     """WITH heads AS (
     SELECT DISTINCT ON (checkpoint_ns) checkpoint_ns, checkpoint_id
     FROM checkpoints WHERE thread_id = $1 ORDER BY checkpoint_ns, checkpoint_id DESC
@@ -235,7 +235,7 @@ WHERE w.thread_id = $1 AND w.checkpoint_ns = d.checkpoint_ns AND w.checkpoint_id
 )
 DELETE_UNUSED_BLOBS = Statement(
     "delete_unused_blobs",
-    ThreadRow,
+    GraphThreadRow,
     """DELETE FROM checkpoint_blobs
 WHERE thread_id = $1 AND (checkpoint_ns, channel, version) NOT IN (
     SELECT c.checkpoint_ns, v.key, v.value
@@ -243,7 +243,7 @@ WHERE thread_id = $1 AND (checkpoint_ns, channel, version) NOT IN (
 )
 FORGET_PARENTS = Statement(
     "forget_parents",
-    ThreadRow,
+    GraphThreadRow,
     """UPDATE checkpoints c SET parent_checkpoint_id = NULL
 WHERE c.thread_id = $1 AND parent_checkpoint_id IS NOT NULL AND NOT EXISTS (
     SELECT 1 FROM checkpoints p WHERE p.thread_id = $1 AND p.checkpoint_ns = c.checkpoint_ns
