@@ -504,7 +504,7 @@ def machine() -> Iterator[str]:
     yield "- the template: " + ", ".join(f"{name} {version(name)}" for name in YARDSTICK_PACKAGES)
 
 
-HEADING = f"""# What it costs
+HEADING = f"""# Costs
 
 `make bench` writes this page. CPU is the CPU of the server's whole process over whole streams, with their start, their end
 and the database calls. The server has one core. The load, the provider and PostgreSQL share the other, and their CPU is not
@@ -597,7 +597,7 @@ async def main() -> None:
             stored: list[str] = []
             stored_bytes.show(await stored_bytes.compare(postgres), stored.append)
             print(*stored, sep="\n")
-            parts = [*machine(), "", *lines, "", "# What is stored", "", "```", *stored, "```"]
+            parts = [*machine(), "", *lines, "", "# Bytes stored", "", "```", *stored, "```"]
             RESULTS.write_text(f"{HEADING}\n{chr(10).join(parts)}\n\n{REST}")
 
 

@@ -385,7 +385,7 @@ def test_the_picture_is_there_and_small() -> None:
     assert 20_000 < picture.stat().st_size < 200_000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "bench/RESULTS.md"], ids=lambda page: page.name)
 def test_the_words_are_plain(page: Path) -> None:
     prose = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)", " ", CODE.sub("", page.read_text()))
     words = re.findall(r"[A-Za-z][\w'’-]*", prose)
