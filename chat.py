@@ -107,7 +107,7 @@ OnDisconnect = Literal["continue", "cancel"]
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A message for a thread. `thread_id` is None for a new thread, which then needs no look into the database."""
+    """A message for a thread. Without a `thread_id` the thread is new, and nothing of it is read from the database."""
 
     message: str
     thread_id: str | None = None
@@ -118,7 +118,7 @@ class ChatRequest:
 
     @property
     def fingerprint(self) -> str | None:
-        """Tells two requests with one idempotency key apart; None where there is no key."""
+        """Differs between two requests that share an idempotency key; None without a key."""
         if self.idempotency_key is None:
             return None
         fields = (self.message, self.thread_id, self.checkpoint_id, self.stream, self.on_disconnect)
@@ -127,7 +127,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ForkRequest:
-    """A new thread `thread_id` (a new name, if None) from the state `checkpoint_id` of one (its head's, if None)."""
+    """A new thread from a state of another. Without a `checkpoint_id` it is the newest; without a name, a new one."""
 
     checkpoint_id: str | None = None
     thread_id: str | None = None
@@ -142,12 +142,12 @@ def title_from(message: str) -> str:
 
 
 def graph_thread_id(owner: str, thread_id: str) -> str:
-    """The thread's name in LangGraph's tables, which have no owner. A thread_id has no "/", so it is unambiguous."""
+    """The thread's name in LangGraph's tables, which have no owner. It is unambiguous, as a thread_id has no "/"."""
     return f"{owner}/{thread_id}"
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What a run says: the events of its log
+# The events of a run's log
 
 
 class Usage(TypedDict):
@@ -170,7 +170,7 @@ class Start:
 # One of these is made for each token: not frozen, as that would take twice as long.
 @dataclass(slots=True)
 class Message:
-    """A piece of what the model says. `item` counts the messages and documents of a run from 0."""
+    """A piece of a message of the model. `item` counts the messages and documents of a run from 0."""
 
     content: str
     item: int
@@ -203,7 +203,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """`content` is for a person; `retryable`: the same message may well work when it is sent again."""
+    """`content` is for a person; `retryable`: the same message may succeed when it is sent again."""
 
     content: str
     code: str
@@ -214,16 +214,16 @@ Piece = Message | Doc
 Event = Start | Message | Doc | End | Error
 
 Emit = Callable[[Sequence[Piece]], None]
-"""Takes the next pieces of a run, those together that came together."""
+"""Takes the next pieces of a run: all those of one arrival, together."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What a model says, and how it fails
+# The deltas of a model's reply, and the failures of a run
 
 
 @dataclass(slots=True)
 class ToolCallDelta:
-    """The next characters of a tool call's JSON arguments. `call_id` and `name` come with its first one, else ""."""
+    """The next characters of a tool call's JSON arguments. `call_id` and `name` are "" in all but the call's first."""
 
     index: int
     call_id: str
@@ -236,7 +236,7 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a reply ended that the provider ended properly."""
+    """The end of a reply that the provider has finished."""
 
     reason: FinishReason
     usage: Usage | None = None
@@ -246,12 +246,12 @@ ModelDelta = str | ToolCallDelta
 """A string is the next characters of the reply; it is never empty."""
 
 Hear = Callable[[Sequence[ModelDelta]], None]
-"""Takes the next deltas of a reply, those together that came together. None at all is a sign of life: the model is at
-work, and says nothing that concerns us."""
+"""Takes the next deltas of a reply: all those of one arrival, together. An empty sequence is a sign of life, such as
+a chunk of reasoning."""
 
 
 class RunFailure(Exception):
-    """What ends a run with an `error`. `content` is for a person: it shows no key, no DSN and no provider's words."""
+    """Ends a run with an `error`. `content` is for a person: it has no key, no DSN and no text of the provider."""
 
     def __init__(self, code: str, content: str, *, retryable: bool) -> None:
         super().__init__(code, content)  # as a Refusal takes them, for a failure that is both
@@ -264,7 +264,7 @@ class RunFailure(Exception):
 
 
 class Unstorable(RunFailure):
-    """The database refused a turn for its content; it was set aside."""
+    """The database refused a turn for its content. The turn is in the dead-letter table."""
 
     def __init__(self) -> None:
         super().__init__("unstorable", "The database refused this turn for its content.", retryable=False)
@@ -280,11 +280,11 @@ class Conflict(RunFailure):
 
 
 class ModelError(RunFailure):
-    """The model could not answer, or not to the end."""
+    """The model did not answer, or its reply broke off."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# A run's life, and what is kept of it
+# The states of a run, and its records in the database
 
 
 class RunStatus(StrEnum):
@@ -294,7 +294,7 @@ class RunStatus(StrEnum):
     COMPLETED = "completed"  # the model finished, or the provider cut it (length, content_filter)
     CANCELLED = "cancelled"  # a person, the run's time limit or the shutdown stopped it; it keeps what it has
     FAILED = "failed"  # the model or the service failed; it keeps what it has
-    INTERRUPTED = "interrupted"  # its process ended in the middle of it; it keeps what was saved of it on the way
+    INTERRUPTED = "interrupted"  # its process ended in the middle of it; it keeps the progress that was saved
 
 
 class StopCause(StrEnum):
@@ -317,7 +317,7 @@ class Document(TypedDict):
 
 
 class Item(TypedDict):
-    """One message or document of a run, whole: a row of `messages` and an element of the history."""
+    """A whole message or document of a run: a row of `messages`, and an element of the history."""
 
     item: int
     role: Literal["user", "assistant"]
@@ -330,7 +330,7 @@ class Item(TypedDict):
 
 
 class StoredItem(Item):
-    """An item as it is read: with the run that it is of, and the time at which it was written."""
+    """An item as it is read: with its run, and the time at which it was written."""
 
     run_id: str
     created_at: datetime
@@ -338,7 +338,7 @@ class StoredItem(Item):
 
 @dataclass(frozen=True, slots=True)
 class LostRun:
-    """A run that left no state, as its process ended in the middle of it: what was said must be remembered anew."""
+    """A run that left no state, as its process ended in the middle of it. The next run adds its items to the state."""
 
     run_id: str
     message: str
@@ -346,16 +346,16 @@ class LostRun:
 
     @property
     def position(self) -> int:
-        """How much is known of what it said, in code points."""
+        """The length of the text that was saved of it, in code points."""
         return sum(len(item["content"]) for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadHead:
-    """What must be known of a thread before a run of it may start: how far it is, and what the run goes on from.
+    """Read of a thread before a run of it may start: its last run, and the state that the new run starts from.
 
-    `checkpoint_id` is the state that the run starts from, and `branches` tells that it is not the one that was stored
-    last; `lost` are the runs between that state and this one.
+    `checkpoint_id` is that state; `branches` is true unless it is the state that was stored last. `lost` are the runs
+    between that state and the new run.
     """
 
     last_seq: int = 0  # 0 for a thread that is not there
@@ -368,7 +368,7 @@ class ThreadHead:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What an agent is given: a message, and the state that it starts from; None for a new thread. See ThreadHead."""
+    """The input of an agent: a message, and the state to start from, as in ThreadHead. None is a new thread."""
 
     owner: str
     thread_id: str
@@ -381,7 +381,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an agent's turn went. `unfinished`: the items that were cut off.
+    """The result of an agent's turn. `unfinished`: the items that were cut off.
 
     `usage` is the provider's report; `estimated_tokens` are those of the calls whose usage it did not report.
     """
@@ -405,7 +405,7 @@ USER_ITEM = -1  # the user's message stands before the run's item 0
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """What is stored when a run begins, with the user's message. `seq` counts a thread's runs from 1."""
+    """Stored when a run begins, with the user's message. `seq` counts a thread's runs from 1."""
 
     owner: str
     thread_id: str
@@ -416,13 +416,13 @@ class RunStarted:
     started_at: float  # seconds since the epoch
     idempotency_key: str | None = None
     fingerprint: str | None = None
-    lost: Sequence[tuple[str, int]] = ()  # the runs before it that left no state, and how much is known of each
+    lost: Sequence[tuple[str, int]] = ()  # the runs before it that left no state, with the position of each
     parent_run_id: str | None = None  # the run that it goes on from
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """What a run has said since the last time, up to `position`: so that a crash loses a second of it at most."""
+    """The pieces of a run since its last progress. They are saved so often that a crash loses a second at most."""
 
     started: RunStarted
     pieces: Sequence[tuple[int, "Piece"]]  # with the position of each
@@ -430,7 +430,7 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run as the database has it, to be read again."""
+    """A run as the database has it, for readers that come after it has left memory."""
 
     run_id: str
     thread_id: str
@@ -442,7 +442,7 @@ class StoredRun:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """What is stored when a run ends, in one transaction with its checkpoint."""
+    """Stored when a run ends, in one transaction with its checkpoint."""
 
     started: RunStarted
     status: RunStatus
