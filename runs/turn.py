@@ -112,19 +112,10 @@ class Turns:
         Three things can fail a run, and the first of them counts: the agent (a fault of ours or the model's), a stop
         that is not a person's, the database's refusal. The first two are known beforehand and stored with the run.
         """
-        status, failure = _end_of(run, outcome)
-        ended = RunEnded(
-            started=started,
-            status=status,
-            items=[item.record(complete=item.first.item not in outcome.unfinished) for item in run.items],
-            reason=outcome.reason,
-            error=_error(failure) if failure is not None else None,
-            usage=outcome.usage,
-            checkpoint_id=outcome.checkpoint_id,
-            ended_at=time.time(),
-        )
-        run.closing = True
         try:
+            status, failure = _end_of(run, outcome)
+            ended = _ended(run, started, outcome, status, failure)
+            run.closing = True
             saving = await self._store_end(ended)
             failure = failure or saving.refused
             self._telemetry.run_ended(_report(run, ended, failure, saving))
@@ -142,12 +133,13 @@ class Turns:
         if self.shutting_down or self._store.journals or ended.error is not None:
             timeout_s = min(timeout_s, SHORT_SAVE_TIMEOUT_S)
         await asyncio.wait({saved}, timeout=timeout_s)
+        journaled = not saved.done() and await self._store.journal(ended.started.run_id)
         if not saved.done():
-            return Saving(journaled=await self._store.journal(ended.started.run_id))
+            return Saving(journaled=journaled)
         if (refused := saved.exception()) is None:
-            return Saving(committed=True)
+            return Saving(committed=True, journaled=journaled)
         if isinstance(refused, RunFailure):
-            return Saving(refused=refused)
+            return Saving(refused=refused, journaled=journaled)
         raise refused
 
 
@@ -164,6 +156,19 @@ def _end_of(run: Run, outcome: Outcome) -> tuple[RunStatus, RunFailure | None]:
     if outcome.reason == "cancelled":
         return RunStatus.CANCELLED, STOP_FAILURES.get(run.stopping.result())
     return RunStatus.COMPLETED, None
+
+
+def _ended(run: Run, started: RunStarted, outcome: Outcome, status: RunStatus, failure: RunFailure | None) -> RunEnded:
+    return RunEnded(
+        started=started,
+        status=status,
+        items=[item.record(complete=item.first.item not in outcome.unfinished) for item in run.items],
+        reason=outcome.reason,
+        error=_error(failure) if failure is not None else None,
+        usage=outcome.usage,
+        checkpoint_id=outcome.checkpoint_id,
+        ended_at=time.time(),
+    )
 
 
 def _error(failure: RunFailure) -> Error:

@@ -506,6 +506,39 @@ async def test_the_end_waits_for_the_commit_and_says_when_it_did_not_come() -> N
     assert events[-1][1]["saved"] is False
 
 
+async def test_a_commit_that_comes_while_the_turn_is_journaled_is_told() -> None:
+    class Journaling(Records):
+        journals = True
+        saved: asyncio.Future[None]
+
+        async def end_run(self, run: RunEnded) -> asyncio.Future[None]:
+            self.saved = await super().end_run(run)
+            return self.saved
+
+        async def journal(self, run_id: str) -> bool:
+            self.saved.set_result(None)
+            return True
+
+    async with registry(says, Journaling(saves=False)) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+    assert (events[-1][1]["saved"], events[-1][1]["journaled"]) == (True, True)
+
+
+@pytest.mark.parametrize("reason", [None, "cancelled"])
+async def test_an_agent_that_gives_no_good_reason_has_failed(
+    reason: EndReason | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def vague(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+        return outcome(reason)  # though nobody has stopped it
+
+    async with registry(vague) as runs:
+        run = await runs.start("o", ChatRequest("Hi", thread_id="t"))
+        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        assert runs.busy("o", "t") is None
+    assert (events[-1][1]["type"], events[-1][1]["code"]) == ("error", "internal")
+
+
 async def test_an_error_ends_the_stream_and_what_was_said_is_kept() -> None:
     records = Records()
 
