@@ -37,7 +37,7 @@ from storage.pending import PendingTurns
 from storage.reader import Reader, ThreadExists, stored_run
 from storage.reads import ITEMS_OF_THREAD, item_of
 from storage.recovery import JournaledTurn, replay
-from storage.sql import Statement, Write
+from storage.sql import Row, Statement, Write
 from storage.statements import (
     DELETE_THREAD,
     RENAME_THREAD,
@@ -59,6 +59,7 @@ __all__ = [
     "BatchedReads",
     "JournalError",
     "QueueFull",
+    "Row",
     "SchemaError",
     "Statement",
     "Store",
@@ -259,7 +260,7 @@ class Store:
             if not unit.saved.done():
                 raise StoreUnavailable
 
-    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+    async def fetch(self, sql: str, *arguments: object) -> list[Row]:
         """The rows of one statement on the pool. Raises StoreUnavailable, at the latest after READ_BUDGET_S."""
         return await self._reader.fetch(sql, *arguments)
 

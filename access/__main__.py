@@ -10,13 +10,11 @@ import sys
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
-import asyncpg
-
 from access.callers import CACHE_S, DEFAULT_SCOPES, SCOPES
 from access.keys import ADD_KEY, LIST_KEYS, REVOKE_KEY, ApiKey
 from settings import Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, embedded_postgres
-from store import SchemaError, StoreUnavailable, open_connection, within
+from store import Row, SchemaError, StoreUnavailable, open_connection, within
 
 OWNER_CHARS = 255
 CONNECT_TIMEOUT_S = 5.0
@@ -122,7 +120,7 @@ async def _list() -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
 
 
-async def _fetch(sql: str, *arguments: object) -> list[asyncpg.Record]:
+async def _fetch(sql: str, *arguments: object) -> list[Row]:
     """One statement in the service's database: the one at DATABASE_URL, or else the embedded one in DATA_DIR."""
     settings = Settings.from_env(os.environ)
     async with AsyncExitStack() as stack:

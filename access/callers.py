@@ -25,13 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import asyncpg
-
 from access.jwts import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
 from access.keys import HAS_KEYS, IS_GOOD, READ_KEYS, ApiKey, hash_of
 from chat import Refusal, Supervise, unsupervised
 from settings import DEFAULT_DATA_DIR, Settings, SettingsError
-from store import BatchedReads, StoreUnavailable
+from store import BatchedReads, Row, StoreUnavailable
 
 log = logging.getLogger("draftstream.callers")
 
@@ -49,7 +47,7 @@ CACHED_KEYS = 10_000
 STREAM_TOKEN_S = 60.0
 RESUME_S = 60.0  # a token may resume its run for RUN_TIMEOUT_S and this
 
-Fetch = Callable[..., Awaitable[Sequence[asyncpg.Record]]]
+Fetch = Callable[..., Awaitable[Sequence[Row]]]
 """Runs one statement, within a second. Raises StoreUnavailable."""
 
 

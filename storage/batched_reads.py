@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-import asyncpg
+from storage.sql import Row
 
 QUERIES_AT_ONCE = 2  # so that a burst is batched behind them, and one slow query does not hold up the next
 
-Asked = tuple[tuple[object, ...], asyncio.Future[asyncpg.Record]]
+Asked = tuple[tuple[object, ...], asyncio.Future[Row]]
 
 
 class BatchedReads:
@@ -15,15 +15,15 @@ class BatchedReads:
     order. `close` waits for the queries under way.
     """
 
-    def __init__(self, fetch: Callable[..., Awaitable[Sequence[asyncpg.Record]]], sql: str) -> None:
+    def __init__(self, fetch: Callable[..., Awaitable[Sequence[Row]]], sql: str) -> None:
         self._fetch = fetch
         self._sql = sql
         self._asked: list[Asked] = []
         self._queries: set[asyncio.Task[None]] = set()
 
-    async def read(self, *arguments: object) -> asyncpg.Record:
+    async def read(self, *arguments: object) -> Row:
         """The row of these arguments. Raises what `fetch` raises."""
-        answer: asyncio.Future[asyncpg.Record] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._asked.append((arguments, answer))
         if len(self._queries) < QUERIES_AT_ONCE:
             query = asyncio.create_task(self._query(), name="batched read")

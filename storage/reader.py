@@ -37,6 +37,7 @@ from storage.reads import (
     READ_RUN_BY_KEY,
     item_of,
 )
+from storage.sql import Row
 
 FORK_BUDGET_S = 30.0
 FORKS_AT_ONCE = 2  # the pool's other connections are for reads
@@ -62,7 +63,7 @@ class Reader:
         self._heads = BatchedReads(self.fetch, READ_HEADS)
         self._forks = asyncio.Semaphore(FORKS_AT_ONCE)
 
-    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+    async def fetch(self, sql: str, *arguments: object) -> list[Row]:
         try:
             connection = await self._pool.acquire(timeout=READ_BUDGET_S)
             try:
@@ -84,7 +85,7 @@ class Reader:
             rows = await self.fetch(READ_ITEMS_OF, owner, thread_id, seqs)
         return [item_of(row) for row in rows]
 
-    async def run_row(self, owner: str, run_id: str | None, idempotency_key: str | None) -> asyncpg.Record | None:
+    async def run_row(self, owner: str, run_id: str | None, idempotency_key: str | None) -> Row | None:
         if run_id is not None:
             rows = await self.fetch(READ_RUN_BY_ID, owner, run_id)
         else:
@@ -143,7 +144,7 @@ async def _fork(connection: PoolConnectionProxy, *arguments: str) -> None:
         await connection.execute(FORK_THREAD, *arguments)
 
 
-def stored_run(row: asyncpg.Record, items: Sequence[StoredItem]) -> StoredRun:
+def stored_run(row: Row, items: Sequence[StoredItem]) -> StoredRun:
     last: End | Error | None
     if row["in_progress"]:
         last = None

@@ -2,9 +2,8 @@
 
 from typing import cast
 
-import asyncpg
-
 from chat import StoredItem
+from storage.sql import Row
 
 ITEMS_OF_THREAD = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
 FROM thread_items WHERE owner = $1 AND thread_id = $2"""
@@ -55,7 +54,7 @@ READ_PLACE = """SELECT
 FORK_THREAD = "SELECT fork_thread($1, $2, $3, $4)"
 
 
-def item_of(row: asyncpg.Record) -> StoredItem:
+def item_of(row: Row) -> StoredItem:
     """The item of a row of ITEMS_OF_THREAD; a message has no fields of a document."""
     item = dict(row)
     if item["type"] == "message":

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, ParamSpec
 
+import asyncpg
+
 P = ParamSpec("P")
+
+Row = asyncpg.Record
+"""A row that was read; its values by the names of its columns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

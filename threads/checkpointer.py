@@ -10,7 +10,6 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 
-import asyncpg
 import orjson
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -30,7 +29,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from chat import STORED_LAST
-from store import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE, Store, Write
+from store import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE, Row, Store, Write
 from threads.statements import (
     COPY_STATES,
     DELETE_CHECKPOINTS_OF_RUNS,
@@ -260,7 +259,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
             history["writes"] += writes
         return histories
 
-    def _tuple(self, row: asyncpg.Record) -> CheckpointTuple:
+    def _tuple(self, row: Row) -> CheckpointTuple:
         thread, namespace, parent = row["thread_id"], row["checkpoint_ns"], row["parent_checkpoint_id"]
         checkpoint = orjson.loads(row["checkpoint"])
         values = checkpoint.get("channel_values") or {}

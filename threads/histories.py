@@ -4,11 +4,10 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, TypedDict, TypeVar, cast
 
-import asyncpg
 import orjson
 
 from chat import DOC_ID, Document, NotFound, StoredItem, UnknownCheckpoint, Usage, graph_thread_id
-from store import FOREVER, Store, item_of
+from store import FOREVER, Row, Store, item_of
 from threads.search import marked, pattern
 from threads.statements import (
     LIST_THREADS,
@@ -240,7 +239,7 @@ class Threads:
             raise NotFound("document" if version is None else "version of a document")
         return cast("StoredVersion", item_of(rows[0]))
 
-    async def _thread(self, thread_id: str) -> asyncpg.Record:
+    async def _thread(self, thread_id: str) -> Row:
         await self._store.settled(graph_thread_id(self._owner, thread_id))
         rows = await self._store.fetch(READ_THREAD, self._owner, thread_id)
         if not rows:
@@ -264,7 +263,7 @@ class Threads:
 # Rows
 
 
-def _version(row: asyncpg.Record) -> Version:
+def _version(row: Row) -> Version:
     return {
         "doc_id": row["doc_id"],
         "title": row["title"],
@@ -273,7 +272,7 @@ def _version(row: asyncpg.Record) -> Version:
     }
 
 
-def _state(row: asyncpg.Record, before: str | None) -> State:
+def _state(row: Row, before: str | None) -> State:
     return {
         "checkpoint_id": row["checkpoint_id"],
         "parent_checkpoint_id": before,
@@ -284,7 +283,7 @@ def _state(row: asyncpg.Record, before: str | None) -> State:
     }
 
 
-def _summary(row: asyncpg.Record) -> ThreadSummary:
+def _summary(row: Row) -> ThreadSummary:
     return {
         "thread_id": row["thread_id"],
         "title": row["title"],
@@ -293,7 +292,7 @@ def _summary(row: asyncpg.Record) -> ThreadSummary:
     }
 
 
-def _found(row: asyncpg.Record, words: str) -> FoundThread:
+def _found(row: Row, words: str) -> FoundThread:
     match: Match | None = None
     if row["run_id"] is not None:
         passage = row["passage"]
@@ -313,7 +312,7 @@ def _page(threads: list[S], limit: int) -> tuple[list[S], Place | None]:
     return threads[:limit], Place(last["created_at"], last["thread_id"]) if last else None
 
 
-def _run(row: asyncpg.Record) -> ThreadRun:
+def _run(row: Row) -> ThreadRun:
     run = dict(row)
     for column in ("error", "usage"):
         run[column] = None if run[column] is None else orjson.loads(run[column])
