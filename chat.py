@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal, NotRequired, TypedDict
 
-# The forms of ids: of those in a request, and of those in a path.
+# The forms of ids, in bodies, queries and paths alike.
 THREAD_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 RUN_ID = re.compile(r"[0-9a-f-]{36}")
 DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -32,8 +32,8 @@ LEASE_S = 10.0  # a run whose process has not renewed its lease for this long is
 class Refusal(Exception):
     """A request that is not carried out.
 
-    `code` names the reason for a program; web/problems.py gives each code its status. `detail` says it to a person.
-    `members` are further facts of the answer's body, `headers` those of its head.
+    `code` tells programs the reason, and web/problems.py gives each code its status. `detail` tells people.
+    `members` go into the body of the answer, `headers` into its head.
     """
 
     def __init__(self, code: str, detail: str, headers: Sequence[tuple[str, str]] = (), **members: object) -> None:
@@ -52,7 +52,7 @@ class FieldError(TypedDict):
 
 
 class InvalidRequest(Refusal):
-    """The request was understood, and has fields that can't be used; `errors` names each."""
+    """`errors` names every field that can't be used."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
         self.errors = list(errors)
@@ -70,19 +70,23 @@ class UnknownCheckpoint(InvalidRequest):
 
 class MessageTooLong(Refusal):
     def __init__(self, limit: int) -> None:
-        super().__init__("message_too_long", f"The message has more than {limit} characters.", limit=limit)
+        super().__init__(
+            "message_too_long",
+            f"The message has more than {limit} characters, which is the limit (MAX_MESSAGE_CHARS).",
+            limit=limit,
+        )
         self.limit = limit
 
 
 class NotFound(Refusal):
-    """There is no such thing, or it is another owner's: the two look the same."""
+    """It does not exist, or another owner has it: a client can't tell the two apart."""
 
     def __init__(self, what: str) -> None:
         super().__init__("not_found", f"There is no such {what}.")
 
 
 class ThreadBusy(Refusal):
-    """The thread has a run in progress."""
+    """`run_id`: the run that is in progress on the thread."""
 
     def __init__(self, run_id: str) -> None:
         detail = "The thread has a run in progress; follow it, cancel it, or wait for its end."
@@ -91,10 +95,10 @@ class ThreadBusy(Refusal):
 
 
 class Overloaded(Refusal):
-    """More is under way than the service is configured to take."""
+    """The service has as much work as its settings allow."""
 
     def __init__(self) -> None:
-        super().__init__("overloaded", "The service has no room for another chat just now.")
+        super().__init__("overloaded", "The service is at its limit and takes no more now; try again in a few seconds.")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -113,7 +117,7 @@ class ChatRequest:
     thread_id: str | None = None
     checkpoint_id: str | None = None
     stream: StreamMode = "pieces"
-    on_disconnect: OnDisconnect = "continue"  # what becomes of the run when the client leaves its stream
+    on_disconnect: OnDisconnect = "continue"  # whether the run goes on when the client leaves its stream
     idempotency_key: str | None = None
 
     @property
@@ -127,7 +131,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ForkRequest:
-    """A new thread from a state of another. Without a `checkpoint_id` it is the newest; without a name, a new one."""
+    """Fork a thread at `checkpoint_id` (None: at its head) into a new one (None: with a new UUID)."""
 
     checkpoint_id: str | None = None
     thread_id: str | None = None

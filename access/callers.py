@@ -52,27 +52,32 @@ Fetch = Callable[..., Awaitable[Sequence[Row]]]
 
 
 class Unauthorized(Refusal):
-    """No caller: nothing was sent, or (`sent`) what was sent is not, or no longer, good. It does not say which."""
+    """`sent`: there was a credential, but it is not valid. The answer does not say why."""
 
     def __init__(self, *, sent: bool = True) -> None:
-        detail = "This needs an API key or a token that is good: Authorization: Bearer …"
+        detail = "This needs a valid API key or token: Authorization: Bearer … The operator of the service issues keys."
         super().__init__("unauthorized", detail, [challenge(error="invalid_token") if sent else challenge()])
 
 
 class TwoCredentials(Refusal):
-    """A client that says twice who it is, maybe as two callers."""
+    """The request has two credentials, which may be two callers'."""
 
     def __init__(self) -> None:
-        detail = "The request has both an Authorization header and an access_token."
+        detail = "The request has both an Authorization header and an access_token; send one of them."
         super().__init__("two_credentials", detail, [challenge(error="invalid_request")])
 
 
 class Forbidden(Refusal):
-    """The caller is known, and may not do this: it takes `scope`."""
+    """The caller lacks `scope`."""
 
     def __init__(self, scope: Scope) -> None:
         header = challenge(error="insufficient_scope", scope=scope)
-        super().__init__("insufficient_scope", f"This needs the scope {scope}.", [header], scope=scope)
+        super().__init__(
+            "insufficient_scope",
+            f"This needs the scope {scope}; ask the operator for a key that has it.",
+            [header],
+            scope=scope,
+        )
 
 
 def challenge(**parameters: str) -> tuple[str, str]:

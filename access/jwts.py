@@ -48,7 +48,10 @@ class ProviderUnavailable(Refusal):
     """The identity provider's keys were never got, so that nothing can be said of a token."""
 
     def __init__(self) -> None:
-        super().__init__("provider_unavailable", "The identity provider can't be reached at the moment.")
+        super().__init__(
+            "provider_unavailable",
+            "The identity provider can't be reached, so tokens can't be checked; try again in a few seconds.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,14 +76,21 @@ class Draining(Refusal):
     """The service is going down and starts no more runs."""
 
     def __init__(self) -> None:
-        super().__init__("shutting_down", "The service is shutting down; please try again.")
+        super().__init__("shutting_down", "The service is shutting down; send the request again in a few seconds.")
 
 
 class KeyReused(InvalidRequest):
     """The idempotency key came before with another request."""
 
     def __init__(self) -> None:
-        super().__init__([{"pointer": "/idempotency_key", "detail": "came before with another request"}])
+        super().__init__(
+            [
+                {
+                    "pointer": "/idempotency_key",
+                    "detail": "came before with another request; use a new key for each request",
+                }
+            ]
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------

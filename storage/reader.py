@@ -52,7 +52,9 @@ class ThreadExists(Refusal):
     """The owner has a thread of that name."""
 
     def __init__(self) -> None:
-        super().__init__("thread_exists", "There is a thread of that name already.")
+        super().__init__(
+            "thread_exists", "There is a thread of that name already; choose another thread_id, or send none."
+        )
 
 
 class Reader:

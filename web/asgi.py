@@ -1,7 +1,7 @@
-"""HTTP over ASGI: its types, reading a request within limits, responses. Of chat it knows the word Refusal alone.
+"""HTTP over ASGI: its types, requests read within limits, and responses. It knows nothing of chat but Refusal.
 
-What uvicorn does, and what follows from it: after a disconnect `send` returns silently and only `receive` tells; a
-request whose body is not read to its end is read and thrown away by the server, so that the connection stays usable.
+Two facts of uvicorn that this rests on: after a disconnect `send` returns silently and only `receive` reports it. The
+server reads and drops a body that the app did not read to its end, so the connection stays usable.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ COMMON_HEADERS = (("x-content-type-options", "nosniff"), ("cache-control", "no-s
 
 
 class Disconnected(Exception):
-    """The client left before its request or the response was whole. There is nobody to answer."""
+    """The client left before the request or the response was complete, so there is no one to answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request: what ASGI says of it, decoded."""
+    """An HTTP request, decoded from its ASGI scope."""
 
     method: str
     path: str
@@ -45,34 +45,34 @@ class Request:
 
     @classmethod
     def from_scope(cls, scope: ConnectionScope, receive: Receive) -> "Request":
-        """Raises Refusal for headers that no honest client sends."""
+        """Raises Refusal (headers_too_large, bad_host)."""
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-            detail = f"The headers have more than {MAX_HEADER_BYTES} bytes."
+            detail = f"The headers have more than {MAX_HEADER_BYTES} bytes; send fewer or shorter ones."
             raise Refusal("headers_too_large", detail, limit=MAX_HEADER_BYTES)
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             if name == "host" and name in headers:
-                raise Refusal("bad_host", "There must be one Host header.")
+                raise Refusal("bad_host", "A request must have exactly one Host header.")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if "host" not in headers and scope["http_version"] == "1.1":
-            raise Refusal("bad_host", "There must be one Host header.")
+            raise Refusal("bad_host", "A request must have exactly one Host header.")
         return cls(scope["method"], scope["path"], scope["http_version"], headers, scope["query_string"], receive)
 
     def query(self) -> dict[str, str]:
-        """The query's parameters. Raises Refusal for a repeated one, and for what is not UTF-8 in percent encoding."""
+        """The parameters. Raises Refusal (bad_query) for a repeated name, and for bad percent encoding or UTF-8."""
         parameters: dict[str, str] = {}
         for pair in self.raw_query.split(b"&"):
             if not pair:
                 continue
             name, _, value = (_unquote(part) for part in pair.partition(b"="))
             if name in parameters:
-                raise Refusal("bad_query", f"The parameter {name!r} stands twice in the query.")
+                raise Refusal("bad_query", f"The query has the parameter {name!r} twice; send it once.")
             parameters[name] = value
         return parameters
 
     async def json(self, limit: int) -> object:
-        """The body, decoded. Raises Refusal (not_json, invalid_json) and what `body` does."""
+        """The decoded body. Raises Refusal (not_json, invalid_json), and as `body` does."""
         media_type, _, parameters = self.headers.get("content-type", "").partition(";")
         charset = parameters.replace(" ", "").lower().removeprefix("charset=").strip('"')
         transfer = self.headers.get("transfer-encoding", "chunked").lower()
@@ -86,16 +86,18 @@ class Request:
             raise Refusal("invalid_json", f"The body is not valid JSON: {error}.") from None
 
     async def body(self, limit: int) -> bytes:
-        """The body, whole. Raises Refusal (slow_body, body_too_large) and Disconnected."""
+        """The whole body. Raises Refusal (slow_body, body_too_large) and Disconnected."""
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 return await self._body(limit)
         except TimeoutError:
-            detail = f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds."
+            detail = f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds; send the request again."
             raise Refusal("slow_body", detail) from None
 
     async def _body(self, limit: int) -> bytes:
-        too_large = Refusal("body_too_large", f"The body has more than {limit} bytes.", limit=limit)
+        too_large = Refusal(
+            "body_too_large", f"The body has more than {limit} bytes, which is the limit (MAX_BODY_BYTES).", limit=limit
+        )
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise too_large
@@ -110,8 +112,8 @@ class Request:
             if not message.get("more_body", False):
                 break
         if (transport := _transport_of(self.receive)) is not None and transport.is_closing():
-            # uvicorn has refused what came right behind this request, or the client has gone: either way the client
-            # gets no answer to this one, and may well send it again.
+            # uvicorn has refused the bytes behind this request, or the client has left. Either way no answer reaches
+            # the client, which may send the request again: so it must not be carried out.
             raise Refusal("connection_closed", "The connection was closed behind this request.")
         return bytes(body)
 
@@ -122,7 +124,7 @@ class Request:
 
     @property
     def foreign_origin(self) -> str | None:
-        """The origin of the page that sent this, if it is not our own; "null" where the browser keeps it to itself."""
+        """The origin of the page that sent this, unless it is the service's own; "null" where the browser hides it."""
         origin = self.headers.get("origin")
         if origin is not None:
             return None if origin.partition("://")[1:] == ("://", self.headers.get("host")) else origin
@@ -131,21 +133,21 @@ class Request:
 
 def _unquote(part: bytes) -> str:
     if BROKEN_ESCAPE.search(part):
-        raise Refusal("bad_query", "The query has a % without two hexadecimal digits.")
+        raise Refusal("bad_query", "The query has a % without two hexadecimal digits; send a percent sign as %25.")
     try:
         return unquote_to_bytes(part.replace(b"+", b" ")).decode()
     except UnicodeDecodeError:
-        raise Refusal("bad_query", "The query is not UTF-8.") from None
+        raise Refusal("bad_query", "The query is not UTF-8; percent-encode its text as UTF-8.") from None
 
 
 def _transport_of(call: Receive | Send) -> asyncio.Transport | None:
-    """uvicorn's transport, which ASGI has no word for, through a method that it gave us to receive or send with."""
+    """uvicorn's transport, found through its `receive` or `send` method: ASGI does not offer it."""
     transport: asyncio.Transport | None = getattr(getattr(call, "__self__", None), "transport", None)
     return transport
 
 
 class Response:
-    """The one answer to a request; knows whether it has begun."""
+    """The one answer to a request. `started`: its status is sent, so no other answer can be given."""
 
     def __init__(self, send: Send, headers: Headers = (), *, head: bool = False) -> None:
         self._send = send
@@ -163,7 +165,7 @@ class Response:
         await self._say({"type": "http.response.body", "body": body, "more_body": True})
 
     def write_now(self, body: bytes) -> bool:
-        """Write without waiting; False, and nothing is written, where the server might have us wait.
+        """Write without waiting. If the server might make us wait, write nothing and return False.
 
         uvicorn's `send` waits for nothing but a client that takes too little, of which what is unsent tells. Should it
         ever wait all the same, the connection is broken off: whoever says something must not be held up by a reader.
@@ -175,7 +177,7 @@ class Response:
             next(sending)
         except StopIteration:
             return True
-        except RuntimeError:  # see `_say`; it is for whoever comes to write next
+        except RuntimeError:  # see `_say`; the next `write` reports it
             return False
         self.abort()
         return True
@@ -184,7 +186,7 @@ class Response:
         await self._say({"type": "http.response.body", "body": body})
 
     async def _say(self, message: MutableMapping[str, Any]) -> None:
-        """Raises Disconnected where uvicorn does not return silently after a disconnect.
+        """Raises Disconnected in the case where uvicorn does not return silently after a disconnect.
 
         While the client has a further request in line it notes the loss for that one alone, and uvloop's transport
         takes nothing any more.
@@ -197,7 +199,7 @@ class Response:
             raise Disconnected from error
 
     def abort(self) -> None:
-        """Break the connection off, with what is still unsent.
+        """Close the connection at once, and drop the bytes that are still unsent.
 
         A close waits for the client to take the rest, which one that reads nothing never does.
         """
@@ -205,7 +207,7 @@ class Response:
             self._transport.abort()
 
     async def whole(self, status: int, content_type: str | None, body: bytes, headers: Headers = ()) -> None:
-        """The answer in one piece; to a HEAD, its headers."""
+        """The whole answer at once; to a HEAD request, its headers only."""
         described = [("content-type", content_type), ("content-length", str(len(body)))] if content_type else []
         names = {name for name, _ in headers}
         common = [header for header in COMMON_HEADERS if header[0] not in names]

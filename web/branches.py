@@ -1,4 +1,4 @@
-"""The handlers of a thread's branches: the states that one can go on from, and a new thread out of one of them."""
+"""The handlers of a thread's branches: list its states, and fork a new thread from one of them."""
 
 import uuid
 
@@ -12,7 +12,7 @@ async def get_checkpoints(call: Call) -> None:
 
 
 async def post_fork(call: Call) -> None:
-    """With a state that it names, a thread can be forked while a run of it is in progress."""
+    """A request that names a state can fork a thread while a run is in progress on it."""
     asked = fields.fork_request(await call.json())
     branch = await call.threads.branch(call.thread_id, asked.checkpoint_id)
     if branch.in_progress:

@@ -1,4 +1,4 @@
-"""The handlers of chats and runs: start one, follow it, come back to it, cancel it; a token for a browser to do so."""
+"""The handlers of chats and runs: start a run, follow it, resume its stream, cancel it; and tokens for browsers."""
 
 import asyncio
 
@@ -13,13 +13,13 @@ from web.service import Call
 async def get_chat(call: Call) -> None:
     headers = call.request.headers
     if "prefetch" in headers.get("sec-purpose", headers.get("purpose", "")):
-        raise Refusal("prefetch", "A chat is not started for a prefetch.")
+        raise Refusal("prefetch", "A prefetch starts no chat; send the request when a person asks for it.")
     if (last_event_id := headers.get("last-event-id")) is not None:
         await resume(call, last_event_id)
         return
     query = call.request.query()
     query.pop("access_token", None)
-    # It says nothing; but a request that breaks off starts no run.
+    # The body is ignored, but a request that breaks off before its end starts no run.
     await call.request.body(call.service.settings.max_body_bytes)
     await start_chat(call, query, idempotency_key=query.pop("idempotency_key", None))
 
@@ -31,14 +31,17 @@ async def post_chat(call: Call) -> None:
 async def start_chat(call: Call, values: object, *, idempotency_key: str | None) -> None:
     settings = call.service.settings
     if not cors.allows(settings.cors_allow_origins, call.request):
-        raise Refusal("bad_origin", "Pages of this origin may not use the service; see CORS_ALLOW_ORIGINS.")
+        raise Refusal(
+            "bad_origin",
+            "Pages of this origin may not use the service; the operator can name the origin in CORS_ALLOW_ORIGINS.",
+        )
     chat = fields.chat_request(values, max_message_chars=settings.max_message_chars, idempotency_key=idempotency_key)
     run = await call.service.runs.start(call.owner, chat)
     await stream(call, run, after=None, mode=chat.stream, cancel_on_disconnect=chat.on_disconnect == "cancel")
 
 
 async def resume(call: Call, last_event_id: str) -> None:
-    """An EventSource that comes back: go on with its run, or stop it with 204. It never runs the message twice."""
+    """Answer an EventSource that reconnects: go on with its run, or stop it with 204. The message never runs twice."""
     seen = EventId.parse(last_event_id)
     run = None
     if seen is not None and seen.after is not None:
@@ -74,7 +77,7 @@ async def cancel_run(call: Call) -> None:
 async def stream(
     call: Call, run: Run, *, after: int | None, mode: StreamMode, cancel_on_disconnect: bool = False
 ) -> None:
-    """Send the run's frames until its end, or until the client leaves. The run goes on without a reader."""
+    """Send the run's frames until its end, or until the client leaves. The run goes on without readers."""
     response = call.response
 
     def leave() -> None:

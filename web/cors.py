@@ -1,4 +1,4 @@
-"""Which pages may use the service: its own, and those of the origins in CORS_ALLOW_ORIGINS."""
+"""Cross-origin requests: the service's own pages may call it, and those of the origins in CORS_ALLOW_ORIGINS."""
 
 from collections.abc import Collection, Sequence
 
@@ -10,7 +10,7 @@ PREFLIGHT_S = 600
 
 
 def allows(origins: Collection[str], request: Request) -> bool:
-    """Whether the page that sent this may use the service. A client that is not a browser names no origin."""
+    """Whether the page that sent this may use the service. Clients that are not browsers send no origin."""
     return request.foreign_origin is None or "*" in origins or request.headers.get("origin") in origins
 
 

@@ -20,7 +20,7 @@ MEDIA_TYPES = {
 }
 TITLE_BYTES = 150  # in a file's name, of which most file systems take 255 bytes
 CHUNK_BYTES = 65536
-# What some file system does not take, and what turns the direction of the text, to pass one extension off as another.
+# Characters that some file system refuses, and those that reverse the direction of text, which can hide an extension.
 NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 
 
@@ -54,7 +54,7 @@ async def get_diff(call: Call) -> None:
     old = await threads.document(branch, call.ids["doc_id"], asked.old_version or new["version"] - 1)
     content = await within_docx(export.redline_as(kind, old, new))
     headers = [disposition(new["title"], kind, f"v{old['version']}-v{new['version']}")]
-    if kind == "html":  # to be looked at
+    if kind == "html":  # a page to read, not a file to keep
         headers = [("content-security-policy", HEADER_POLICY), ("referrer-policy", "no-referrer")]
     await call.response.whole(200, MEDIA_TYPES[kind], content, headers)
 
@@ -64,11 +64,11 @@ async def get_diff(call: Call) -> None:
 
 
 async def within_docx(content: Awaitable[bytes]) -> bytes:
-    """The file, or the refusal of a text that is too large for one."""
+    """The DOCX. Raises Refusal for a text that is too large for one."""
     try:
         return await content
     except export.TooLargeForDocx:
-        detail = "This is too large for a DOCX; take md or json, or one document."
+        detail = "This is too much text for a DOCX; export it as md or json, or export a single document."
         raise Refusal("too_large_for_docx", detail) from None
 
 
@@ -84,7 +84,7 @@ async def send_document(response: Response, kind: str, document: export.Row) -> 
 
 
 async def send_chunks(response: Response, kind: str, title: str, chunks: AsyncIterator[bytes]) -> None:
-    """Send what is made as it is made. The first chunk is made before the answer begins, as it may be refused."""
+    """Send chunks as they are made. The first one is made before the answer begins, as making it may raise Refusal."""
     waiting = bytearray(await anext(chunks))
     headers = [("content-type", MEDIA_TYPES[kind]), disposition(title, kind)]
     await response.start(200, [*headers, ("cache-control", "no-store"), ("x-content-type-options", "nosniff")])
@@ -97,7 +97,7 @@ async def send_chunks(response: Response, kind: str, title: str, chunks: AsyncIt
 
 
 def disposition(title: str, extension: str, version: str = "") -> tuple[str, str]:
-    """The header that names the file (RFC 6266): in Unicode, and in ASCII for those that don't read that."""
+    """The header that names the file (RFC 6266): in Unicode, and in ASCII for clients that don't read Unicode."""
     words = " ".join(NOT_IN_FILE_NAMES.sub(" ", title).split())
     name = words.encode()[:TITLE_BYTES].decode(errors="ignore").strip(" .") or "thread"
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()

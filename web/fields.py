@@ -1,7 +1,7 @@
-"""The checks of values that a client sends: in a body, in a query, and in the headers that belong to these.
+"""The validation of requests: of bodies, queries, and the headers that belong to them.
 
-A reader gives a value of the vocabulary, or raises InvalidRequest with an error for each field that is wrong.
-Nothing here does I/O or reads a clock.
+A reader returns a checked value, or raises InvalidRequest with one error for each wrong field. Nothing here does I/O or
+reads a clock.
 """
 
 import base64
@@ -31,26 +31,26 @@ T = TypeVar("T")
 D = TypeVar("D")
 Word = TypeVar("Word", bound=str)
 
-UNKNOWN_NAMED = 20  # a body of a megabyte can have 100,000 fields
+UNKNOWN_NAMED = 20  # in the errors; a body of a megabyte can have 100,000 fields
 THREADS_A_PAGE = 20
 SEARCH_CHARS = 200
 TITLE_CHARS = 200
 
-# C0 controls but tab, newline and carriage return: no keyboard types them, PostgreSQL refuses the first of them.
+# C0 controls but tab, newline and carriage return: no keyboard types them, and PostgreSQL refuses NUL.
 CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 LINE_CONTROL = re.compile(r"[\t\r\n]")
 SURROGATE = re.compile("[\ud800-\udfff]")
-IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII, as clients make them (a UUID, most often)
+IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII; most clients send a UUID
 POSITION = re.compile(r"[0-9]{1,15}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 LIMIT = re.compile(r"[1-9][0-9]?|100")
-# RFC 3339. The + of its zone may be a space: in a query that is not escaped, it stands for one.
+# RFC 3339. The + of the zone may arrive as a space: that is the meaning of an unescaped + in a query.
 TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
 STREAM_MODES: Collection[StreamMode] = ("pieces", "items")
 ON_DISCONNECT: Collection[OnDisconnect] = ("continue", "cancel")
 
-# The names that a body or a query may have. The OpenAPI document is held to these.
+# The names that each body and query may have. A test holds the OpenAPI document to them.
 CHAT_FIELDS = ("message", "thread_id", "checkpoint_id", "stream", "on_disconnect")
 CHAT_QUERY = (*CHAT_FIELDS, "idempotency_key")
 EVENTS_QUERY = ("after", "stream")
@@ -69,7 +69,7 @@ DIFF_FORMATS: Collection[DiffFormat] = ("html", "docx", "json")
 
 @dataclass(frozen=True, slots=True)
 class ThreadsQuery:
-    """A page of the list of threads, behind `before`; of a search, if there are `words`."""
+    """A page of the list of threads, or of a search for `words`. `before`: the place of the last thread read."""
 
     limit: int
     before: Place | None
@@ -78,7 +78,7 @@ class ThreadsQuery:
 
 @dataclass(frozen=True, slots=True)
 class EventsQuery:
-    """A run's stream behind the first `after` code points. `has_all`: the client has seen its end."""
+    """`after`: the code points that the client already has. `has_all`: it has the whole stream."""
 
     after: int | None
     stream: StreamMode
@@ -87,7 +87,7 @@ class EventsQuery:
 
 @dataclass(frozen=True, slots=True)
 class ExportQuery:
-    """The branch to `checkpoint_id` (the newest, if None), or one `document` of it in its newest or another version."""
+    """`document`: export one document, in its newest or a given version, and not the conversation."""
 
     format: ExportFormat
     document: str | None
@@ -97,7 +97,7 @@ class ExportQuery:
 
 @dataclass(frozen=True, slots=True)
 class DiffQuery:
-    """Two versions of a document; None: the newest, and the one before it."""
+    """`new_version` defaults to the newest one, `old_version` to the one before `new_version`."""
 
     format: DiffFormat
     old_version: int | None
@@ -110,15 +110,15 @@ class DiffQuery:
 
 
 class BadValue(ValueError):
-    """A value that can't be used; its text says how it should be."""
+    """The text says how the value must be."""
 
 
 Check = Callable[[object], T]
-"""Gives the value as the service takes it. Raises BadValue."""
+"""Returns the value in the form that the service uses. Raises BadValue."""
 
 
 class Fields:
-    """Raw values by name; leaving the block raises InvalidRequest if one that was read in it, or a name, is wrong."""
+    """Raw values by name. Leaving the block raises InvalidRequest for unknown names and for wrong values."""
 
     def __init__(self, values: object, known: Collection[str], kind: str = "field") -> None:
         if not isinstance(values, Mapping):
@@ -132,7 +132,7 @@ class Fields:
         return self._values.get(name) is not None
 
     def read(self, name: str, check: Check[T], default: D, *, required: bool = False) -> T | D:
-        """The value, checked; the default in place of one that is absent or wrong."""
+        """The checked value, or the default where the value is absent or wrong."""
         if name not in self._values:
             if required:
                 self.refuse(name, "is required")
@@ -165,7 +165,7 @@ def text(value: object) -> str:
 
 
 def message(max_chars: int) -> Check[str]:
-    """Raises MessageTooLong, too."""
+    """The check raises MessageTooLong, too."""
 
     def check(value: object) -> str:
         said = text(value)
@@ -183,7 +183,7 @@ def message(max_chars: int) -> Check[str]:
 
 
 def line(max_chars: int) -> Check[str]:
-    """A line of text, without the space around it."""
+    """One line of text; white space around it is dropped."""
 
     def check(value: object) -> str:
         said = text(value).strip()
@@ -233,20 +233,20 @@ def timestamp(value: object) -> datetime:
         if (match := TIME.fullmatch(text(value))) is not None:
             local, zone = match.groups()
             return datetime.fromisoformat(local.upper() + zone.upper().replace(" ", "+")).astimezone(UTC)
-    except (ValueError, OverflowError):  # the last of a time that UTC's calendar does not have
+    except (ValueError, OverflowError):  # OverflowError: out of range once it is in UTC
         pass
     raise BadValue("must be a time as RFC 3339 has it: 2026-11-24T09:30:00Z")
 
 
 def cursor(value: object) -> Place:
-    """The place that `cursor_of` made it of."""
+    """The inverse of `cursor_of`."""
     try:
         raw = text(value)
         moment, _, thread_id = base64.urlsafe_b64decode(raw + "=" * (-len(raw) % 4)).decode().partition(" ")
         created_at = datetime.fromisoformat(moment)
         if created_at.tzinfo is not None and "\0" not in thread_id:
             return Place(created_at.astimezone(UTC), thread_id)
-    except (binascii.Error, ValueError, OverflowError):  # the last of a time that UTC's calendar does not have
+    except (binascii.Error, ValueError, OverflowError):  # OverflowError: out of range once it is in UTC
         pass
     raise BadValue("must be the next_cursor of a page before")
 
@@ -265,7 +265,7 @@ VERSION_NUMBER = number(VERSION, "must be a version: a whole number from 1")
 
 
 def chat_request(values: object, *, max_message_chars: int, idempotency_key: str | None = None) -> ChatRequest:
-    """Of a JSON body, or of a query's parameters, and of the key that came beside it. Raises MessageTooLong, too."""
+    """From a JSON body or a query, and the key that came with it. Raises MessageTooLong, too."""
     with Fields(values, CHAT_FIELDS) as fields:
         request = ChatRequest(
             message=fields.read("message", message(max_message_chars), "", required=True),
@@ -302,7 +302,7 @@ def threads_query(query: Mapping[str, str]) -> ThreadsQuery:
 
 
 def old_threads_query(query: Mapping[str, str]) -> datetime:
-    """The time before which a thread is old."""
+    """Threads last updated before this time are old."""
     with Fields(query, OLD_THREADS_QUERY, "parameter") as fields:
         return fields.read("before", timestamp, datetime.min.replace(tzinfo=UTC), required=True)
 
@@ -313,13 +313,13 @@ def stream_mode(query: Mapping[str, str]) -> StreamMode:
 
 
 def events_names(query: Mapping[str, str]) -> None:
-    """Refuse an unknown parameter, before the run is looked up."""
+    """Refuse unknown parameters, before the run is searched for."""
     with Fields(query, EVENTS_QUERY, "parameter"):
         pass
 
 
 def events_query(query: Mapping[str, str], last_event_id: str | None, run_id: str) -> EventsQuery:
-    """The header counts, where it and `after` are there: a browser sends it when it reconnects to the same URL."""
+    """The header overrides `after`: a browser that reconnects sends it, to the same URL as before."""
     with Fields(query, EVENTS_QUERY, "parameter") as fields:
         after = fields.read("after", number(POSITION, "must be a position: a whole number"), None)
         mode: StreamMode = fields.read("stream", one_of(STREAM_MODES), "pieces")

@@ -1,4 +1,4 @@
-"""Refusals to answers: one table says which status and headers each code has.
+"""The answers to refusals: one table gives each code its status, headers and members.
 
 The OpenAPI document and the table of codes in the docs are held to it by tests.
 """
@@ -21,10 +21,10 @@ PROBLEM = "application/problem+json"
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """How a refusal is answered (RFC 9457).
+    """The answer to the refusals of one code (RFC 9457).
 
-    `headers` and `members` are the names of those that every such answer has besides the common ones. `shown_as` is the
-    code that the client sees, where two kinds of problem share one.
+    `headers` and `members`: the names that every such answer has beside the common ones. `shown_as`: the code that the
+    client sees, where two types of problem share it.
     """
 
     status: int
@@ -64,10 +64,10 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """The refusal itself; any other error is one of ours, which the client learns nothing of."""
+    """The refusal itself. Any other error is a fault of the service: it is logged, and hidden from the client."""
     if isinstance(error, Refusal) and error.code in PROBLEM_TYPES:
         return error
-    log.error("an error of ours", exc_info=error)
+    log.error("a request failed by a fault of the service", exc_info=error)
     return Refusal("internal", "Something went wrong on our side; it has been logged.")
 
 
@@ -93,5 +93,5 @@ async def send_problem(response: Response, refusal: Refusal) -> None:
 
 
 def retry_after() -> tuple[str, str]:
-    """Spread over a few seconds, so that those refused together do not come back together."""
+    """Spread over a few seconds, so that clients refused together do not retry together."""
     return "retry-after", str(random.randint(1, 5))  # noqa: S311  # no secret

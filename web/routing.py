@@ -1,4 +1,4 @@
-"""From a request to its handler: the route of its path and method, and the caller that the route asks for."""
+"""Routing: finds the route of a path and method, authenticates the caller, and calls the handler."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,15 +14,15 @@ from web.service import Call, Service
 
 Handler = Callable[[Call], Awaitable[None]]
 Who = Scope | Literal["anyone", "any caller"]
-"""Who may call: anyone; a caller of whatever scopes; a caller who has this scope."""
+"""Who may call: anyone, any authenticated caller, or a caller who has this scope."""
 
-NOBODY = Caller("", frozenset())  # the caller of a route that is open to anyone: it owns nothing
+NOBODY = Caller("", frozenset())  # the caller on routes that are open to anyone; it owns nothing
 FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`query`: the parameters that it takes. `stream`: an EventSource asks for it, and may bring a stream token."""
+    """`query`: the names of its parameters. `stream`: an EventSource may call it, with a stream token."""
 
     handler: Handler
     who: Who
@@ -35,7 +35,7 @@ Methods = Mapping[str, Route]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A path that there is: how the table of routes writes it, its methods, and the ids in it."""
+    """A path of the table, as written there, with its methods and the ids that the request has in it."""
 
     path: str
     methods: Methods
@@ -44,7 +44,7 @@ class Found:
     @property
     def allowed(self) -> list[str]:
         allowed = [*self.methods, "OPTIONS"]
-        # A stream has no length to give to a HEAD, and nothing but a GET starts a chat.
+        # A HEAD of a stream has no length to report, and must not start a chat.
         if "GET" in self.methods and not self.methods["GET"].stream:
             allowed.append("HEAD")
         return allowed

@@ -1,4 +1,4 @@
-"""The parts of the service, and one request to it: all that a handler works with."""
+"""The two objects that handlers work with: the service's parts, and one call."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from web.readiness import Readiness
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """It reaches the handlers through the ASGI lifespan state."""
+    """The open parts. The ASGI lifespan state carries it to each request."""
 
     settings: Settings
     store: Store
@@ -36,7 +36,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request whose route is found and whose caller is known; `ids` are those in its path."""
+    """A request whose route is found and whose caller is authenticated. `ids`: from its path, by name."""
 
     service: Service
     request: Request
@@ -57,5 +57,5 @@ class Call:
         return Threads(self.service.store, self.owner)
 
     async def json(self) -> object:
-        """The body; raises as Request.json does."""
+        """Raises as Request.json does."""
         return await self.request.json(self.service.settings.max_body_bytes)

@@ -1,4 +1,4 @@
-"""The handlers of threads: list and search them, read one, name it, delete one or the old ones."""
+"""The handlers of threads: list, search, read, rename and delete them."""
 
 from web import fields
 from web.service import Call

@@ -1,4 +1,4 @@
-"""The page at /debug, and the policy that lets a browser run nothing but the page's own script."""
+"""The page at /debug, and its Content-Security-Policy."""
 
 import base64
 import hashlib
@@ -11,8 +11,6 @@ FILE = Path(__file__).with_name("index.html")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`policy` is its Content-Security-Policy."""
-
     html: bytes
     policy: str
 
@@ -23,7 +21,7 @@ def read_page() -> Page:
 
 
 def policy_of(html: str) -> str:
-    """The page's own script and its own style, by their hashes, and nothing else."""
+    """Allows the page's own script and style, by their hashes, and nothing else."""
     return (
         f"default-src 'none'; script-src {_hashes(html, 'script')}; style-src {_hashes(html, 'style')}; "
         "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
