@@ -1,5 +1,5 @@
--- The whole schema, for a new database. A database that has an earlier version of it gets there by storage/migrations/.
--- So a change here takes a migration that does the same, and a new version; a test compares the two ways.
+-- The whole schema, for a new database. storage/migrations/ leads a database with an earlier version to the same
+-- schema. So a change here needs a migration that does the same, and a new version. A test compares the two ways.
 
 CREATE TABLE draftstream_schema (
     one_row     boolean     NOT NULL PRIMARY KEY DEFAULT true CHECK (one_row),
@@ -9,20 +9,20 @@ CREATE TABLE draftstream_schema (
 INSERT INTO draftstream_schema (version) VALUES (2);
 
 -- ---------------------------------------------------------------------------------------------------------------
--- What a person reads: threads, their runs, and one row an item (a message, or a version of a document)
+-- The history that people read: threads, their runs, and one row for each item (a message, or a version of a document)
 
 CREATE TABLE threads (
     owner      text        NOT NULL,
     thread_id  text        NOT NULL,
     title      text        NOT NULL,
     last_seq   bigint      NOT NULL,                       -- the seq of the thread's newest run
-    head_run_id text,                                      -- the run that the next message goes on from
+    head_run_id text,                                      -- the run that the next message continues
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     PRIMARY KEY (owner, thread_id)
 );
 
--- The list of an owner's threads, newest first. By creation, which never changes: so a page never skips or repeats.
+-- The list of an owner's threads, newest first. The time of creation never changes, so a page never skips or repeats.
 CREATE INDEX threads_newest ON threads (owner, created_at DESC, thread_id DESC);
 
 CREATE TABLE runs (
@@ -30,33 +30,33 @@ CREATE TABLE runs (
     owner         text        NOT NULL,
     thread_id     text        NOT NULL,
     seq           bigint      NOT NULL,                    -- counts the thread's runs from 1, in all its branches
-    parent_run_id text,                                    -- the run that it goes on from; none: it begins a conversation
+    parent_run_id text,                                    -- the run that it continues; NULL: it begins a conversation
     status        text        NOT NULL CHECK (status IN (
         'running',                                         -- → any of the others, once
         'completed',                                       -- the model finished, or the provider cut it (see reason)
         'cancelled',                                       -- a person, the run's time limit or a shutdown stopped it
         'failed',                                          -- see error
-        'interrupted'                                      -- its process ended in the middle of it
+        'interrupted'                                      -- its process ended before it
     )),
-    reason        text,                                    -- as the run's `end` said: stop, length, content_filter, …
-    error         jsonb,                                   -- as the run's `error` said: content, code, retryable
+    reason        text,                                    -- of the run's `end` event: stop, length, content_filter, …
+    error         jsonb,                                   -- of the run's `error` event: content, code, retryable
     usage         jsonb,                                   -- input_tokens, output_tokens
     model         text        NOT NULL,
     checkpoint_id text,                                    -- the state that the run left
     idempotency_key text,
-    fingerprint   text,                                    -- of the request that came with the key
-    leased_until  timestamptz,                             -- a process runs it, by this database's clock; renewed on the way
+    fingerprint   text,                                    -- of the request with that key
+    leased_until  timestamptz,                             -- the lease of its process, by the database's clock; renewed
     started_at    timestamptz NOT NULL,
     ended_at      timestamptz,
-    UNIQUE (owner, thread_id, seq)                         -- the history in order; and no two runs in one place
+    UNIQUE (owner, thread_id, seq)                         -- the history in order, and no two runs in one place
 );
 
--- Whether a process has the run in progress. One that renews no lease any more is gone, or has slept too long.
+-- Whether a process carries the run out. A process that does not renew the lease is dead, or was stopped too long.
 CREATE FUNCTION in_progress(run runs) RETURNS boolean LANGUAGE sql STABLE PARALLEL SAFE AS
     $$ SELECT run.status = 'running' AND run.leased_until > now() $$;
 
--- A run ends once. A process that slept through its lease finds its run interrupted, and nothing of what it brings is
--- stored: the unit that carries the run's end carries its items and its checkpoint, and is refused as a whole.
+-- A run ends once. If a process was stopped past its lease, another one may have set its run to `interrupted`. Then the
+-- unit with the run's end, its items and its checkpoint is refused as a whole.
 CREATE FUNCTION run_ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'run % is % already', OLD.run_id, OLD.status USING ERRCODE = 'restrict_violation';
@@ -64,12 +64,12 @@ END $$;
 CREATE TRIGGER run_ends_once BEFORE UPDATE OF status ON runs FOR EACH ROW
     WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status) EXECUTE FUNCTION run_ends_once();
 
--- The key of the advisory lock that is held while a fork of this name is made: see fork_thread.
+-- The key of the advisory lock that fork_thread holds while it makes a thread of this name.
 CREATE FUNCTION fork_lock(owner text, thread_id text) RETURNS bigint LANGUAGE sql IMMUTABLE AS
     $$ SELECT hashtextextended(owner || '/' || thread_id, 0) $$;
 
--- A run goes on where it began: in a thread that is still there. One that was deleted meanwhile is not begun again in the
--- middle by a run that had looked at it before, and nothing comes back of it with the end of a run that it had.
+-- A run needs its thread. After the thread was deleted, a run that read its head before can't begin in the middle of
+-- it, and the end of an earlier run restores nothing.
 CREATE FUNCTION run_has_its_place() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM runs WHERE run_id = NEW.run_id) AND (NEW.status <> 'running' OR NOT EXISTS (
@@ -83,31 +83,32 @@ CREATE TRIGGER run_has_its_place BEFORE INSERT ON runs FOR EACH ROW
     WHEN ((NEW.status <> 'running' OR NEW.seq > 1) AND current_setting('draftstream.forking', true) IS DISTINCT FROM 'yes')
     EXECUTE FUNCTION run_has_its_place();
 
--- A request that comes again finds its run; few runs have a key.
+-- A request that is sent again finds its run. Few runs have a key.
 CREATE UNIQUE INDEX runs_idempotency_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
--- How many runs each caller has in progress, read once a second. The lease is not in it, so that renewing one stays cheap.
+-- The number of runs that each owner has in progress, read once a second. Without the lease, so that its renewal is
+-- cheap.
 CREATE INDEX runs_running ON runs (owner) WHERE status = 'running';
 
 CREATE TABLE messages (
     owner      text        NOT NULL,
     thread_id  text        NOT NULL,
     seq        bigint      NOT NULL,                       -- of the run
-    item       integer     NOT NULL,                       -- -1: the user's message; from 0: what the run said, in order
+    item       integer     NOT NULL,                       -- -1: the user's message; from 0: the run's items, in order
     run_id     text        NOT NULL,
     role       text        NOT NULL CHECK (role IN ('user', 'assistant')),
     type       text        NOT NULL CHECK (type IN ('message', 'doc')),
     content    text        NOT NULL,
-    complete   boolean     NOT NULL,                       -- false: the run was stopped in the middle of it
+    complete   boolean     NOT NULL,                       -- false: the run ended in the middle of it
     doc_id     text,
     title      text,
     version    integer,
     created_at timestamptz NOT NULL,
-    words      tsvector,                                   -- for the search; found a moment later, as it takes milliseconds
-    PRIMARY KEY (owner, thread_id, seq, item)              -- a thread is read by one scan of this index, in order
+    words      tsvector,                                   -- for the search; filled later, as it takes milliseconds
+    PRIMARY KEY (owner, thread_id, seq, item)              -- one scan of this index reads a thread in order
 );
 
--- What a run in progress has said so far, a few rows a second; deleted when it ends, with its items in one transaction.
+-- The content of runs in progress, a few rows a second. The transaction that stores a run's items deletes its pieces.
 CREATE TABLE pieces (
     run_id     text        NOT NULL,
     position   bigint      NOT NULL,                       -- of the piece's end, in code points of the run's content
@@ -123,16 +124,16 @@ CREATE TABLE pieces (
     PRIMARY KEY (run_id, position)
 );
 
--- A thread's history includes what its runs in progress have said.
+-- A thread's history includes the content of its runs in progress.
 CREATE INDEX pieces_thread ON pieces (owner, thread_id, seq);
 
--- The items of runs in progress, and of runs whose process ended, made of their pieces.
+-- The items of runs in progress, and of runs whose process ended, joined from their pieces.
 CREATE VIEW items_of_pieces AS
 SELECT owner, thread_id, seq, item, run_id, 'assistant' AS role, type,
     string_agg(content, '' ORDER BY position) AS content, false AS complete, doc_id, title, version, now() AS created_at
 FROM pieces GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version;
 
--- Every item, as far as it is stored.
+-- All items; of runs in progress, the part that is stored.
 CREATE VIEW thread_items AS
 SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
 FROM messages
@@ -140,16 +141,15 @@ UNION ALL
 SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
 FROM items_of_pieces;
 
--- The thread moves on from a run whose process ended: what was saved of it becomes its items. If it came to its end after
--- all, or said more than the `known` code points that were seen of it, this is refused: the run that wants to go on does
--- not know that.
+-- Set a run to `interrupted` whose process ended, and make items of its pieces. It is refused if that run has ended
+-- after all, or has more than the `known` code points: the run that wants to continue it has not read these.
 CREATE FUNCTION interrupt_run(its_id text, known bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE runs SET status = 'interrupted' WHERE run_id = its_id AND (status = 'running' OR checkpoint_id IS NOT NULL);
     IF (SELECT max(position) FROM pieces WHERE run_id = its_id) > known THEN
         RAISE EXCEPTION 'run % has said more', its_id USING ERRCODE = 'restrict_violation';
     END IF;
-    -- No piece comes in between: pieces are kept of running runs alone, and they lock the run's row.
+    -- No piece is added meanwhile: only running runs have pieces added, and that locks the run's row.
     INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
         doc_id, title, version, created_at)
     SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
@@ -158,29 +158,29 @@ BEGIN
     DELETE FROM pieces WHERE run_id = its_id;
 END $$;
 
--- The runs of deleted threads, for the month in which a journal may still bring one: it stays away.
+-- The runs of deleted threads, for 30 days: a journal that is replayed in this time must not bring one back.
 CREATE TABLE deleted_runs (
     run_id     text        NOT NULL PRIMARY KEY,
     deleted_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX deleted_runs_age ON deleted_runs (deleted_at);
 
--- A record that the database refused for its content, set aside so that the others could go on.
+-- Records that the database refused for their content, set aside so that it could take the others.
 CREATE TABLE dead_letters (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     thread     text        NOT NULL,                       -- owner/thread_id
     error      text        NOT NULL,
-    writes     bytea       NOT NULL,                       -- JSON: [[statement, {field: value}], …]; bytes, as it may hold NUL
+    writes     bytea       NOT NULL,                       -- JSON with NUL: [[statement, {field: value}], …]
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
--- Search: one index for titles, one for what was said. The configuration 'simple' knows no language, so it finds words as
--- they are written, in any. Of a document the first 100,000 characters are searched: a tsvector holds a megabyte at most.
--- The owner is a word of it too, one that no text has (it begins with a space): so a search reads what is its owner's,
--- however many others said the same.
+-- Search: one index for titles, one for items. The configuration 'simple' knows no language: it finds words as they are
+-- written, in every language. The first 100,000 characters of an item are searched, as a tsvector holds a megabyte at
+-- most. The owner is a word of each vector, too; it begins with a space, as no word of a text does. So a search reads
+-- only the entries of its owner, however many other owners use the same words.
 --
--- The parser takes typographic quotes and dashes for letters where the database's locale is C; a draft is full of them.
--- These functions name nothing of this schema when they run: an index is also kept by VACUUM, which looks at no schema.
+-- If the database's locale is C, the parser takes typographic quotes and dashes for letters; drafts are full of them.
+-- These functions name no table or function of this schema: VACUUM runs them, too, with an empty search path.
 CREATE FUNCTION search_vector(owner text, said text) RETURNS tsvector
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
@@ -198,34 +198,34 @@ BEGIN
     RETURN CASE WHEN numnode(query) > 0 THEN query && quote_literal(' ' || hashtextextended(owner, 0))::tsquery END;
 END $$;
 CREATE INDEX threads_search ON threads USING gin (search_vector(owner, title))
-    WITH (gin_pending_list_limit = 512);                   -- in KB: merged by the writer, in milliseconds
+    WITH (gin_pending_list_limit = 512);                   -- in KB: the writer merges it in milliseconds
 CREATE INDEX messages_search ON messages USING gin (words);
 
--- The items whose words are still to be found, oldest first.
+-- The items that have no words yet, oldest first.
 CREATE INDEX messages_unsearched ON messages (created_at) WHERE words IS NULL;
 
--- What each process has let its callers use of a limit, so that the others know; empty while no such limit is set.
+-- The use of each limit that each process has allowed, for the other processes. Empty while no such limit is set.
 CREATE TABLE limit_counts (
     owner      text        NOT NULL,
     name       text        NOT NULL,                       -- of the limit: requests, tokens
     slot       bigint      NOT NULL,                       -- a twelfth of the limit's window, numbered since the epoch
     process    text        NOT NULL,
-    used       bigint      NOT NULL,                       -- in this slot so far; it only grows
+    used       bigint      NOT NULL,                       -- in this slot so far; never falls
     updated_at timestamptz NOT NULL,
-    expires_at timestamptz NOT NULL,                       -- the slot counts no more
-    PRIMARY KEY (owner, name, slot, process)               -- the others' counts of a slot are added up
+    expires_at timestamptz NOT NULL,                       -- from then on the slot does not count
+    PRIMARY KEY (owner, name, slot, process)               -- the counts of all processes are added up
 );
 
--- Each process reads once a second what has changed.
+-- Each process reads the changes once a second.
 CREATE INDEX limit_counts_changed ON limit_counts (updated_at);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Who may call
 
--- API keys. A key is revoked, and never deleted: a service that once had one is never open again.
+-- API keys. A key is revoked and never deleted: a service that once had a key is never open again.
 CREATE TABLE access_keys (
-    key_id      text        NOT NULL PRIMARY KEY,          -- the public part of the key, by which it is looked up
-    secret_hash bytea       NOT NULL,                      -- SHA-256 of the other part: 32 random bytes need no slow hash
+    key_id      text        NOT NULL PRIMARY KEY,          -- the public part of the key, for the look-up
+    secret_hash bytea       NOT NULL,                      -- SHA-256 of the secret: 32 random bytes need no slow hash
     owner       text        NOT NULL,
     name        text        NOT NULL,
     scopes      text[]      NOT NULL CHECK (scopes <@ ARRAY['chat', 'read', 'admin']),
@@ -234,24 +234,24 @@ CREATE TABLE access_keys (
     revoked_at  timestamptz
 );
 
--- What an EventSource sends in place of a key, once.
+-- Tokens that an EventSource sends instead of a key, once.
 CREATE TABLE stream_tokens (
     hash        bytea       NOT NULL PRIMARY KEY,          -- SHA-256 of the token
     owner       text        NOT NULL,
     scopes      text[]      NOT NULL,
-    key_id      text        REFERENCES access_keys,        -- the key that asked for it: revoked, it takes its tokens along
-    expires_at  timestamptz NOT NULL,                      -- until it is redeemed; then, until it may no longer resume
+    key_id      text        REFERENCES access_keys,        -- the key that asked for it; its revocation ends its tokens
+    expires_at  timestamptz NOT NULL,                      -- for its use; after that, for the resumption of its run
     redeemed_at timestamptz,
-    run_id      text                                       -- the run that it was redeemed for, and may resume
+    run_id      text                                       -- the run that it started, and may resume
 );
 
--- Old tokens are deleted by their age.
+-- Expired tokens are deleted by this.
 CREATE INDEX stream_tokens_expiry ON stream_tokens (expires_at);
 
 -- ---------------------------------------------------------------------------------------------------------------
--- What the agent remembers: LangGraph's checkpoints, in the table layout of langgraph-checkpoint-postgres, so that either
--- reads what the other wrote. thread_id is "owner/thread_id". Its further indexes on thread_id alone are left out: the
--- primary keys begin with it.
+-- The agent's state: LangGraph's checkpoints, in the table layout of langgraph-checkpoint-postgres. Either saver can
+-- read the other's rows. thread_id is "owner/thread_id". The official saver's indexes on thread_id alone are left out,
+-- as the primary keys begin with it.
 
 CREATE TABLE checkpoints (
     thread_id            text  NOT NULL,
@@ -287,8 +287,8 @@ CREATE TABLE checkpoint_writes (
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
 );
 
--- The checkpoints that a state stands on, from itself (depth 0) back: for its delta channels, its ancestors up to where
--- each channel has a value stored. Without such a value it is all of them, back to the root.
+-- The checkpoints that a state is rebuilt from: itself (depth 0) and, for its delta channels, its ancestors back to a
+-- stored value of each channel. Without a stored value these are all ancestors.
 CREATE FUNCTION state_chain(its_thread text, its_ns text, its_id text)
     RETURNS TABLE (depth integer, checkpoint_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE chain AS (
@@ -306,13 +306,13 @@ WITH RECURSIVE chain AS (
 )
 SELECT chain.depth, chain.checkpoint_id FROM chain $$;
 
--- The official saver's own count of its migrations, so that its setup() finds nothing to do.
+-- The official saver's record of its migrations: its setup() finds them all done.
 CREATE TABLE checkpoint_migrations (v integer PRIMARY KEY);
 INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9);
 
 -- ---------------------------------------------------------------------------------------------------------------
--- Everything of a thread, gone in one transaction; nothing happens to one that was updated since, or is not there. The
--- thread's row is held from the first, so that no process begins a run on it meanwhile; one that has a run in progress is
+-- Delete a thread with all that belongs to it. Nothing happens if it was updated since `before`, or does not exist. The
+-- lock on the thread's row keeps other processes from beginning a run on it. A thread with a run in progress is
 -- refused.
 CREATE FUNCTION delete_thread(its_owner text, its_id text, before timestamptz) RETURNS void
     LANGUAGE plpgsql AS $$
@@ -339,14 +339,14 @@ BEGIN
 END $$;
 
 -- ---------------------------------------------------------------------------------------------------------------
--- A new thread with the history of the run `tip`, back to where its conversation began, and with the state that this one
--- left. The runs get new ids; the checkpoints keep theirs, as a thread's name is part of their key.
+-- Make a thread with the history of the run `tip`, back to the beginning of its conversation, and with the state that
+-- this run left. The runs get new ids. The checkpoints keep theirs, as the thread is part of their key.
 --
--- The copy may take long, and nobody must wait for it, least of all a writer, which would wait for a key that is not
--- committed yet. So what stands at the first place of the new thread, where a run of that name would begin, comes last,
--- in a moment; and a run that began there before is refused its second place meanwhile (see run_has_its_place).
+-- The copy may take long, and a writer must not wait for it, as it would for a key that is not committed yet. So the
+-- rows of the first place come last: only there could a new run of that thread meet them. A run that began there before
+-- the fork can't get the second place meanwhile (see run_has_its_place).
 --
--- To be called in one look at the database (REPEATABLE READ): the thread may go on, or be deleted.
+-- Call it in a REPEATABLE READ transaction, as the thread may go on or be deleted.
 CREATE FUNCTION fork_thread(its_owner text, its_id text, tip text, new_id text) RETURNS void
     LANGUAGE plpgsql SET plan_cache_mode = 'force_custom_plan' AS $$
 DECLARE
@@ -373,7 +373,7 @@ BEGIN
     SELECT array_agg(run_id ORDER BY seq), array_agg(seq ORDER BY seq), array_agg(gen_random_uuid()::text),
         (array_agg(checkpoint_id ORDER BY seq DESC) FILTER (WHERE checkpoint_id IS NOT NULL))[1]
     INTO its_runs, its_seqs, new_runs, state FROM line;
-    IF its_runs IS NULL THEN                               -- deleted meanwhile
+    IF its_runs IS NULL THEN                               -- the thread was deleted
         RETURN;
     END IF;
 
@@ -392,7 +392,8 @@ BEGIN
         c.metadata || CASE WHEN r.new IS NULL THEN '{}' ELSE jsonb_build_object('run_id', r.new) END
     FROM checkpoints c LEFT JOIN unnest(its_runs, new_runs) AS r(old, new) ON r.old = c.metadata ->> 'run_id'
     WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = ANY(chain);
-    -- The deltas between two states are stored with the older one. So those with the state itself are its children's.
+    -- The deltas between two states are stored with the older one. So the deltas at the state itself are its
+    -- children's.
     INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
     SELECT new_graph_id, '', checkpoint_id, task_id, idx, channel, type, blob, task_path FROM checkpoint_writes
     WHERE thread_id = its_graph_id AND checkpoint_ns = '' AND checkpoint_id = ANY(chain[2:]);
@@ -417,7 +418,7 @@ BEGIN
         FROM unnest(its_seqs, new_runs) WITH ORDINALITY AS line(seq, new, place)
         JOIN messages m ON m.owner = its_owner AND m.thread_id = its_id AND m.seq = line.seq
         WHERE (line.place = 1) = (pass = 2);
-        -- Of a run whose process ended, and that nothing has gone on from, what was said is still in pieces.
+        -- If a run's process ended and no run continued it, its content is still in pieces.
         INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
             doc_id, title, version, created_at)
         SELECT its_owner, new_id, line.place, i.item, line.new, i.role, i.type, i.content, i.complete,

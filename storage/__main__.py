@@ -41,14 +41,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("status", help="show the versions, and which files a migration would apply; change nothing")
-    commands.add_parser("migrate", help="lead the schema to this service's version")
+    commands.add_parser("status", help="show the versions and the files that a migration would apply; change nothing")
+    commands.add_parser("migrate", help="migrate the schema to this service's version")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sys.exit(asyncio.run(_carry_out(arguments.command)))
     except (SettingsError, StoreUnavailable, SchemaError, EmbeddedPostgresError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)  # noqa: T201  # a command's answer
+        print(f"{parser.prog}: {error}", file=sys.stderr)  # noqa: T201  # the command's answer
         sys.exit(FOREIGN if isinstance(error, ForeignSchema) else FAILED)
 
 
@@ -83,7 +83,7 @@ async def _migrate(connection: asyncpg.Connection, dsn: str) -> int:
 
 
 def _say(line: str) -> None:
-    print(line)  # noqa: T201  # what the command is for
+    print(line)  # noqa: T201  # the command's answer
 
 
 if __name__ == "__main__":

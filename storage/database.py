@@ -1,12 +1,11 @@
-"""The database: where it is, connections to it, and the version of its schema.
+"""Connections to the database, and the version of its schema.
 
 `schema.sql` makes the whole schema in an empty database. `migrations/NNN_*.sql` lead there from each earlier version;
-version NNN is the shape after that file. A start that finds its own version reads one row, and neither locks nor
-changes anything.
+version NNN is the schema after that file. A start on its own version reads one row. It locks nothing and changes nothing.
 
-A migration is one transaction, by one process at a time. It waits for no table longer than LOCK_TIMEOUT_S, as all who
-write to that table wait behind it; then it lets go and tries again. So a migration first locks all the tables that it
-changes, in one LOCK TABLE.
+A migration is one transaction, and one process migrates at a time. Writers queue behind a migration that waits for a
+table. So it waits LOCK_TIMEOUT_S at most, then releases its locks and retries. A migration file begins with one LOCK
+TABLE of all the tables that it changes, so that it can't wait again in the middle of its work.
 """
 
 import asyncio
@@ -28,16 +27,16 @@ log = logging.getLogger("draftstream.database")
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 MIGRATIONS = {int(path.name[:3]): path for path in sorted((Path(__file__).parent / "migrations").glob("*.sql"))}
 VERSION = max(MIGRATIONS)
-"""Of the schema that this service works with."""
+"""The version of the schema that this service uses."""
 
 POOL_CONNECTIONS = 8
 READ_BUDGET_S = 1.0
-VERSION_BUDGET_S = 10.0  # at a start, which may be everybody's at once
-MIGRATION_LOCK = 0x6472616674  # "draft", as an advisory lock; a service from before versions takes it, too
-LOCK_TIMEOUT_S = 0.5  # less than a writer's two seconds for a batch, and than PostgreSQL's one to find a deadlock
-RETRY_S = (0.5, 1.0, 2.0, 5.0)  # the pauses between attempts, in which everybody writes; the last one repeats
-TABLES_BUDGET_S = 60.0  # how long a migration tries to get its tables
-TURN_S = 0.2  # between two looks at whether another process has done the migration
+VERSION_BUDGET_S = 10.0  # all replicas may start at once
+MIGRATION_LOCK = 0x6472616674  # "draft": an advisory lock, which the services from before versions take, too
+LOCK_TIMEOUT_S = 0.5  # below COMMIT_BUDGET_S of a writer, and below PostgreSQL's deadlock_timeout of 1 s
+RETRY_S = (0.5, 1.0, 2.0, 5.0)  # pauses between the attempts, in which writers pass; the last one repeats
+TABLES_BUDGET_S = 60.0  # how long a migration tries to lock its tables
+TURN_S = 0.2  # pause between checks whether another process has finished the migration
 
 READ_VERSION = "SELECT version FROM draftstream_schema"
 HAS_VERSION = "SELECT to_regclass('draftstream_schema') IS NOT NULL"
@@ -46,7 +45,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE n.nspname = current_schema() AND c.relname = ANY($1) GROUP BY c.oid ORDER BY c.relname"""
 
-# The columns by which tables without a version are ours. Those that version 1 or 2 may add to them are left out.
+# A table without a version is ours if it has these columns. Columns that version 1 or 2 may add to it are left out.
 BEFORE_VERSIONS = {
     "threads": "owner thread_id title last_seq created_at updated_at",
     "runs": "run_id owner thread_id seq status reason error usage model checkpoint_id idempotency_key fingerprint"
@@ -77,11 +76,11 @@ class StoreUnavailable(RunFailure, Refusal):
 
 
 class SchemaError(Exception):
-    """The database has a schema that this service can't use, or can't be migrated; one line says why."""
+    """This service can't use or can't migrate the schema of the database; the text is one line that says why."""
 
 
 class ForeignSchema(SchemaError):
-    """The database is another service's, or a newer one's."""
+    """The schema is another service's, or newer than this service."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -89,13 +88,13 @@ class ForeignSchema(SchemaError):
 
 
 def where(dsn: str) -> str:
-    """The database's place as it may be shown: host, port and name, never a user or a password."""
+    """The database's host, port and name, for messages: without user and password."""
     parts = urlsplit(dsn)
     return f"{parts.hostname or 'a local socket'}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
-    """Connect, trying for `wait_s` seconds, as a database may start beside the service. Raises StoreUnavailable."""
+    """Retry for `wait_s` seconds, as the database may start beside the service. Raises StoreUnavailable."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_s
     while True:
@@ -125,7 +124,7 @@ async def open_connection(dsn: str, wait_s: float, *, migrates: bool) -> AsyncIt
 
 @asynccontextmanager
 async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
-    """Connections for reads, made when they are needed."""
+    """Connections for reads, opened on demand."""
     pool = asyncpg.create_pool(dsn, min_size=0, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S)
     try:
         await pool
@@ -135,7 +134,7 @@ async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
 
 
 async def _no_reset(_: asyncpg.Connection) -> None:
-    """Reads leave nothing behind, so a connection goes back without the round trip of a reset."""
+    """Reads change nothing on a connection, so its release needs no round trip for a reset."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -144,7 +143,7 @@ async def _no_reset(_: asyncpg.Connection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A database's version: 0 for tables from before versions, None for a database without tables of ours."""
+    """The version of a database; 0: tables of ours without a version; None: no tables of ours."""
 
     version: int | None
 
@@ -164,7 +163,7 @@ class Shape:
 
 
 async def read_shape(connection: asyncpg.Connection) -> Shape:
-    """One SELECT where the database has a version. Raises SchemaError."""
+    """One SELECT, if the database has a version. Raises SchemaError."""
     try:
         return await _versioned(connection)
     except asyncpg.UndefinedTableError:
@@ -178,9 +177,9 @@ async def _versioned(connection: asyncpg.Connection) -> Shape:
         raise ForeignSchema(_foreign("draftstream_schema", "has no column version")) from None
     except asyncpg.InsufficientPrivilegeError as error:
         raise SchemaError(f"the service's role can't use the database: {error}") from None
-    if len(rows) != 1:
-        raise ForeignSchema(_foreign("draftstream_schema", "has no row"))
-    [version] = rows[0]
+    version = rows[0]["version"] if rows else None
+    if not isinstance(version, int):
+        raise ForeignSchema(_foreign("draftstream_schema", "has no version in it"))
     if version > VERSION:
         raise ForeignSchema(
             f"the database has version {version} of the schema, which is newer than this service's, {VERSION}: "
@@ -209,7 +208,7 @@ def _foreign(name: str, fault: str) -> str:
 
 
 async def check_schema(connection: asyncpg.Connection, *, migrates: bool) -> None:
-    """See that the schema is this service's, and migrate it where it is not. Raises SchemaError."""
+    """Return if the schema is at this service's version, after a migration if need be. Raises SchemaError."""
     shape = await within(VERSION_BUDGET_S, connection, read_shape(connection))
     if not shape.steps:
         return
@@ -219,7 +218,7 @@ async def check_schema(connection: asyncpg.Connection, *, migrates: bool) -> Non
 
 
 async def migrate(connection: asyncpg.Connection) -> Sequence[Path]:
-    """Lead the schema to this service's version; gives the files that were applied. Raises SchemaError."""
+    """Migrate the schema to this service's version. Returns the files that it applied. Raises SchemaError."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + TABLES_BUDGET_S
     pauses = itertools.chain(RETRY_S, itertools.repeat(RETRY_S[-1]))
@@ -242,6 +241,8 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[Path]:
                 raise
             raise SchemaError(f"the schema can't be migrated: {_reason(error)}") from error
         if steps is not None:
+            for step in steps:
+                log.info("the schema's migration has applied %s", step.name)
             return steps
         if not waits_for_turn:
             log.info("another process migrates the schema; this one waits for it")
@@ -250,7 +251,7 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[Path]:
 
 
 async def _attempt(connection: asyncpg.Connection) -> Sequence[Path] | None:
-    """All the steps in one transaction; None while another process does them."""
+    """All steps in one transaction; None if another process is at it."""
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; SET LOCAL statement_timeout = 0")
         if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", MIGRATION_LOCK):
@@ -259,12 +260,11 @@ async def _attempt(connection: asyncpg.Connection) -> Sequence[Path] | None:
         shape = await (_versioned(connection) if has_version else _unversioned(connection))
         for step in shape.steps:
             await connection.execute(step.read_text("utf-8"))
-            log.info("the schema's migration has applied %s", step.name)
         return shape.steps
 
 
 def _is_away(error: asyncpg.PostgresError) -> bool:
-    """Whether the server ends, or can't work: SQLSTATE classes 08 (connection), 53 (resources) and 57 (operator)."""
+    """Whether the server fails, not the migration: SQLSTATE classes 08 (connection), 53 (resources), 57 (operator)."""
     return (error.sqlstate or "")[:2] in ("08", "53", "57")
 
 

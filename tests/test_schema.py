@@ -393,6 +393,7 @@ def test_without_migrations_at_the_start_an_earlier_schema_is_refused(new_databa
         ("CREATE VIEW runs AS SELECT 1 AS run_id", "runs in the database is not this service's, as it is no table"),
         (f"{FIRST}; DROP TABLE runs; CREATE TABLE runs (run_id text)", "runs in the database is not this service's"),
         ("CREATE TABLE draftstream_schema (id int)", "draftstream_schema in the database is not this service's"),
+        ("CREATE TABLE draftstream_schema AS SELECT 'x' AS version", "draftstream_schema in the database is not"),
         (f"{SCHEMA.read_text()}; DELETE FROM draftstream_schema", "draftstream_schema in the database is not"),
         ("CREATE FUNCTION fork_lock(a text, b text) RETURNS int LANGUAGE sql AS 'SELECT 1'", "the schema can't be"),
     ],

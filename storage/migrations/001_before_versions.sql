@@ -1,5 +1,6 @@
--- Version 1: the tables of a service that kept no version and applied this text at each start. It leads there from any of
--- its earlier shapes, and changes nothing where they are complete. LangGraph's own tables may have been there before.
+-- Version 1: the schema of the services that kept no version and applied these statements at each start. They lead
+-- there from an empty database and from each earlier shape, and change nothing in a complete schema. LangGraph's saver
+-- may have made its tables before.
 
 DO $$
 DECLARE

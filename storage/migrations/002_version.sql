@@ -1,4 +1,4 @@
--- Version 2: the version itself, so that a start that has nothing to change reads one row and locks nothing.
+-- Version 2: the version's own table. A start that has nothing to change reads its row, and locks nothing.
 
 CREATE TABLE draftstream_schema (
     one_row     boolean     NOT NULL PRIMARY KEY DEFAULT true CHECK (one_row),
@@ -7,30 +7,31 @@ CREATE TABLE draftstream_schema (
 );
 INSERT INTO draftstream_schema (version) VALUES (2);
 
--- The last columns of LangGraph's own tables, where an earlier version of its saver made them.
+-- The newest shape of LangGraph's tables, in case an early version of its saver made them.
 ALTER TABLE checkpoint_writes ADD COLUMN IF NOT EXISTS task_path text NOT NULL DEFAULT '';
 ALTER TABLE checkpoint_blobs ALTER COLUMN blob DROP NOT NULL;
 
--- A service from before versions replaces functions by its own at each start. It can't replace one whose parameters
--- have other names, and refuses to start.
+-- A service from before versions replaces the functions by its own at each start. It can't replace a function whose
+-- parameters have other names. So it refuses to start on this version.
 DROP FUNCTION fork_lock(text, text);
 CREATE FUNCTION fork_lock(owner text, thread_id text) RETURNS bigint LANGUAGE sql IMMUTABLE AS
     $$ SELECT hashtextextended(owner || '/' || thread_id, 0) $$;
 
 -- ---------------------------------------------------------------------------------------------------------------
--- The test of a lease, the items made of pieces, and the state chain: one home for each. The functions that had copies follow.
+-- One home for the test of a lease, the items joined from pieces, and the state chain; then the functions that had
+-- copies.
 
--- Whether a process has the run in progress. One that renews no lease any more is gone, or has slept too long.
+-- Whether a process carries the run out. A process that does not renew the lease is dead, or was stopped too long.
 CREATE FUNCTION in_progress(run runs) RETURNS boolean LANGUAGE sql STABLE PARALLEL SAFE AS
     $$ SELECT run.status = 'running' AND run.leased_until > now() $$;
 
--- The items of runs in progress, and of runs whose process ended, made of their pieces.
+-- The items of runs in progress, and of runs whose process ended, joined from their pieces.
 CREATE VIEW items_of_pieces AS
 SELECT owner, thread_id, seq, item, run_id, 'assistant' AS role, type,
     string_agg(content, '' ORDER BY position) AS content, false AS complete, doc_id, title, version, now() AS created_at
 FROM pieces GROUP BY owner, thread_id, seq, item, run_id, type, doc_id, title, version;
 
--- Every item, as far as it is stored.
+-- All items; of runs in progress, the part that is stored.
 CREATE VIEW thread_items AS
 SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
 FROM messages
@@ -44,7 +45,7 @@ BEGIN
     IF (SELECT max(position) FROM pieces WHERE run_id = its_id) > known THEN
         RAISE EXCEPTION 'run % has said more', its_id USING ERRCODE = 'restrict_violation';
     END IF;
-    -- No piece comes in between: pieces are kept of running runs alone, and they lock the run's row.
+    -- No piece is added meanwhile: only running runs have pieces added, and that locks the run's row.
     INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
         doc_id, title, version, created_at)
     SELECT owner, thread_id, seq, item, run_id, role, type, content, complete, doc_id, title, version, created_at
@@ -53,8 +54,8 @@ BEGIN
     DELETE FROM pieces WHERE run_id = its_id;
 END $$;
 
--- The checkpoints that a state stands on, from itself (depth 0) back: for its delta channels, its ancestors up to where
--- each channel has a value stored. Without such a value it is all of them, back to the root.
+-- The checkpoints that a state is rebuilt from: itself (depth 0) and, for its delta channels, its ancestors back to a
+-- stored value of each channel. Without a stored value these are all ancestors.
 CREATE FUNCTION state_chain(its_thread text, its_ns text, its_id text)
     RETURNS TABLE (depth integer, checkpoint_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE chain AS (
@@ -122,7 +123,7 @@ BEGIN
     SELECT array_agg(run_id ORDER BY seq), array_agg(seq ORDER BY seq), array_agg(gen_random_uuid()::text),
         (array_agg(checkpoint_id ORDER BY seq DESC) FILTER (WHERE checkpoint_id IS NOT NULL))[1]
     INTO its_runs, its_seqs, new_runs, state FROM line;
-    IF its_runs IS NULL THEN                               -- deleted meanwhile
+    IF its_runs IS NULL THEN                               -- the thread was deleted
         RETURN;
     END IF;
 
@@ -141,7 +142,8 @@ BEGIN
         c.metadata || CASE WHEN r.new IS NULL THEN '{}' ELSE jsonb_build_object('run_id', r.new) END
     FROM checkpoints c LEFT JOIN unnest(its_runs, new_runs) AS r(old, new) ON r.old = c.metadata ->> 'run_id'
     WHERE c.thread_id = its_graph_id AND c.checkpoint_ns = '' AND c.checkpoint_id = ANY(chain);
-    -- The deltas between two states are stored with the older one. So those with the state itself are its children's.
+    -- The deltas between two states are stored with the older one. So the deltas at the state itself are its
+    -- children's.
     INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
     SELECT new_graph_id, '', checkpoint_id, task_id, idx, channel, type, blob, task_path FROM checkpoint_writes
     WHERE thread_id = its_graph_id AND checkpoint_ns = '' AND checkpoint_id = ANY(chain[2:]);
@@ -166,7 +168,7 @@ BEGIN
         FROM unnest(its_seqs, new_runs) WITH ORDINALITY AS line(seq, new, place)
         JOIN messages m ON m.owner = its_owner AND m.thread_id = its_id AND m.seq = line.seq
         WHERE (line.place = 1) = (pass = 2);
-        -- Of a run whose process ended, and that nothing has gone on from, what was said is still in pieces.
+        -- If a run's process ended and no run continued it, its content is still in pieces.
         INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,
             doc_id, title, version, created_at)
         SELECT its_owner, new_id, line.place, i.item, line.new, i.role, i.type, i.content, i.complete,
