@@ -170,7 +170,7 @@ CREATE TABLE dead_letters (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     thread     text        NOT NULL,                       -- owner/thread_id
     error      text        NOT NULL,
-    writes     bytea       NOT NULL,                       -- JSON with NUL: [[statement, {field: value}], …]
+    writes     bytea       NOT NULL,                       -- [[statement, {field: value}], …], JSON that may have NUL
     created_at timestamptz NOT NULL DEFAULT now()
 );
 

@@ -1,7 +1,7 @@
 """Connections to the database, and the version of its schema.
 
 `schema.sql` makes the whole schema in an empty database. `migrations/NNN_*.sql` lead there from each earlier version;
-version NNN is the schema after that file. A start on its own version reads one row. It locks nothing and changes nothing.
+version NNN is the schema after that file. A start on its own version reads one row, locks nothing and changes nothing.
 
 A migration is one transaction, and one process migrates at a time. Writers queue behind a migration that waits for a
 table. So it waits LOCK_TIMEOUT_S at most, then releases its locks and retries. A migration file begins with one LOCK
