@@ -1,16 +1,16 @@
-"""Log records to lines, as text or JSON, and nothing in them that was said in a chat: no message, no document, no
-provider's or database's words about one, no key, no DSN.
+"""Log records to lines, as text or JSON. No line has the text of a chat: no message, no document, no words of a provider
+or the database about one, no key, no DSN.
 
-It is kept by how a line is made, not by care at each call:
-- The words of a line are a template's, which stands in the code (the linter refuses one that is put together).
-- Of its arguments only figures, paths and single words of visible ASCII are shown: ids, codes, names, addresses.
-  Anything else is shown by its length or its type; of a URL never the query, of an address never the password.
-- Of an exception only its type, its code and the lines of code that it came through. Its text often holds what was
-  said: PostgreSQL's names the row, a provider's the request.
-- Records of packages that are not known for fixed templates show where they come from, and nothing more.
-- What is known to be secret is replaced wherever it comes up.
+This is enforced where lines are formatted, so call sites can't get it wrong:
+- The text of a line is a template in the code. The linter refuses one that is put together.
+- Of its arguments only numbers, paths and single words of visible ASCII are shown: ids, codes, names, addresses.
+  Anything else is shown by its length or its type. A URL is shown without its query, an address without its password.
+- Of an exception only its type, its code and the lines of code on its way are shown. Its text often has content:
+  PostgreSQL's names the row, a provider's the request.
+- Records of packages without known fixed templates show their origin only.
+- A known secret is replaced wherever it appears.
 
-LOG_CONTENT=1 lifts all but the last one, to hunt a fault with data that may be seen.
+LOG_CONTENT=1 lifts all of these but the last, to find a fault with data that may be seen.
 """
 
 import logging
@@ -34,7 +34,7 @@ HIDDEN = "[secret]"
 
 
 class Lines(logging.Formatter):
-    """Makes the lines. `secrets`: what must not be shown whatever happens."""
+    """Makes the lines. `secrets`: texts that are never shown."""
 
     def __init__(self, style: Style, *, content: bool, secrets: Collection[str]) -> None:
         super().__init__()

@@ -126,9 +126,9 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
 
 
 def keep_collections_short() -> None:
-    """To be called once all is set up, whose objects stay and need not be looked through again.
+    """Call after start-up: freezes the start-up objects out of the garbage collector, and makes collections rarer.
 
-    Else a full collection stops every stream for a tenth of a second, and a crowd of runs brings one about.
+    A full collection would pause every stream for about 100 ms, and many runs at once would cause one.
     """
     gc.collect()
     gc.freeze()
