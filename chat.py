@@ -18,7 +18,7 @@ DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # The state before anything was said: a chat that starts from it branches at the thread's very beginning.
 BEGINNING = "00000000-0000-0000-0000-000000000000"
-TITLE_CHARS = 80
+FIRST_LINE_CHARS = 80  # of a title that is made of a message
 # In the `configurable` of a graph's config: the thread's newest state, for a saver that may have it in memory.
 # LangGraph does not store names that begin with two underscores.
 STORED_LAST = "__stored_last"
@@ -140,9 +140,9 @@ class ForkRequest:
 def title_from(message: str) -> str:
     """A thread's title: the first line of its first message, cut at a word."""
     line = " ".join(message.strip().splitlines()[0].split())
-    if len(line) <= TITLE_CHARS:
+    if len(line) <= FIRST_LINE_CHARS:
         return line
-    return line[: TITLE_CHARS - 1].rsplit(" ", 1)[0] + "…"
+    return line[: FIRST_LINE_CHARS - 1].rsplit(" ", 1)[0] + "…"
 
 
 def graph_thread_id(owner: str, thread_id: str) -> str:

@@ -1,21 +1,21 @@
-"""How often a caller may call: requests a minute, runs at once, model tokens a day, each for one owner.
+"""How often an owner may call: requests a minute, runs at once, model tokens a day.
 
-Counts in memory decide, at once and without an `await`; what the other processes on the same database have let through
-comes in behind, by an exchange about once a second (exchange.py). How far a limit can be overshot:
+Counts in memory decide, at once and without an `await`. The counts of the other processes on the same database arrive
+afterwards, by an exchange about once a second (shared_limits.py). So a limit can be exceeded, by this much:
 
 - In one process a call counts for a minute, give or take a slot of five seconds (a token for a day, give or take two
-  hours): usage is kept in twelve slots, and the oldest is let go in proportion to the time. That is constant memory
-  an owner, whatever it does.
-- Across processes the others' counts are up to two exchanges and a commit old, two to three seconds. Until then each
-  process grants what it knows to be free: a caller who sends everything at once to all of P processes gets at most P
-  times the limit, once; from then on all know of it. Slots are numbered by the clock of each machine, so clocks must
-  agree to a second or so, as NTP has them.
-- Tokens are known when a run ends: the runs then in progress, at most RUNS_PER_OWNER, go on and may exceed the limit.
-  Of a call of the model that was cut off, or whose provider tells no usage, they are estimated.
-- While the database is away each process goes by its own counts, and the last ones that it heard of requests and
-  tokens, which are true still. So its absence never refuses a call, and grants P times the limit at most.
+  hours). Usage is kept in twelve slots, and the oldest slot fades in proportion to the time. So an owner takes constant
+  memory, whatever it does.
+- Across processes the others' counts are up to two exchanges and a commit old: two to three seconds. Until they arrive,
+  each process grants all that it knows to be free. A caller who sends everything at once to all of P processes gets at
+  most P times the limit, once. Slots are numbered by the clock of each machine, so clocks must agree to a second or so,
+  as with NTP.
+- Tokens are known when a run ends. The runs then in progress, at most RUNS_PER_OWNER, go on and may exceed the limit.
+  Tokens are estimated for a model call that was cut off, or whose provider reports no usage.
+- While the database is away, each process goes by its own counts, and by the last known counts of the others for
+  requests and tokens, which are still true. So its absence never refuses a call, and grants at most P times the limit.
 
-A process that starts again finds the counts of the one before it in the database.
+A process that starts again finds the counts of its predecessor in the database.
 """
 
 import math
@@ -28,14 +28,14 @@ from itertools import islice
 
 from chat import LEASE_S, Refusal
 
-SLOTS = 12  # to a window: so that a call counts for a twelfth of it too long or too short, at most
+SLOTS = 12  # of a window: a call counts for at most a twelfth of it too long or too short
 MINUTE_S = 60
 DAY_S = 86_400
-JITTER_S = 2  # so that those refused together do not come back together
+JITTER_S = 2  # spreads the retries of requests that were refused together
 
 
 class LimitExceeded(Refusal):
-    """The owner has used up a limit. `retry_after_s`: whole seconds, no earlier than the `t` of the RateLimit field."""
+    """The owner has used up a limit. `retry_after_s`: whole seconds, not less than the `t` of the RateLimit field."""
 
     def __init__(self, limit: str, detail: str, retry_after_s: int, headers: Sequence[tuple[str, str]]) -> None:
         super().__init__("rate_limited", detail, [("retry-after", str(retry_after_s)), *headers], limit=limit)
@@ -44,12 +44,12 @@ class LimitExceeded(Refusal):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What is counted
+# Counts
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """So many units in a sliding window."""
+    """A number of units in a sliding window."""
 
     name: str
     unit: str
@@ -64,13 +64,13 @@ class Quota:
         return int(now // self.slot_s)
 
     def expires_at(self, slot: int) -> float:
-        """When nothing of the slot counts any more; it begins to fade a slot's length before."""
+        """The time at which nothing of the slot counts any more; it begins to fade one slot's length before."""
         return (slot + 1) * self.slot_s + self.window_s
 
 
 @dataclass(slots=True)
 class Used:
-    """What an owner has used of a quota, by slot: through this process, and through the others."""
+    """An owner's use of a quota by slot, through this process and through the others."""
 
     ours: dict[int, int] = field(default_factory=dict)
     others: dict[int, int] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Used:
         return self.ours[slot]
 
     def slots(self, quota: Quota, now: float) -> list[tuple[int, int]]:
-        """The slots that still count, oldest first, each with its units. Forgets the others."""
+        """The slots that still count, oldest first, each with its units. Drops the others."""
         for counts in (self.ours, self.others):
             for slot in [slot for slot in counts if quota.expires_at(slot) <= now]:
                 del counts[slot]
@@ -89,7 +89,7 @@ class Used:
         ]
 
     def total(self, quota: Quota, now: float) -> float:
-        """The units of the last window; of the slot that is leaving it, the share that is still inside."""
+        """The units of the last window. The slot that is leaving it counts in proportion to its share inside."""
         return sum(
             units * min((quota.expires_at(slot) - now) / quota.slot_s, 1.0) for slot, units in self.slots(quota, now)
         )
@@ -108,7 +108,7 @@ class Used:
 
 
 @dataclass(slots=True)
-class Caller:
+class Tally:
     """One owner's usage."""
 
     used: dict[str, Used] = field(default_factory=dict)
@@ -116,10 +116,10 @@ class Caller:
 
 
 class Limits:
-    """Who may start a run now. Nothing here waits, and nothing raises but `check`.
+    """Decides whether an owner may start a run now. Nothing here waits, and only `check` raises.
 
     `clock` gives seconds since the epoch. `everyone` is the owner that stands for all callers without a key, if there
-    is one: its runs at once are not limited, as they are not one caller's.
+    is one: its runs at once are not limited, as they are not one tally's.
     """
 
     def __init__(
@@ -135,20 +135,20 @@ class Limits:
         self.runs_at_once = runs_at_once
         self._everyone = everyone
         self._clock = clock
-        # The longest first: where several are used up, its wait is what counts.
+        # The longest window first: where several quotas are used up, its wait counts.
         self._quotas: list[Quota] = []
         if tokens_a_day is not None:
             self._quotas.append(Quota("tokens", "tokens", tokens_a_day, DAY_S))
         if requests_a_minute is not None:
             self._quotas.append(Quota("requests", "requests", requests_a_minute, MINUTE_S))
-        self._callers: dict[str, Caller] = {}
-        self._our_runs: dict[str, float] = {}  # when each ended; those in progress have infinity
+        self._tallies: dict[str, Tally] = {}
+        self._our_runs: dict[str, float] = {}  # by run_id: the time at which it ended; infinity while it is in progress
         self._others_runs: dict[str, int] = {}
         self._unpublished: set[tuple[str, str, int]] = set()
 
     def __repr__(self) -> str:
         return (
-            f"<Limits {[quota.name for quota in self._quotas]}, runs {self.runs_at_once}, {len(self._callers)} owners>"
+            f"<Limits {[quota.name for quota in self._quotas]}, runs {self.runs_at_once}, {len(self._tallies)} owners>"
         )
 
     # Deciding
@@ -156,13 +156,13 @@ class Limits:
     def check(self, owner: str) -> None:
         """Count a request for a run. Raises LimitExceeded, and then counts nothing.
 
-        Call `run_started` with no await between: else two requests may see the same last place.
+        Call `run_started` with no await in between; otherwise two requests may see the same last place.
         """
         now = self._clock()
         self._forget_idle(now)
-        caller = self._caller(owner)
+        tally = self._tally(owner)
         for quota in self._quotas:
-            used = _used(caller, quota)
+            used = _used(tally, quota)
             if used.total(quota, now) >= quota.units:
                 wait_s = used.until_below(quota.units, quota, now)
                 detail = f"You have used your {quota.units} {quota.name} of the last {_WINDOWS[quota.window_s]}."
@@ -174,14 +174,14 @@ class Limits:
 
     def run_started(self, owner: str, run_id: str) -> None:
         """The run has a place, until `run_ended`."""
-        self._caller(owner).running += 1
+        self._tally(owner).running += 1
         if self.runs_at_once is not None:
             self._our_runs[run_id] = math.inf
 
     def run_ended(self, owner: str, run_id: str, tokens: int) -> None:
-        """The run is over, or could not be started after all; `tokens` is what it used of the model."""
+        """The run has ended, or could not be started. `tokens`: of the model, that it used."""
         now = self._clock()
-        self._caller(owner).running -= 1
+        self._tally(owner).running -= 1
         if self.runs_at_once is not None:
             self._our_runs[run_id] = now
         self._count(owner, "tokens", tokens, now)
@@ -189,13 +189,13 @@ class Limits:
     def headers(self, owner: str) -> list[tuple[str, str]]:
         """RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10), for an answer of any status."""
         now = self._clock()
-        caller = self._callers.get(owner) or Caller()
+        tally = self._tallies.get(owner) or Tally()
         policies, limits = [], []
         for quota in self._quotas:
-            used = _used(caller, quota)
+            used = _used(tally, quota)
             total = used.total(quota, now)
             remaining = max(math.ceil(quota.units - total), 0)
-            # "tokens" is none of the units that the draft registers, but each of those would be wrong.
+            # The draft does not register the unit "tokens", but each unit that it registers would be wrong.
             unit = f';qu="{quota.unit}"' if quota.unit != "requests" else ""
             policies.append(f'"{quota.name}";q={quota.units}{unit};w={quota.window_s}')
             more = f";t={used.until_below(quota.units - remaining, quota, now)}" if remaining < quota.units else ""
@@ -211,30 +211,30 @@ class Limits:
         return self.runs_at_once is not None and owner != self._everyone
 
     def _free_runs(self, owner: str) -> int:
-        caller = self._callers.get(owner)
-        return (self.runs_at_once or 0) - (caller.running if caller else 0) - self._others_runs.get(owner, 0)
+        tally = self._tallies.get(owner)
+        return (self.runs_at_once or 0) - (tally.running if tally else 0) - self._others_runs.get(owner, 0)
 
     def _count(self, owner: str, name: str, units: int, now: float) -> None:
         quota = self._quota(name)
         if quota is not None and units > 0:
-            _used(self._caller(owner), quota).add(quota.slot(now), units)
+            _used(self._tally(owner), quota).add(quota.slot(now), units)
             self._unpublished.add((owner, name, quota.slot(now)))
 
     def _quota(self, name: str) -> Quota | None:
         return next((quota for quota in self._quotas if quota.name == name), None)
 
-    def _caller(self, owner: str) -> Caller:
-        return self._callers.setdefault(owner, Caller())
+    def _tally(self, owner: str) -> Tally:
+        return self._tallies.setdefault(owner, Tally())
 
     def _forget_idle(self, now: float) -> None:
-        """Look at the next two owners in turn, so that each call that may add one can take two away."""
-        for owner in list(islice(self._callers, 2)):
-            caller = self._callers[owner] = self._callers.pop(owner)  # behind all others, if it stays
+        """Check the next two owners in turn: a call adds at most one owner, and can remove two."""
+        for owner in list(islice(self._tallies, 2)):
+            tally = self._tallies[owner] = self._tallies.pop(owner)  # behind all others, if it stays
             used = (
-                bool(caller.used[quota.name].slots(quota, now)) for quota in self._quotas if quota.name in caller.used
+                bool(tally.used[quota.name].slots(quota, now)) for quota in self._quotas if quota.name in tally.used
             )
-            if not caller.running and not any(used):
-                del self._callers[owner]
+            if not tally.running and not any(used):
+                del self._tallies[owner]
 
     # Exchanging
 
@@ -244,7 +244,7 @@ class Limits:
         return bool(self._quotas)
 
     def our_runs(self) -> list[str]:
-        """The runs whose rows are ours, though some may have ended: the database may not have heard of it yet."""
+        """The runs of this process that may be in progress in the database, which hears of an end later."""
         now = self._clock()
         self._our_runs = {run_id: ended for run_id, ended in self._our_runs.items() if ended > now - LEASE_S}
         return list(self._our_runs)
@@ -254,29 +254,29 @@ class Limits:
         changed, self._unpublished = self._unpublished, set()
         rows = []
         for owner, name, slot in sorted(changed):
-            quota, caller = self._quota(name), self._callers.get(owner)
-            if quota is not None and caller is not None and (units := _used(caller, quota).ours.get(slot)):
+            quota, tally = self._quota(name), self._tallies.get(owner)
+            if quota is not None and tally is not None and (units := _used(tally, quota).ours.get(slot)):
                 rows.append((owner, name, slot, units, quota.expires_at(slot)))
         return rows
 
     def hear_counts(self, rows: Iterable[tuple[str, str, int, int]]) -> None:
-        """What the other processes together have counted: owner, name, slot, units."""
+        """Take the counts of all other processes together: owner, name, slot, units."""
         now = self._clock()
         for owner, name, slot, units in rows:
             self._forget_idle(now)
             if (quota := self._quota(name)) is not None:
-                _used(self._caller(owner), quota).others[slot] = units
+                _used(self._tally(owner), quota).others[slot] = units
 
     def hear_runs(self, runs: Iterable[tuple[str, int]]) -> None:
-        """How many runs each owner has in progress in other processes."""
+        """Take the number of runs that each owner has in progress in other processes."""
         self._others_runs = dict(runs)
 
 
 _WINDOWS = {MINUTE_S: "minute", DAY_S: "day"}
 
 
-def _used(caller: Caller, quota: Quota) -> Used:
-    return caller.used.setdefault(quota.name, Used())
+def _used(tally: Tally, quota: Quota) -> Used:
+    return tally.used.setdefault(quota.name, Used())
 
 
 def _jitter() -> int:

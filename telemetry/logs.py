@@ -27,7 +27,7 @@ import orjson
 Style = Literal["text", "json"]
 
 KNOWN = ("draftstream", "uvicorn", "asyncio")
-WORD = re.compile(r"[!-~]{1,200}")
+SHOWN_WORD = re.compile(r"[!-~]{1,200}")
 QUERY = re.compile(r"\?.+")
 USER_INFO = re.compile(r"//[^/@]+@")
 HIDDEN = "[secret]"
@@ -96,7 +96,7 @@ def _shown(argument: object) -> object:
         return path if path.isprintable() else repr(path)
     if not isinstance(argument, str):
         return f"[{type(argument).__name__}]"
-    if not WORD.fullmatch(argument):
+    if not SHOWN_WORD.fullmatch(argument):
         return f"[{len(argument)} characters]"
     return USER_INFO.sub("//", QUERY.sub("?…", argument))
 
@@ -104,7 +104,7 @@ def _shown(argument: object) -> object:
 def _quoted(value: object) -> str:
     """In quotes, as JSON has it, unless it is one word: a line can be taken apart again."""
     text = str(value)
-    return text if WORD.fullmatch(text) else orjson.dumps(text).decode()
+    return text if SHOWN_WORD.fullmatch(text) else orjson.dumps(text).decode()
 
 
 def kind(error: BaseException) -> str:

@@ -246,7 +246,7 @@ def test_an_owner_takes_the_same_memory_however_much_it_calls() -> None:
         limits.check("o")
         use(limits, 10)
         clock.now += 7.7
-    counts = [len(used.ours) for used in limits._callers["o"].used.values()]
+    counts = [len(used.ours) for used in limits._tallies["o"].used.values()]
     assert max(counts) <= SLOTS + 2
 
 
