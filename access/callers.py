@@ -1,14 +1,16 @@
-"""Who may call: API keys, JWTs of an identity provider, and the one-use tokens of an EventSource.
+"""The caller of a request, by an API key, by a JWT of an identity provider, or by the one-use token of an EventSource.
 
-While there is neither a key nor an identity provider, the service is open: who sends nothing is ANONYMOUS. What is sent
-is always checked. The first key closes the service within POLL_S, and as keys are revoked but never deleted, nothing
-opens it again. Every answer comes from the database or is at most CACHE_S old, so a revoked key dies within that time;
-only while the database is away does a key that was seen to be good go on for OUTAGE_S, so that new chats go on, too.
-A stream that has begun is not ended by the end of its caller's key.
+While there is neither a key nor an identity provider, the service is open: a request without credentials is
+ANONYMOUS's. Credentials that are sent are always checked. The first key closes the service within POLL_S. Keys are
+revoked but never deleted, so nothing opens it again.
 
-An owner is a key's as the operator named it, or "jwt:" and the `sub` of a JWT. So the two can't meet by accident; a key
-that is made for the owner "jwt:…" is that person's on purpose, and one for "anonymous" takes over what was made while
-the service was open.
+Every answer comes from the database or is at most CACHE_S old, so a revoked key dies within that time. While the
+database is away, a key that was good goes on for OUTAGE_S, so that new chats go on. A stream that has begun goes on
+after the end of its caller's key.
+
+The owner is the one that the operator named for the key, or "jwt:" and the `sub` of a JWT. So the two can't meet by
+accident. A key for the owner "jwt:…" belongs to that person, and a key for "anonymous" has the threads of the time in
+which the service was open.
 """
 
 import asyncio
@@ -16,19 +18,16 @@ import hmac
 import logging
 import re
 import secrets
-import shlex
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from access.jwts import Identity, InvalidToken, Provider, key_from_pem, open_jwks_provider
-from access.keys import HAS_KEYS, IS_GOOD, READ_KEYS, ApiKey, hash_of
+from access.jwts import Identity, InvalidToken, Provider, open_provider
+from access.keys import HAS_KEYS, IS_GOOD, READ_KEYS, ApiKey, command_to_add_a_key, hash_of
 from chat import Refusal, Supervise, unsupervised
-from settings import DEFAULT_DATA_DIR, Settings, SettingsError
+from settings import Settings, SettingsError
 from store import BatchedReads, Row, StoreUnavailable
 
 log = logging.getLogger("draftstream.callers")
@@ -38,14 +37,14 @@ SCOPES: Sequence[Scope] = ("chat", "read", "admin")
 DEFAULT_SCOPES: Sequence[Scope] = ("chat", "read")  # of a new key, and of a JWT without a `scope`
 
 BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6750, section 2.1
-NO_HASH = bytes(32)  # what a secret is compared with where there is no such key
+NO_HASH = bytes(32)  # compared with the secret of a key that is not there
 
 CACHE_S = 5.0
 POLL_S = 5.0
 OUTAGE_S = 600.0
 CACHED_KEYS = 10_000
 STREAM_TOKEN_S = 60.0
-RESUME_S = 60.0  # a token may resume its run for RUN_TIMEOUT_S and this
+RESUME_S = 60.0  # a token may resume its run for this and RUN_TIMEOUT_S
 
 Fetch = Callable[..., Awaitable[Sequence[Row]]]
 """Runs one statement, within a second. Raises StoreUnavailable."""
@@ -88,16 +87,16 @@ def challenge(**parameters: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is, and what it may do."""
+    """The owner of a request's threads, and the scopes of its credentials."""
 
     owner: str
     scopes: frozenset[str]
     expires_at: float | None = None  # of the key or the JWT, in seconds since the epoch
     key_id: str | None = None
-    stream_token: bytes | None = field(default=None, repr=False)  # the hash of one that was redeemed for this request
+    stream_token: bytes | None = field(default=None, repr=False)  # the hash of the one that this request redeemed
 
     def need(self, scope: Scope) -> None:
-        """Raises Forbidden. `admin` may do everything with what is its owner's."""
+        """Raises Forbidden. `admin` includes all scopes, on its owner's data."""
         if scope not in self.scopes and "admin" not in self.scopes:
             raise Forbidden(scope)
 
@@ -105,10 +104,10 @@ class Caller:
 ANONYMOUS = Caller("anonymous", frozenset(SCOPES))
 
 # ---------------------------------------------------------------------------------------------------------------
-# The statements. Tokens are written on the pool and not through the writer: a redemption needs its answer, and neither
-# should take a place in the queue from what people have said.
+# Stream tokens. They are written on the pool and not through the writer: a redemption needs its answer, and the places
+# in the queue are for turns.
 
-# With it go some old ones: those that another process is just deleting are left to it.
+# It also deletes some old tokens; those that another process is deleting are left to it.
 ADD_TOKEN = """WITH old AS (DELETE FROM stream_tokens WHERE hash IN (
     SELECT hash FROM stream_tokens WHERE expires_at < now() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED))
 INSERT INTO stream_tokens (hash, owner, scopes, key_id, expires_at)
@@ -117,7 +116,7 @@ VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))"""  # noqa: S105  # a
 # A token dies with the key that it was made with. Not EXISTS, which beside an OR reads the whole table.
 KEY_IS_GOOD = f"(t.key_id IS NULL OR (SELECT {IS_GOOD} FROM access_keys k WHERE k.key_id = t.key_id))"  # noqa: S608  # our own text
 
-# One use: of two that come at once, the second waits for the first one's commit, and then finds it redeemed.
+# One use: of two requests at once, the second waits for the commit of the first, and finds the token redeemed.
 REDEEM_TOKEN = f"""UPDATE stream_tokens t SET redeemed_at = now(), expires_at = now() + make_interval(secs => $2)
 WHERE hash = $1 AND redeemed_at IS NULL AND expires_at > now() AND {KEY_IS_GOOD}
 RETURNING owner, scopes, key_id"""  # noqa: S608  # our own text
@@ -134,7 +133,7 @@ WHERE hash = $1 AND run_id = $2 AND expires_at > now() AND {KEY_IS_GOOD}"""  # n
 
 @dataclass(slots=True)
 class KnownKey:
-    """A key that the database found good at `checked_at`, as the loop's clock has it."""
+    """A key that was good in the database at `checked_at`, by the loop's clock."""
 
     caller: Caller
     checked_at: float
@@ -142,7 +141,7 @@ class KnownKey:
 
 
 class Access:
-    """Finds the caller of a request. See the module's docstring for what holds when."""
+    """Finds the caller of a request; the module's docstring has the rules."""
 
     def __init__(self, fetch: Fetch, *, provider: Provider | None, closed: bool, resume_s: float) -> None:
         self._fetch = fetch
@@ -150,7 +149,9 @@ class Access:
         self._provider = provider
         self._closed = closed
         self._resume_s = resume_s
-        self._known: dict[bytes, KnownKey] = {}  # by the hash of the whole key: so a wrong one never finds a good one
+        self._known: dict[
+            bytes, KnownKey
+        ] = {}  # by the whole key, so that a wrong secret finds none
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
@@ -173,7 +174,9 @@ class Access:
         if access_token is not None:
             return await self._by_stream_token(access_token, seen_run)
         scheme, _, _ = (authorization or "").partition(" ")
-        if authorization is None or (self.is_open and scheme.lower() != "bearer"):  # an open one behind Basic
+        if authorization is None or (
+            self.is_open and scheme.lower() != "bearer"
+        ):  # maybe a proxy's Basic
             if self.is_open:
                 return ANONYMOUS
             raise Unauthorized(sent=False)
@@ -209,8 +212,8 @@ class Access:
         self._known[whole] = KnownKey(caller, now, now + CACHE_S)
         return caller
 
-    async def looked(self) -> None:
-        """Return when no look at keys is under way any more."""
+    async def close(self) -> None:
+        """Wait for the reads that are under way."""
         await self._keys.close()
 
     async def _by_jwt(self, token: str) -> Caller:
@@ -244,12 +247,12 @@ class Access:
             raise Unauthorized
         [row] = rows
         if row["owner"] == ANONYMOUS.owner and row["key_id"] is None and not self.is_open:
-            raise Unauthorized  # from before the service was closed
+            raise Unauthorized  # made while the service was open
         scopes, key_id = frozenset(row["scopes"]), row["key_id"]
         return Caller(row["owner"], scopes, key_id=key_id, stream_token=None if resumed else token_hash)
 
     async def bind(self, caller: Caller, run_id: str) -> None:
-        """The stream token of this request, if it came with one, may resume this run from now on."""
+        """Let the request's stream token, if it has one, resume this run."""
         if caller.stream_token is None:
             return
         try:
@@ -260,7 +263,7 @@ class Access:
     # The first key
 
     async def watch_for_the_first_key(self) -> None:
-        """Return once the service is closed. What the database can't be asked stays as it is."""
+        """Return when the service is closed. While the database is away nothing changes."""
         while not self._closed:
             await asyncio.sleep(POLL_S)
             try:
@@ -297,7 +300,7 @@ async def open_access(
         closed = await _is_closed(fetch)
         resume_s = settings.run_timeout_s + RESUME_S
         access = Access(fetch, provider=provider, closed=closed, resume_s=resume_s)
-        stack.push_async_callback(access.looked)
+        stack.push_async_callback(access.close)
         if access.is_open:
             _check_open(settings, only_loopback=only_loopback)
         elif provider is None:
@@ -329,43 +332,6 @@ def _check_open(settings: Settings, *, only_loopback: bool | None) -> None:
     )
 
 
-def command_to_add_a_key(settings: Settings) -> tuple[str, Sequence[Path]]:
-    """The command as it works in a shell that stands in this process's folder: a template of a log line, and its paths.
-
-    The log shows paths, and no other text of several words that is not a template's.
-    """
-    root, python = Path(__file__).resolve().parent.parent, Path(sys.executable)
-    command, paths = "", []
-    if Path.cwd() != root:
-        command, paths = "cd %s && ", [root]
-    elif python.is_relative_to(root):
-        python = python.relative_to(root)  # .venv/bin/python, after make run
-    if settings.database_url is not None:
-        command += "DATABASE_URL=… "  # not shown, as it has a password
-    elif paths or settings.data_dir != DEFAULT_DATA_DIR:
-        command += "DATA_DIR=%s "
-        paths.append(settings.data_dir.resolve())
-    quoted = [Path(shlex.quote(str(path))) for path in (*paths, python)]
-    return f"{command}%s -m access add --owner NAME", quoted
-
-
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
-
-
-@asynccontextmanager
-async def open_provider(settings: Settings) -> AsyncIterator[Provider | None]:
-    issuer, audience = settings.jwt_issuer, settings.jwt_audience
-    if issuer is None or audience is None:  # settings has all of it or none
-        yield None
-    elif settings.jwt_jwks_url is not None:
-        async with open_jwks_provider(settings.jwt_jwks_url, issuer, audience) as provider:
-            yield provider
-    else:
-        try:
-            key = key_from_pem(settings.jwt_public_key or "")
-        except ValueError:
-            what = "a public key in PEM (RSA of 2048 bits or more, P-256, P-384, P-521, Ed25519), or the path of one"
-            raise SettingsError(f"JWT_PUBLIC_KEY must be {what}") from None
-        yield Provider(issuer, audience, [key])

@@ -1,7 +1,7 @@
-"""JWTs of an identity provider: which key signed one, and what must stand in it.
+"""JWTs of an identity provider: the key that signed one, and the claims that it must have.
 
-The algorithm is never the token's choice: each key has those of its own type, all of them asymmetric, and a token that
-names another is refused. So neither `none` nor an HMAC over a public key gets anywhere.
+The token never chooses the algorithm: each key has the algorithms of its own type, all of them asymmetric, and a token
+that names another one is refused. So neither `none` nor an HMAC over a public key is accepted.
 """
 
 import asyncio
@@ -22,13 +22,14 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from chat import Refusal
+from settings import Settings, SettingsError
 
 log = logging.getLogger("draftstream.identity")
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
-RSA_BITS = 2048  # RFC 7518: no shorter one
+RSA_BITS = 2048  # at least, by RFC 7518
 CURVE_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 LEEWAY_S = 30.0  # the provider's clock may differ by this
@@ -36,16 +37,16 @@ TOKEN_CHARS = 8192  # more than any provider issues
 SUBJECT_CHARS = 255  # OpenID Connect's limit
 JWKS_BYTES = 256 * 1024
 JWKS_TIMEOUT_S = 5.0
-JWKS_LIFE_S = 600.0  # a key that the provider has withdrawn is used no longer than this, if the provider can be reached
-JWKS_RETRY_S = 15.0  # between two fetches, whatever is asked of us
+JWKS_LIFE_S = 600.0  # a withdrawn key is used no longer than this, while the provider can be reached
+JWKS_RETRY_S = 15.0  # between two fetches, whatever tokens come
 
 
 class InvalidToken(Exception):
-    """It is no JWT that this service accepts. Why is nobody's business."""
+    """The service does not accept this JWT. The reason is not told."""
 
 
 class ProviderUnavailable(Refusal):
-    """The identity provider's keys were never got, so that nothing can be said of a token."""
+    """The identity provider's keys were never fetched, so no token can be checked."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -56,7 +57,7 @@ class ProviderUnavailable(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key of the provider, and what it may have signed with."""
+    """A key of the provider, and the algorithms that it may sign with."""
 
     key_id: str | None
     key: PublicKey
@@ -65,7 +66,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a JWT that holds says. `scope` is the claim as it stands; `expires_at` in seconds since the epoch."""
+    """The claims of a valid JWT. `scope` is the claim as it stands; `expires_at` is in seconds since the epoch."""
 
     subject: str
     scope: str | None
@@ -73,7 +74,7 @@ class Identity:
 
 
 def algorithms_of(key: object) -> tuple[str, ...]:
-    """What a key of this type may have signed with; nothing for a key of another type, or a weak one."""
+    """The algorithms of a key of this type; none for a key of another type, or a weak one."""
     match key:
         case RSAPublicKey() if key.key_size >= RSA_BITS:
             return RSA_ALGORITHMS
@@ -86,7 +87,7 @@ def algorithms_of(key: object) -> tuple[str, ...]:
 
 
 def key_from_pem(pem: str) -> SigningKey:
-    """Raises ValueError for what is not a public key of a type that is accepted."""
+    """Raises ValueError for a text that is no public key of an accepted type."""
     try:
         key = load_pem_public_key(pem.encode())
     except UnsupportedAlgorithm as error:
@@ -97,10 +98,10 @@ def key_from_pem(pem: str) -> SigningKey:
 
 
 def keys_from_jwks(document: bytes) -> list[SigningKey]:
-    """The keys of a JWK Set (RFC 7517) that may sign; others in it are passed over. Raises ValueError if it is none."""
+    """The signing keys of a JWK Set (RFC 7517); others in it are ignored. Raises ValueError if it is not one."""
     jwks = orjson.loads(document)
     if not isinstance(jwks, dict) or not isinstance(jwks.get("keys"), list):
-        raise ValueError("not a JWK Set")  # noqa: TRY004  # it is the document that is wrong
+        raise ValueError("not a JWK Set")  # noqa: TRY004  # the document is wrong, not a type
     return [key for jwk in jwks["keys"] if isinstance(jwk, dict) and (key := _key_from_jwk(jwk)) is not None]
 
 
@@ -122,7 +123,7 @@ def _key_from_jwk(jwk: dict[str, object]) -> SigningKey | None:
 
 
 def check(token: str, key: SigningKey, *, issuer: str, audience: str) -> Identity:
-    """Read a JWT that `key` must have signed. Raises InvalidToken."""
+    """Read a JWT that must be signed with `key`. Raises InvalidToken."""
     try:
         claims = jwt.decode(
             token,
@@ -144,7 +145,7 @@ def check(token: str, key: SigningKey, *, issuer: str, audience: str) -> Identit
 
 
 class Provider:
-    """The identity provider: its keys, and the JWTs that they sign."""
+    """The identity provider and its keys."""
 
     def __init__(self, issuer: str, audience: str, keys: Iterable[SigningKey] = ()) -> None:
         self.issuer = issuer
@@ -152,7 +153,7 @@ class Provider:
         self._keys: list[SigningKey] | None = list(keys) or None
 
     async def identify(self, token: str) -> Identity:
-        """Who the token is for. Raises InvalidToken, ProviderUnavailable."""
+        """The person that the token is for. Raises InvalidToken, ProviderUnavailable."""
         if len(token) > TOKEN_CHARS:
             raise InvalidToken
         try:
@@ -168,7 +169,7 @@ class Provider:
         return self._find(key_id, algorithm)
 
     def _find(self, key_id: object, algorithm: object) -> SigningKey | None:
-        """The key with this id; the only one for the algorithm, where either side has no id."""
+        """The key with this id; where the token or the key has no id, the only key for the algorithm."""
         keys = [key for key in self._keys or () if algorithm in key.algorithms]
         named = [key for key in keys if key.key_id == key_id]
         if key_id is not None and named:
@@ -178,10 +179,10 @@ class Provider:
 
 
 class JwksProvider(Provider):
-    """A provider whose keys are fetched from where it publishes them, kept while it is away, and fetched again in time.
+    """A provider whose keys are fetched from the address at which it publishes them, and fetched again in time.
 
-    A token with an unknown key waits for a fetch, as the provider may have changed its keys; any other never does.
-    There is at most one fetch in JWKS_RETRY_S, so that made-up tokens can't send us against the provider.
+    The keys are kept while the provider is away. Only a token with an unknown key waits for a fetch, as the provider
+    may have changed its keys. There is at most one fetch in JWKS_RETRY_S, so invented tokens can't flood the provider.
     """
 
     def __init__(self, url: str, issuer: str, audience: str, session: aiohttp.ClientSession) -> None:
@@ -204,7 +205,7 @@ class JwksProvider(Provider):
         return key
 
     def refresh(self) -> "asyncio.Task[None]":
-        """Fetch the keys; the fetch that is under way or too short ago counts."""
+        """Fetch the keys, unless a fetch is under way or was less than JWKS_RETRY_S ago."""
         if self._fetching is None or (self._fetching.done() and self._loop.time() > self._tried_at + JWKS_RETRY_S):
             self._tried_at = self._loop.time()
             self._fetching = asyncio.create_task(self._fetch(), name="jwks")
@@ -223,7 +224,7 @@ class JwksProvider(Provider):
             if not (keys := keys_from_jwks(document)):
                 raise ValueError("no key that may sign")
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            log.warning("the keys of %s can't be had (%s: %s)", self.issuer, type(error).__name__, error)
+            log.warning("the keys of %s can't be fetched (%s: %s)", self.issuer, type(error).__name__, error)
             return
         self._keys = keys
         self._fetched_at = self._loop.time()
@@ -236,7 +237,7 @@ class JwksProvider(Provider):
 
 @asynccontextmanager
 async def open_jwks_provider(url: str, issuer: str, audience: str) -> AsyncIterator[Provider]:
-    """The provider, with its keys if it can be reached: a start does not depend on it."""
+    """The provider, with its keys if it can be reached; a start does not depend on it."""
     timeout = aiohttp.ClientTimeout(total=JWKS_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout, headers={"accept": "application/json"}) as session:
         provider = JwksProvider(url, issuer, audience, session)
@@ -245,3 +246,20 @@ async def open_jwks_provider(url: str, issuer: str, audience: str) -> AsyncItera
             yield provider
         finally:
             await provider.aclose()
+
+
+@asynccontextmanager
+async def open_provider(settings: Settings) -> AsyncIterator[Provider | None]:
+    issuer, audience = settings.jwt_issuer, settings.jwt_audience
+    if issuer is None or audience is None:  # settings has all of it or none
+        yield None
+    elif settings.jwt_jwks_url is not None:
+        async with open_jwks_provider(settings.jwt_jwks_url, issuer, audience) as provider:
+            yield provider
+    else:
+        try:
+            key = key_from_pem(settings.jwt_public_key or "")
+        except ValueError:
+            what = "a public key in PEM (RSA of 2048 bits or more, P-256, P-384, P-521, Ed25519), or the path of one"
+            raise SettingsError(f"JWT_PUBLIC_KEY must be {what}") from None
+        yield Provider(issuer, audience, [key])

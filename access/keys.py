@@ -7,7 +7,13 @@ revoked and never deleted, so nothing opens a service again that a key has close
 import hashlib
 import re
 import secrets
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from settings import DEFAULT_DATA_DIR, Settings
 
 KEY = re.compile(r"ds_([0-9a-f]{12})_([0-9a-f]{64})")
 
@@ -63,3 +69,23 @@ class ApiKey:
 
 def hash_of(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def command_to_add_a_key(settings: Settings) -> tuple[str, Sequence[Path]]:
+    """The command as it works in a shell that stands in this process's folder: a template of a log line, and its paths.
+
+    The log shows paths, and no other text of several words that is not a template's.
+    """
+    root, python = Path(__file__).resolve().parent.parent, Path(sys.executable)
+    command, paths = "", []
+    if Path.cwd() != root:
+        command, paths = "cd %s && ", [root]
+    elif python.is_relative_to(root):
+        python = python.relative_to(root)  # .venv/bin/python, after make run
+    if settings.database_url is not None:
+        command += "DATABASE_URL=… "  # not shown, as it has a password
+    elif paths or settings.data_dir != DEFAULT_DATA_DIR:
+        command += "DATA_DIR=%s "
+        paths.append(settings.data_dir.resolve())
+    quoted = [Path(shlex.quote(str(path))) for path in (*paths, python)]
+    return f"{command}%s -m access add --owner NAME", quoted

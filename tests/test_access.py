@@ -26,8 +26,8 @@ from sse_client import chat, request
 
 from access import callers as room
 from access.__main__ import _end_date
-from access.callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized, command_to_add_a_key
-from access.keys import ADD_KEY, READ_KEYS, REVOKE_KEY
+from access.callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized
+from access.keys import ADD_KEY, READ_KEYS, REVOKE_KEY, command_to_add_a_key
 from asgi_app import ROUTES
 from settings import Settings
 from store import Store, StoreUnavailable
