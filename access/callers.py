@@ -149,9 +149,7 @@ class Access:
         self._provider = provider
         self._closed = closed
         self._resume_s = resume_s
-        self._known: dict[
-            bytes, KnownKey
-        ] = {}  # by the whole key, so that a wrong secret finds none
+        self._known: dict[bytes, KnownKey] = {}  # by the whole key, so that a wrong secret finds none
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
@@ -174,9 +172,7 @@ class Access:
         if access_token is not None:
             return await self._by_stream_token(access_token, seen_run)
         scheme, _, _ = (authorization or "").partition(" ")
-        if authorization is None or (
-            self.is_open and scheme.lower() != "bearer"
-        ):  # maybe a proxy's Basic
+        if authorization is None or (self.is_open and scheme.lower() != "bearer"):  # maybe a proxy's Basic
             if self.is_open:
                 return ANONYMOUS
             raise Unauthorized(sent=False)

@@ -4,9 +4,9 @@ import asyncio
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -17,10 +17,11 @@ from openai_server import OpenAIServer, finish, text, tool
 from sse_client import chat
 from test_docx_file import pdf_text
 
-from documents import files as export
+from documents import files
 from store import Store
 from threads.histories import RUNS_A_PAGE, ThreadGone, Threads
-from web.downloads import disposition
+from web.downloads import EXPORTS, REDLINES, disposition
+from web.fields import DIFF_FORMATS, EXPORT_FORMATS
 
 Start = Callable[..., Service]
 WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
@@ -92,7 +93,7 @@ def test_one_document_at_one_version_of_one_branch(service: Start, openai: OpenA
         "Second, the other way.",
     ]
     whole = requests.get(f"{running.url}/api/threads/t", timeout=10).json()
-    assert everything == {"format": export.FORMAT, **whole}
+    assert everything == {"format": files.JSON_FORMAT, **whole}
 
 
 def test_a_docx_of_a_conversation_and_of_a_document(service: Start, openai: OpenAIServer, tmp_path: Path) -> None:
@@ -254,11 +255,20 @@ def test_however_long_its_title_a_file_can_be_stored_and_tells_its_version() -> 
 
 
 def test_a_docx_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def items(said: Sequence[export.Row]) -> Any:
-        for item in said:
-            yield item
+    monkeypatch.setattr(files, "DOCX_CHARS", 10)
+    at = datetime(2026, 11, 24, tzinfo=UTC)
+    half: files.Item = {"type": "message", "role": "user", "content": "a" * 6, "complete": True, "created_at": at}
+    conversation = files.Conversation("t", {})
+    conversation.add(half)
+    with pytest.raises(files.TooLargeForDocx):
+        conversation.add(half)
+    old = files.Version(doc_id="d1", title="NDA", version=1, content="a" * 6, complete=True, created_at=at)
+    with pytest.raises(files.TooLargeForDocx):
+        files.redline_as_docx(old, old)
+    with pytest.raises(files.TooLargeForDocx):
+        files.document_as_docx({**old, "content": "a" * 11})
 
-    monkeypatch.setattr(export, "DOCX_CHARS", 10)
-    item = {"type": "message", "role": "user", "content": "a" * 11}
-    with pytest.raises(export.TooLargeForDocx):
-        asyncio.run(export.thread_as_docx("t", items([item]), {}))
+
+def test_there_is_a_file_for_each_format_that_can_be_asked_for() -> None:
+    assert tuple(EXPORTS) == EXPORT_FORMATS
+    assert set(REDLINES) == set(DIFF_FORMATS)
