@@ -1,5 +1,5 @@
-"""Log records to lines, as text or JSON. No line has the text of a chat: no message, no document, no words of a provider
-or the database about one, no key, no DSN.
+"""Log records to lines, as text or JSON. No line has the text of a chat: no message, no document, no words of a
+provider or the database about one, no key, no DSN.
 
 This is enforced where lines are formatted, so call sites can't get it wrong:
 - The text of a line is a template in the code. The linter refuses one that is put together.
