@@ -214,6 +214,20 @@ MUTANTS = (
         "test_access.py:two_owners",
     ),
     Mutant(
+        "a route takes its scope",
+        "web/routing.py",
+        "        caller.need(route.who)\n",
+        "        pass\n",
+        "test_access.py:takes_its_scope",
+    ),
+    Mutant(
+        "a request with a wrong field is refused",
+        "web/fields.py",
+        "if kind is None and self._errors:",
+        "if False:",
+        "test_fields.py:wrong",
+    ),
+    Mutant(
         "one use of a stream token",
         "access/callers.py",
         "WHERE hash = $1 AND redeemed_at IS NULL AND",

@@ -81,6 +81,12 @@ async def test_a_refusal_is_answered_as_the_table_says(code: str) -> None:
     assert 1 <= int(headers.get("retry-after", "1")) <= 5
 
 
+@pytest.mark.parametrize("code", ["slow_body", "body_too_large", "shutting_down"])
+async def test_the_connection_is_closed_where_a_body_may_never_end_or_the_service_ends(code: str) -> None:
+    _, headers, _ = await answer(Refusal(code, "why"))
+    assert headers["connection"] == "close"
+
+
 REFUSALS = [
     Unauthorized(),
     Unauthorized(sent=False),
