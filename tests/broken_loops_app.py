@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import asgi_app
 from access.callers import Access
 from access.shared_limits import _Exchange
 from asgi_app import app
@@ -14,7 +15,7 @@ from storage.embedded import _Server
 from storage.writer import Writer
 from telemetry import supervision
 from threads.retention import Retention
-from web import readiness, service
+from web.readiness import Readiness
 
 __all__ = ["app"]
 
@@ -26,8 +27,8 @@ LOOPS: dict[str, tuple[Any, str]] = {
     "limits": (_Exchange, "run"),
     "first_key": (Access, "watch_for_the_first_key"),
     "progress": (Runs, "_renew_and_save"),
-    "readiness": (readiness.Readiness, "run"),
-    "search_words": (service, "keep_searchable"),
+    "readiness": (Readiness, "run"),
+    "search_words": (asgi_app, "keep_searchable"),
     "thread_expiry": (Retention, "expire"),
 }
 

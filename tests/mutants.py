@@ -314,8 +314,8 @@ MUTANTS = (
     Mutant(
         "the turns of a dead writer are counted",
         "store.py",
-        "                await writer.close()\n                await asyncio.wait({task})\n",
-        "                await writer.close()\n                await task\n",
+        "            if store.unsaved:\n                raise UnsavedTurns(store.unsaved)\n",
+        "            pass\n",
         "test_supervision.py:dead_writer",
     ),
     Mutant(
