@@ -155,7 +155,7 @@ class Agent:
         self._graph = graph.compile(checkpointer=saver)
 
     async def __call__(self, turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
-        """Raises what the saver raises; a fault of the model is part of the outcome."""
+        """Raises the errors of the saver. A fault of the model is part of the outcome."""
         progress = Progress(emit, stopping)
         messages, documents = remembered(turn.lost)
         messages.append(HumanMessage(turn.message, id=turn.run_id))

@@ -55,7 +55,7 @@ class Body:
         return "tap" if self._inner is not None else "iterator"
 
     async def feed(self, take: Take) -> None:
-        """Give the body to `take` until it wants no more. Raises what breaks the connection, and what `take` raises."""
+        """Give the body to `take` until it wants no more. Raises the connection's errors, and those of `take`."""
         if self._inner is not None:
             await Tap(self._inner, take).run()
             return
@@ -103,7 +103,7 @@ class Tap(asyncio.Protocol):
             return
         try:
             wanted = True
-            while wanted and (data := self._content.read_nowait()):  # which may parse more, of what was held back
+            while wanted and (data := self._content.read_nowait()):  # which may parse more, of the data held back
                 wanted = not self._take(data)
             if wanted and self._content.at_eof():
                 self._take(b"")

@@ -85,7 +85,7 @@ class ReplyDecoder:
             deltas += map(self._call, calls)
 
     def _decode_unusual(self, event: bytes) -> Any:  # noqa: ANN401  # JSON, of whatever shape
-        """The provider's [DONE], as an empty chunk; or what can be read of bad UTF-8 and unpaired surrogates."""
+        """[DONE] as an empty chunk; else JSON with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
         if event.strip() == DONE:
             self.done = True
             return {}

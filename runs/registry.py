@@ -194,9 +194,9 @@ class Runs:
         """Start a run for the message; its `start` is in the log when this returns.
 
         A new thread (no thread_id) waits for nothing. The head of a named thread is read first, because every refusal
-        must come before the first byte. Raises Draining, TooManyRuns, ThreadBusy, UnknownCheckpoint, and what the store
-        and the limits raise. A repeated idempotency key gets the run of the first request, or raises KeyReused if the
-        two requests differ.
+        must come before the first byte. Raises Draining, TooManyRuns, ThreadBusy, UnknownCheckpoint, and the refusals
+        of the store and the limits. A repeated idempotency key gets the run of the first request; if the two requests
+        differ, this raises KeyReused.
         """
         asked_at = time.monotonic()
         key = request.idempotency_key

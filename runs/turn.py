@@ -41,15 +41,17 @@ NO_REASON = RunFailure("internal", "The run ended without a reason.", retryable=
 
 STOP_FAILURES = {
     StopCause.TIMEOUT: RunFailure(
-        "run_timeout", "The run took longer than it may; what it has was kept.", retryable=True
+        "run_timeout", "The run reached its time limit; the reply so far is kept.", retryable=True
     ),
-    StopCause.SHUTDOWN: RunFailure("shutting_down", "The service is restarting; what it has was kept.", retryable=True),
+    StopCause.SHUTDOWN: RunFailure(
+        "shutting_down", "The service is restarting; the reply so far is kept.", retryable=True
+    ),
     StopCause.CONFLICT: Conflict(),
 }
 """The stops that end a run with an `error`. A person's own cancel is an `end`."""
 
 RunAgent = Callable[[Turn, Emit, asyncio.Future[StopCause]], Awaitable[Outcome]]
-"""Carries out a turn, calling `emit` with its pieces. When the future resolves it stops soon, and keeps what it has."""
+"""Carries out a turn, calling `emit` with its pieces. It stops soon after the future resolves, and keeps these."""
 
 
 class TurnStore(Protocol):
