@@ -42,7 +42,7 @@ JWKS_RETRY_S = 15.0  # between two fetches, whatever tokens come
 
 
 class InvalidToken(Exception):
-    """The service does not accept this JWT. The reason is not told."""
+    """The service does not accept this JWT. It is refused without a reason."""
 
 
 class ProviderUnavailable(Refusal):

@@ -1,6 +1,6 @@
-"""What the processes on one database tell each other of the limits: about once a second, what each has let through.
+"""The exchange of counts between the processes on one database, about once a second.
 
-Counts go through the writer, and are read on the pool, beside the requests: no request waits for either.
+Counts are written by the writer and read on the pool, beside the requests. No request waits for either.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ log = logging.getLogger("draftstream.exchange")
 
 EXCHANGE_S = 1.0
 OVERLAP_S = 10.0  # a row is read again this long after its change: a transaction may show up late, by COMMIT_BUDGET_S
-LEAVING_S = 0.5  # what a shutdown may wait for the last counts to be stored
+LEAVING_S = 0.5  # how long a shutdown waits for the commit of the last counts
 CLEANING_S = 60.0  # how often expired counts are deleted
 
 
@@ -52,14 +52,14 @@ class NoRow(NamedTuple):
 
 FORGET_EXPIRED = Statement("forget_expired_counts", NoRow, "DELETE FROM limit_counts WHERE expires_at < now()")
 
-# What all others have let through, of the counts that one of them changed in the last $2 seconds.
+# The sum of all other processes, for the counts that one of them changed in the last $2 seconds.
 READ_OTHERS = """SELECT owner, name, slot, sum(used)::bigint AS used FROM limit_counts
 WHERE process <> $1 AND (owner, name, slot) IN (
     SELECT owner, name, slot FROM limit_counts
     WHERE process <> $1 AND updated_at > now() - make_interval(secs => $2) AND expires_at > now())
 GROUP BY owner, name, slot"""
 
-# Runs that other processes have in progress: ours are $1. A process that died keeps its places for its runs' lease.
+# Runs in progress in other processes; $1 are this one's. A process that died keeps its places until its lease ends.
 READ_RUNNING = """SELECT owner, count(*) AS runs FROM runs r
 WHERE in_progress(r) AND run_id <> ALL($1::text[])
 GROUP BY owner"""
@@ -67,7 +67,7 @@ GROUP BY owner"""
 
 @asynccontextmanager
 async def exchanging(limits: Limits, store: Store, supervise: Supervise = unsupervised) -> AsyncIterator[None]:
-    """Share the counts with the other processes while the block lasts; on entering, hear theirs."""
+    """Share the counts with the other processes while the block lasts; on entering, read theirs."""
     if limits.runs_at_once is None and not limits.counts:
         yield
         return
@@ -100,7 +100,7 @@ class _Exchange:
             await self.hear()
 
     def publish(self) -> None:
-        """Queue what has changed. While the last lot is not committed it waits, and so never piles up."""
+        """Queue the changed counts, unless the last ones still wait for their commit: so they never pile up."""
         if self._publishing is not None and not self._publishing.done():
             return
         if not (rows := self._limits.unpublished()):
@@ -131,7 +131,7 @@ class _Exchange:
         while True:
             try:
                 await self._store.write("", writes)
-            except QueueFull:  # turns come first; the counts can wait, and the others must hear of them all the same
+            except QueueFull:  # turns come first; the counts are sent later, as the others need them
                 await asyncio.sleep(EXCHANGE_S)
                 continue
             except RunFailure as refused:
@@ -139,7 +139,7 @@ class _Exchange:
             return
 
     async def hear(self) -> None:
-        """Read what the others have counted; without the database, go by what is known and true still."""
+        """Read the counts of the others; without the database, keep those that are still true."""
         limits, now = self._limits, asyncio.get_running_loop().time()
         try:
             if limits.counts:

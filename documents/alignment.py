@@ -1,9 +1,9 @@
-"""What two sequences have in common, in order, for a bounded effort. Pure; knows nothing of documents.
+"""The common elements of two sequences, in order, for a bounded effort. Pure; knows nothing of documents.
 
-Stretches of a few elements, and then elements, that each side has once are anchors (patience diff): they say where a
-passage went even if much around it changed. Between two anchors the shortest edit is sought (Myers). Two sequences with
-little in common would take the square of their length; so the effort is counted, and where it ends, nothing more counts
-as common.
+A stretch of a few elements, or a single element, that each side has exactly once is an anchor (patience diff): it says
+where a passage went even if much around it changed. Between two anchors the shortest edit is sought (Myers). Two
+sequences with little in common would take the square of their length. So the effort is counted, and when it is used up,
+nothing more counts as common.
 """
 
 from bisect import bisect_left
@@ -15,7 +15,7 @@ MOST_EDITS = 128  # of one search for the shortest edit; beyond them it goes on 
 
 
 STRETCH = 6  # elements: so many words in a row, or three and the spaces between them, are seldom there twice
-LOOKS_A_STEP = 4  # an element is looked up in tables, some times for its anchors, in less time than a step takes
+LOOKS_A_STEP = 4  # the search for anchors looks an element up in tables, each time faster than a step
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Effort:
     left: int
 
     def spend(self, steps: int) -> bool:
-        """Whether they can be afforded; what can't be is not spent."""
+        """Whether there are as many left; only then they are spent."""
         if steps > self.left:
             return False
         self.left -= steps
@@ -37,7 +37,7 @@ def common(before: Sequence[Hashable], after: Sequence[Hashable], effort: Effort
     numbers: dict[Hashable, int] = {}  # in place of the elements, as they are compared and hashed again and again
     one, other = ([numbers.setdefault(element, len(numbers)) for element in side] for side in (before, after))
     found: list[tuple[int, int]] = []
-    gaps = deque([(0, len(one), 0, len(other))])  # the wide ones first, so that what effort there is goes round
+    gaps = deque([(0, len(one), 0, len(other))])  # the wide ones first, so that each gets its share of the effort
     while gaps:
         i, i_end, j, j_end = gaps.popleft()
         while i < i_end and j < j_end and one[i] == other[j]:
@@ -92,7 +92,7 @@ def _rising(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _shortest(old: Sequence[int], new: Sequence[int], effort: Effort) -> list[tuple[int, int]]:
-    """What a short edit from old to new leaves as it is: the shortest one, if it has at most MOST_EDITS."""
+    """The places that a short edit from old to new keeps: the shortest edit, if it has at most MOST_EDITS."""
     in_old, in_new = set(old), set(new)
     olds = [i for i, element in enumerate(old) if element in in_new]
     news = [j for j, element in enumerate(new) if element in in_old]

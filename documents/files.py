@@ -112,7 +112,7 @@ def _spoken(item: Item) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# DOCX. What writes it is imported where it is used: few processes make a DOCX, and a start would take a third longer.
+# DOCX. Its writer is imported where it is used: few processes make a DOCX, and a start would take a third longer.
 
 
 class Conversation:

@@ -1,6 +1,6 @@
 """A document's Markdown as the paragraphs of a legal document: titles, headings, numbered clauses, tables. Pure.
 
-Every format that a document is exported to, and the comparison of two versions, goes by these blocks.
+All formats of an export, and the comparison of two versions, are made of these blocks.
 """
 
 import re
@@ -17,7 +17,7 @@ Mark = Literal["kept", "inserted", "deleted"]
 Align = Literal["left", "center", "right"]
 Kind = Literal["title", "heading", "paragraph", "clause", "item", "table", "code", "rule"]
 
-# What stands before a clause: 1.  1.2  1.2.3  (a)  (iv)  (1)
+# The numbers of clauses: 1.  1.2  1.2.3  (a)  (iv)  (1)
 _DECIMAL = r"\d{1,3}(?:\.\d{1,3})*\.?"
 _BRACKETED = r"\((?:[a-z]{1,2}|[ivxl]{1,5}|[A-Z]|\d{1,2})\)"
 NUMBER = re.compile(rf"({_DECIMAL}|{_BRACKETED})(?:\s+|$)")
@@ -86,7 +86,7 @@ def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt  # noqa: PLC0415  # see above
 
     # Nothing of a document is HTML, a link's definition or a setext heading: a line above "---" is a line to sign on.
-    # What is set in by four spaces is no program, but a clause of a clause.
+    # A line that is indented by four spaces is no program, but a clause of a clause.
     return (
         MarkdownIt("commonmark").enable("table").disable(["html_block", "html_inline", "reference", "lheading", "code"])
     )
@@ -245,7 +245,7 @@ def _aligned(tokens: Sequence["Token"]) -> Iterator[Align]:
 
 
 def _paragraphs(inline: "Token") -> Iterator[tuple[Span, ...]]:
-    """A paragraph's spans, or those of the clauses that stand in it line by line."""
+    """The spans of a paragraph, or of each clause where it has one on each line."""
     lines = NEXT_CLAUSE.split(inline.content)
     if len(lines) == 1:
         yield _spans(inline)
@@ -256,7 +256,7 @@ def _paragraphs(inline: "Token") -> Iterator[tuple[Span, ...]]:
 
 def _spans(inline: "Token") -> tuple[Span, ...]:
     """An inline token's text by style."""
-    # A line that is to be filled in stands by itself, and so does what is written above and below it.
+    # A line that is to be filled in keeps its own line, and so do the lines above and below it.
     text = _Text("\n" if BLANK_TO_FILL in inline.content else " ")
     for token in inline.children or ():
         text.take(token)

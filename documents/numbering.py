@@ -1,5 +1,6 @@
-"""Numbers that Word counts itself: 1. / 1.1 / (a) / (i), or with 1.1.1, and from 1. again in a schedule, where it would
-count as they are written. What it would count otherwise is not numbered here: then the number is text.
+"""Numbers that Word counts itself: 1. / 1.1 / (a) / (i), or with 1.1.1, and from 1. again in a schedule.
+
+A number is left to Word only where Word would show it as it is written. Elsewhere the number is text.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +17,8 @@ from docx.text.paragraph import Paragraph
 
 from documents.markdown import Block
 
-STEP_CM = 1.0  # a level's indent, and the room for its number
-# What Word counts with, as far as it goes here.
+STEP_CM = 1.0  # a level's indent, in which its number stands
+# Word's kinds of number, as far as they are used here.
 SIGNS = {
     "decimal": [str(number) for number in range(1, 1000)],
     "lowerLetter": list("abcdefghijklmnopqrstuvwxyz"),
@@ -54,7 +55,7 @@ def _decimals(number: str) -> int:
 
 
 class _Counter:
-    """What Word would show as the next number of each level."""
+    """The numbers that Word would show next, by level."""
 
     def __init__(self, levels: Levels) -> None:
         self._levels = levels

@@ -1,9 +1,9 @@
-"""Two versions of a document as one: what was kept, what was inserted, what was deleted, word by word. Pure.
+"""Two versions of a document as one, with each word marked as kept, inserted or deleted. Pure.
 
-A paragraph that changed is matched with what it became, so that its changes show as words. Paragraphs that are the
-same (but for their number, as a new clause renumbers all behind it) are anchors; between two of these, those that
-have most of their words in common, in order, belong together. What moved is deleted and inserted. To accept all
-changes gives the blocks of the new version, to reject them those of the old one.
+A paragraph that changed is matched with its new form, so that its changes show as words. Equal paragraphs are anchors;
+their numbers may differ, as a new clause renumbers all that follow. Between two anchors, paragraphs with most of their
+words in common, in order, belong together. A paragraph that moved is deleted and inserted. Accepting all changes gives
+the blocks of the new version, rejecting all changes gives the old blocks.
 """
 
 import re
@@ -17,10 +17,10 @@ from documents.alignment import Effort, common
 from documents.markdown import Block, Kind, Mark, Span, blocks
 
 EFFORT = 2_000_000  # steps, which is about a second; two versions of 300 KB with most in common take a tenth of them
-ALIKE = 0.4  # of the letters of both are shared: chance makes it 0.1 for two clauses of an agreement, and seldom 0.3
-WITHIN = 0.8  # or of those of the shorter one, which has then become a part of the other
+ALIKE = 0.4  # of the letters of both are shared; two unrelated clauses of an agreement share 0.1, and seldom 0.3
+WITHIN = 0.8  # or of the letters of the shorter one, which has then become a part of the other
 
-# A word is what stands between spaces and punctuation, with the points and apostrophes inside it (1,000.50; e.g).
+# A word stands between spaces and punctuation; it may have points and apostrophes inside (1,000.50; e.g).
 # In scripts without spaces each character is one. With its brackets it is a token: (30), [name], (a).
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _PUNCTUATION = r"!-/:-@\[-`{-~\u00a1-\u00bf\u2010-\u205e\u3000-\u303f\uff01-\uff0f\uff1a-\uff20"
@@ -147,7 +147,7 @@ def _words(row: Row) -> list[str]:
 
 
 def _pairs(before: list[Part[T]], after: list[Part[T]], effort: Effort) -> Iterator[tuple[T | None, T | None]]:
-    """Both, in order: what belongs together, what was deleted (with None), what was inserted (None with it)."""
+    """Both sides in order: pairs that belong together, and deleted or inserted parts with None on the other side."""
     equal = common([part.equal for part in before], [part.equal for part in after], effort)
     i = j = 0
     for i_end, j_end in [*equal, (len(before), len(after))]:
@@ -161,7 +161,7 @@ def _pairs(before: list[Part[T]], after: list[Part[T]], effort: Effort) -> Itera
 
 
 def _akin(before: Sequence[Part[T]], after: Sequence[Part[T]], effort: Effort) -> list[tuple[int, int]]:
-    """Those that belong together although they differ, most alike first served; the places rise on both sides."""
+    """The places of parts that differ and belong together, rising on both sides; the most alike are matched first."""
     if not before or not after:
         return []
     old, new = (
@@ -177,7 +177,7 @@ def _akin(before: Sequence[Part[T]], after: Sequence[Part[T]], effort: Effort) -
         if before[i].shape == after[j].shape
         and letters >= min(WITHIN * min(sizes[i], new_sizes[j]), ALIKE * (sizes[i] + new_sizes[j]) / 2)
     }
-    # The words rise on both sides, and so do any places of which none is taken twice.
+    # The places of the words rise on both sides. So the places of parts rise too, if none is taken twice.
     chosen: dict[int, int] = {}
     taken: set[int] = set()
     for i, j in sorted(share, key=lambda place: (-share[place], place)):
@@ -188,7 +188,7 @@ def _akin(before: Sequence[Part[T]], after: Sequence[Part[T]], effort: Effort) -
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What changed in them
+# Changes in a pair
 
 
 def _whole(block: Block, mark: Mark) -> Block:
@@ -229,7 +229,7 @@ def _tokens(spans: Spans) -> list[Token]:
 
 @dataclass(slots=True)
 class Change:
-    """What was deleted and what was inserted in its place, behind what was kept."""
+    """Deleted tokens and the inserted tokens in their place, after tokens that were kept."""
 
     kept: list[Token]
     deleted: list[Token]
@@ -281,7 +281,7 @@ def _readable(changes: Iterable[Change]) -> list[Change]:
 
 
 def _scrap(kept: list[Token], before: Change, after: Change) -> bool:
-    """Whether what was kept between two changes is better read as a part of them."""
+    """Whether the kept tokens between two changes are better read as a part of the changes."""
     one_sided = not (before.deleted or after.deleted) or not (before.inserted or after.inserted)
     at_the_end = not (after.deleted or after.inserted)
     if one_sided or at_the_end or any(text == "\n" for text, *_ in kept):

@@ -1,4 +1,4 @@
-"""A redline as a page of its own: what was inserted and what was deleted, to be read in a browser or printed. Pure."""
+"""A redline as a page of its own, to be read in a browser or printed. Pure."""
 
 import base64
 import hashlib
@@ -42,7 +42,7 @@ hr.inserted { border-top: 3px double var(--ins-ink); } hr.deleted { border-top: 
 @media print { body { background: none; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   main { border: 0; max-width: none; } }
 """
-# Also for the page when it is opened as a file; there is nothing on it that could be run or fetched.
+# Also for the page as a file; nothing on it could be run or fetched.
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'"
 HEADER_POLICY = f"{POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"  # not in a <meta>
@@ -51,11 +51,11 @@ TAGS: dict[Kind, str] = {"title": "h1", "paragraph": "p", "clause": "p", "item":
 MARK_TAGS: dict[Mark, str] = {"inserted": "ins", "deleted": "del"}
 NUMBERED = ("clause", "item")
 INDENTED = (*NUMBERED, "paragraph")
-DEEPEST = 4  # that is set in farther than the one above it
+DEEPEST = 4  # deeper levels have the same indent
 
 
 def page(title: str, versions: str, blocks: Sequence[Block], notes: Iterable[str] = ()) -> str:
-    """The page. `versions` says what is compared: "version 1 to version 3". Each note is a line above the text."""
+    """The page. `versions` is like "version 1 to version 3". Each note is a line above the text."""
     inserted, deleted = (count_words(blocks, mark) for mark in ("inserted", "deleted"))
     changed = any(block.is_changed for block in blocks)
     said = f"<ins>{_count(inserted)} inserted</ins>, <del>{_count(deleted)} deleted</del>" if changed else "no change"

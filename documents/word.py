@@ -1,8 +1,8 @@
 """Blocks to a Word file, with `python-docx`: real headings, numbering, tables and page numbers, and marks as tracked
 changes that can be accepted or rejected.
 
-Clauses are numbered by Word where it would count as they are written (`docx_numbers`). Elsewhere, and in a file with
-marks, where Word would count the deleted ones, too, the number is text.
+Word numbers the clauses where it would show their numbers as they are written (numbering.py). Elsewhere the number is
+text, and so it is in a file with marks, where Word would count the deleted clauses, too.
 """
 
 import io
@@ -41,7 +41,7 @@ TRACKED = {"inserted": "w:ins", "deleted": "w:del"}
 def write_docx(
     title: str, blocks: Iterable[Block], *, author: str = "Draftstream", at: datetime | None = None
 ) -> bytes:
-    """The file. `at` is when it, and each change in it, was made; now, if None."""
+    """The file. `at` is the time of the file and of each change in it; now, if None."""
     return _Writer(title, list(blocks), author, at or datetime.now(UTC)).write()
 
 
@@ -83,7 +83,7 @@ class _Writer:
             self._add_table(block)
             return None
         paragraph = self._add_paragraph()
-        # By its id: python-docx looks a name up among all styles, which would be three quarters of the work.
+        # By its id: python-docx searches all styles for a name, which would be three quarters of the work.
         paragraph._p.style = self._style_ids[_style_of(block)]  # noqa: SLF001  # see above
         if numbered is not None:
             self._numbering.number(paragraph, numbered)
@@ -104,7 +104,7 @@ class _Writer:
         return paragraph
 
     def _add_paragraph(self) -> Paragraph:
-        """At the end. Not by python-docx's own way, which looks through all that is there already, as for a table."""
+        """At the end. python-docx's own way would search all paragraphs that are there already, as for a table."""
         element = cast("CT_P", OxmlElement("w:p"))
         self._end.addprevious(element)
         return Paragraph(element, self._document._body)  # noqa: SLF001  # see above
@@ -175,7 +175,7 @@ class _Writer:
                 self._add_spans(paragraph, bold)
                 paragraph.alignment = ALIGNMENTS.get(align)
                 paragraph.paragraph_format.space_before = paragraph.paragraph_format.space_after = Pt(3)
-            properties = added._tr.get_or_add_trPr()  # noqa: SLF001  # for what python-docx does not have
+            properties = added._tr.get_or_add_trPr()  # noqa: SLF001  # python-docx has no such properties
             properties.append(OxmlElement("w:cantSplit"))
             if number == 0:
                 properties.append(OxmlElement("w:tblHeader"))
@@ -192,7 +192,7 @@ class _Writer:
 
 
 def _hang(paragraph: Paragraph, level: int) -> Length:
-    """Set the paragraph in, with room for its number; gives where the text begins."""
+    """Indent the paragraph with its number hanging; gives the place where the text begins."""
     indent = Cm(STEP_CM * (level + 1))
     paragraph.paragraph_format.left_indent = indent
     paragraph.paragraph_format.first_line_indent = -Cm(STEP_CM)
@@ -260,7 +260,7 @@ def _set_mode(document: DocumentObject) -> None:
 
 
 def _add_field(paragraph: Paragraph, code: str) -> None:
-    """A number that Word works out."""
+    """A number that Word computes."""
     run = paragraph.add_run()
     for kind in ("begin", None, "separate", "end"):
         if kind is None:

@@ -8,7 +8,7 @@ from store import Store, StoreUnavailable
 from threads.statements import FIND_WORDS
 
 QUERY_WORD = re.compile(r"\w+")
-TERM = re.compile(r"\"[^\"]*\"|[^\s\"]+")  # "a phrase", or a word with what is written to it
+TERM = re.compile(r"\"[^\"]*\"|[^\s\"]+")  # "a phrase", or a word with its punctuation
 EXCLUDED = re.compile(r"(?:^|\s)-(?:\"[^\"]*\"|\S+)")  # of a web search: -word, -"a phrase"
 # A batch of small items takes some milliseconds, one of the largest items a second: then fewer are taken.
 ITEMS_AT_ONCE = 32
@@ -16,9 +16,9 @@ PAUSE_S = 0.5
 
 
 def wanted(query: str) -> list[str]:
-    """Regular expressions of what a search is for, without what it excludes and the `or` between.
+    """Regular expressions for the words and phrases of a query, without `or` and without those that it excludes.
 
-    Each is a word or a phrase: its words are letters, digits and _ alone, so that there is nothing to escape.
+    Their words are made of letters, digits and _ alone, so that there is nothing to escape.
     """
     found: list[str] = []
     for term in TERM.finditer(EXCLUDED.sub(" ", query)):
@@ -31,13 +31,13 @@ def wanted(query: str) -> list[str]:
 
 
 def pattern(query: str) -> str:
-    """PostgreSQL's regular expression for any of them."""
+    """PostgreSQL's regular expression for any word or phrase of the query."""
     found = wanted(query)
     return rf"\m({'|'.join(found)})\M" if found else r"\A"
 
 
 def marked(passage: str, query: str) -> list[tuple[int, int]]:
-    """Where they stand in the passage, as [start, end) in code points, in order."""
+    """The places of the query's words in the passage, as [start, end) in code points, in order."""
     found = wanted(query)
     anyone = re.compile(rf"\b({'|'.join(found)})\b", re.IGNORECASE)
     return [match.span() for match in anyone.finditer(passage)] if found else []
