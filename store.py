@@ -310,8 +310,8 @@ async def open_store(
     on_commit: Callable[[float], None] | None = None,
     supervise: Supervise = unsupervised,
 ) -> AsyncIterator[Store]:
-    """Check the schema, put back the turns of the journal, start the writer; on leaving, commit what is queued, for at
-    most `drain_timeout_s`. `on_commit` is called with the seconds that each batch took.
+    """Check the schema, put back the turns of the journal, start the writer; on leaving, commit the queue, for at most
+    `drain_timeout_s`. `on_commit` is called with the seconds that each batch took.
 
     Raises StoreUnavailable, SchemaError, JournalError, and UnsavedTurns at the end.
     """

@@ -22,7 +22,7 @@ class BatchedReads:
         self._queries: set[asyncio.Task[None]] = set()
 
     async def read(self, *arguments: object) -> Row:
-        """The row of these arguments. Raises what `fetch` raises."""
+        """The row of these arguments. Raises the errors of `fetch`."""
         answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._asked.append((arguments, answer))
         if len(self._queries) < QUERIES_AT_ONCE:

@@ -1,4 +1,4 @@
-"""The database's errors by what to do about them, and a time limit that holds on a frozen network."""
+"""The database's errors by their remedy, and a time limit that holds on a frozen network."""
 
 import asyncio
 from collections.abc import Awaitable

@@ -134,7 +134,7 @@ class Writer:
         await self._queue.put(None)
 
     async def run(self) -> None:
-        """Commit what is queued until `close`. A fault of the database is waited out.
+        """Commit the queue until `close`. A fault of the database is waited out.
 
         After a failure of any other kind this may be called again: it goes on with the batch in hand.
         """
@@ -254,7 +254,7 @@ def _dump(writes: Sequence[Write]) -> bytes:
     named = [write.named for write in writes]
     try:
         return orjson.dumps(named, default=_dump_value)
-    except TypeError:  # unpaired surrogates, which may be what the database refused
+    except TypeError:  # unpaired surrogates, perhaps the cause of the refusal
         return json.dumps(named, default=_dump_value).encode()
 
 

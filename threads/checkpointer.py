@@ -1,7 +1,7 @@
-"""LangGraph's checkpointer on asyncpg, in the table layout of `langgraph-checkpoint-postgres`, so that either can read
-what the other wrote. It puts through the writer and reads through the pool, one round trip a read.
+"""LangGraph's checkpointer on the store, in the table layout of `langgraph-checkpoint-postgres`: each of the two can
+read the other's checkpoints. It puts through the writer and reads on the pool, in one round trip a read.
 
-Deserialisation is strict: of what stored bytes name, only the serializer's own short list of harmless types is made.
+Deserialisation is strict: stored bytes make only the types of the serializer's own short list, which are harmless.
 Deliberately not here: the synchronous methods; the service has one event loop and no thread to block.
 """
 
@@ -50,17 +50,17 @@ NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class StatesAtHand:
-    """The states of the threads that were used last, each whole: up to so many bytes in all.
+    """The newest states of the threads that were used last, each whole, up to a number of bytes in all.
 
-    A state never changes under its id, so one at hand is right whenever its id is what the database has.
+    A state never changes under its id, so one at hand is right if the database has its id.
     """
 
-    def __init__(self, room: int) -> None:
-        self._free = room
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
         self._states: dict[str, tuple[CheckpointTuple, int]] = {}  # by thread, the one used last at the end
 
     def get(self, thread: str, checkpoint_id: str | None) -> CheckpointTuple | None:
-        """A copy of it, as LangGraph goes on in what it is given."""
+        """A copy of the state, as LangGraph changes the one that it is given."""
         state, _ = self._states.get(thread, (None, 0))
         if state is None or state.checkpoint["id"] != checkpoint_id:
             return None
@@ -87,7 +87,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
             serde=JsonPlusSerializer(pickle_fallback=False, allowed_json_modules=None, allowed_msgpack_modules=None)
         )
         self._store = store
-        self._put_last: dict[str, CheckpointTuple] = {}  # of each thread in a run, what was put last here
+        self._put_last: dict[str, CheckpointTuple] = {}  # by thread in a run, the checkpoint that was put last
         self._at_hand = StatesAtHand(BYTES_AT_HAND)
 
     def remember(self, thread: str, values: Mapping[str, Any], size: int) -> str | None:
