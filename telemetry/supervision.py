@@ -1,8 +1,9 @@
-"""The supervisor: owns the background loops of a service, and starts one again that fails.
+"""The supervisor of background loops: it logs a loop that fails, and starts it again.
 
-A loop is a coroutine function without arguments. One that returns has ended as it should; anything else, a
-cancellation of its own making included, is a failure: it is logged with its traceback, its part counts as down, and
-the loop is called again after a back-off. A part is up again once its loop has gone on for STEADY_S.
+A loop is a coroutine function without arguments. If it returns, it has ended as intended. If it raises, it has failed;
+so has a loop in which something else than its owner raised a CancelledError. A failure is logged with its traceback,
+the part counts as down, and the loop is called again after a back-off. The part is up again once the loop has gone on
+for STEADY_S.
 """
 
 import asyncio
@@ -22,13 +23,13 @@ GIVE_UP_S = 60.0  # a vital part that has been down for so long is not mended by
 
 
 class GaveUp(Exception):
-    """The process had to end because of a vital part."""
+    """A vital loop kept failing, so the process ended; no turn was lost."""
 
 
 class Supervisor:
-    """`give_up` is called when a vital part stays down: it makes the process end, as SIGTERM does.
+    """`give_up` ends the process as SIGTERM does. It is called once, when a vital loop stays down.
 
-    Leaving the block raises GaveUp then, unless something else is raised already.
+    Leaving the block then raises GaveUp, unless another exception is on its way.
     """
 
     def __init__(self, give_up: Callable[[], None]) -> None:
@@ -44,11 +45,11 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None and self._gave_up_on is not None:
-            raise GaveUp(f"the {self._gave_up_on} loop kept failing; every turn is saved all the same")
+            raise GaveUp(f"the {self._gave_up_on} loop kept failing; no turn is lost")
 
     @property
     def down(self) -> list[str]:
-        """The parts whose loop has failed and has not gone on steadily since."""
+        """The parts whose loop has failed, and has not gone on for STEADY_S since."""
         return list(self._down)
 
     @asynccontextmanager
@@ -101,11 +102,11 @@ class Supervisor:
             log.warning("starting the %s loop again", name)
 
     def close(self) -> None:
-        """The shutdown has begun: a loop that is down, or fails from now on, gets one more start, at once."""
+        """The shutdown has begun: a loop that is down, or fails from now on, is started once more and at once."""
         self._closing.set()
 
 
 def _is_cancelled() -> bool:
-    """Whether the owner has cancelled this task, and not something inside the loop itself."""
+    """Whether the task's owner has cancelled it."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

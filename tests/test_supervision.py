@@ -1,18 +1,22 @@
-"""Background loops: each is watched, what it fails of is told, and it goes on."""
+"""Background loops: a failure of each is logged, `/readyz` names it, and the loop is started again."""
 
 import ast
 import asyncio
 import os
 import re
+import shutil
 import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, Service, open_to_others, product_files, rows
+from conftest import ROOT, Service, product_files, rows
 from sse_client import chat
 from test_access import until
 from test_store import ended, started
@@ -27,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 Start = Callable[..., Service]
 
-# Tasks that are no loops: each ends with what it is for, and its owner sees how.
+# Tasks that are no loops. Each ends with its work, and its owner gets the failure.
 SHORT_TASKS = {
     ("access/jwts.py", "self._fetch()"): "whoever needs the keys waits for it",
     ("access/shared_limits.py", "self._write(writes)"): "the limits' loop takes its result",
@@ -38,7 +42,7 @@ SHORT_TASKS = {
     ("web/chats.py", "call.request.disconnected()"): "the stream's handler ends it",
     ("web/server.py", "self._runs.drain()"): "the server's end waits for it",
 }
-# The constructor of each loop's task, which hands the loop to the supervisor.
+# Calls that make a loop's coroutine, and those that give a loop its name.
 SUPERVISED = ("supervise", "self._supervise", "self.keep")
 NAMING = ("supervise", "self._supervise", "supervisor.running")
 
@@ -101,11 +105,13 @@ def test_every_loop_is_in_the_table_of_these_tests_and_its_reason_in_the_documen
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_loop_that_fails_is_logged_told_and_started_again(service: Start, tmp_path: Path, loop: str) -> None:
+def test_a_loop_that_fails_is_logged_named_and_started_again(
+    data_dir: Path, service: Start, tmp_path: Path, loop: str
+) -> None:
     fault = tmp_path / "fault"
     settings = {"LOOP": loop, "FAULT": str(fault), "THREAD_TTL_DAYS": "30", "SAVE_TIMEOUT_S": "0.2"}
     if loop == "embedded_postgres":
-        settings |= {"DATABASE_URL": "", "DATA_DIR": str(open_to_others(tmp_path) / "data")}
+        settings |= {"DATABASE_URL": "", "DATA_DIR": str(data_dir)}
     running = service(app="broken_loops_app:app", **settings)
     running.breaks_on_purpose = True
     fault.touch()
@@ -193,7 +199,7 @@ def test_a_process_that_ends_for_its_writer_and_lost_nothing_does_not_exit_0_eit
     running, _ = break_writer(service, tmp_path, GIVE_UP_S="0.5", JOURNAL_DIR=str(tmp_path / "journal"))
     assert chat(running.url, "Hello").last["journaled"] is True
     assert running.process.wait(30) == 1
-    assert "the writer loop kept failing; every turn is saved all the same" in running.log
+    assert "the writer loop kept failing; no turn is lost" in running.log
 
 
 async def test_without_a_supervisor_the_turns_of_a_dead_writer_are_counted(
@@ -239,13 +245,52 @@ def test_it_is_not_ready_while_the_database_is_read_only_and_one_line_says_so(
     assert len(rows(database_url, "SELECT 1 FROM runs WHERE status = 'completed'")) == 1
 
 
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Not among pytest's folders, which each session that starts closes to other users."""
+    with tempfile.TemporaryDirectory(prefix="data-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.fixture
+def small_disk(data_dir: Path) -> Iterator[Path]:
+    """A file system of 120 MB, which only root can make."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=120m,mode=0755", "tmpfs", str(data_dir)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a file system can't be mounted here")
+    yield data_dir
+    subprocess.run(["umount", "--lazy", str(data_dir)], check=True)
+
+
+def test_it_is_not_ready_while_the_disk_is_full_and_saves_the_turns_afterwards(
+    small_disk: Path, service: Start
+) -> None:
+    running = service(DATABASE_URL="", DATA_DIR=str(small_disk), SAVE_TIMEOUT_S="0.2")
+    running.breaks_on_purpose = True  # the journal, on the same disk, logs a traceback
+    filler = small_disk / "filler"
+    with filler.open("wb") as file, suppress(OSError):
+        while True:
+            file.write(b"0" * 2**16)
+            file.flush()
+    turns = 0
+    while "writes_failing" not in readiness(running):  # until the database has used up the space it had
+        turns += chat(running.url, "Draft an NDA").status == 200
+    until(lambda: ready_gauge(running) == 0.0)
+    filler.unlink()
+    until(lambda: readiness(running) == [] and ready_gauge(running) == 1.0)
+    threads = requests.get(f"{running.url}/api/threads?limit=100", timeout=10).json()["threads"]
+    assert 0 < turns == len(threads)
+
+
 def set_read_only(postgres: str, name: str, value: str) -> None:
     rows(postgres, f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
     rows(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
 
 
 class Parts:
-    """What readiness is made of: a store, runs and a supervisor, all well."""
+    """A store, runs and a supervisor in one, without a fault."""
 
     draining = False
     full = False
@@ -290,6 +335,15 @@ async def test_a_slow_check_does_not_bring_back_an_older_state(caplog: pytest.Lo
     assert [record.getMessage() for record in caplog.records] == ["ready"]
 
 
+async def test_it_is_not_ready_when_the_loop_that_checks_is_down() -> None:
+    parts = Parts()
+    ready = parts.readiness
+    await ready.reasons()
+    assert ready.is_ready
+    parts.down = ["readiness"]
+    assert not ready.is_ready
+
+
 async def test_the_end_of_the_service_is_a_change_of_readiness_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     ready = Parts().readiness
@@ -305,12 +359,11 @@ async def test_the_end_of_the_service_is_a_change_of_readiness_once(caplog: pyte
 
 
 def test_the_embedded_database_is_started_again_and_the_turns_that_waited_are_saved(
-    service: Start, tmp_path: Path
+    data_dir: Path, service: Start
 ) -> None:
-    data = open_to_others(tmp_path) / "data"
-    running = service(DATABASE_URL="", DATA_DIR=str(data), SAVE_TIMEOUT_S="0.2")
+    running = service(DATABASE_URL="", DATA_DIR=str(data_dir), SAVE_TIMEOUT_S="0.2")
     assert chat(running.url, "Hello", thread_id="t").last["saved"] is True
-    os.kill(int((data / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    os.kill(int((data_dir / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGKILL)
     waiting = chat(running.url, "Hello")
     assert waiting.last == {**waiting.last, "saved": False, "journaled": True}
     until(lambda: chat(running.url, "Hello again", thread_id="t").status == 200)
@@ -325,7 +378,7 @@ def test_the_embedded_database_is_started_again_and_the_turns_that_waited_are_sa
 
 
 class Loop:
-    """Fails as often as it is told, and goes on for ever after that."""
+    """Raises each of these once, and then goes on until it is cancelled."""
 
     def __init__(self, *failures: BaseException) -> None:
         self.failures = list(failures)

@@ -1,4 +1,4 @@
-"""Readiness: whether the service can take chats and save their turns, and the reasons if not."""
+"""Readiness: whether the service can take chats and save their turns, and the reasons if it can't."""
 
 import asyncio
 import logging
@@ -11,20 +11,25 @@ from telemetry.supervision import Supervisor
 log = logging.getLogger("draftstream.readiness")
 
 CHECK_S = 0.5
-# Writes that fail for less than this are retried batches, as after a restart of the database.
+# Writes that fail for a shorter time are retries, as after a restart of the database.
 FAILED_WRITES_S = 0.5
 
 
 class Readiness:
-    """Knows the state also when nobody asks for it: `run` checks it all the time."""
+    """The reasons on request. `run` checks them all the time, for the log and the metrics."""
 
     def __init__(self, store: Store, runs: Runs, supervisor: Supervisor) -> None:
         self._store = store
         self._runs = runs
         self._supervisor = supervisor
         self._checks = 0
-        self._newest = 0  # the number of the check that `is_ready` comes from
-        self.is_ready = False
+        self._newest = 0  # the number of the check that `_was_ready` comes from
+        self._was_ready: bool | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """By the last check; a loop may have failed since, and it may be the one that checks."""
+        return bool(self._was_ready) and not self._supervisor.down
 
     async def run(self) -> NoReturn:
         while True:
@@ -32,7 +37,7 @@ class Readiness:
             await asyncio.sleep(CHECK_S)
 
     async def reasons(self) -> list[str]:
-        """The reasons why it is not ready, now; none if it is."""
+        """Why the service is not ready now; empty if it is."""
         self._checks += 1
         number = self._checks
         database = await self._database()
@@ -56,12 +61,13 @@ class Readiness:
         return ["writes_failing"] if self._store.writes_failing_s > FAILED_WRITES_S else []
 
     def end(self) -> None:
-        """The service goes down, whether or not a check has seen it."""
+        """The service ends, whether or not a check has noticed it."""
         self._note(["shutting_down"])
 
     def _note(self, reasons: list[str]) -> None:
-        if self.is_ready and reasons:
-            log.warning("not ready: %s", ",".join(reasons))
-        elif not self.is_ready and not reasons:
+        is_ready = not reasons
+        if is_ready and not self._was_ready:
             log.info("ready")
-        self.is_ready = not reasons
+        elif not is_ready and self._was_ready is not False:
+            log.warning("not ready: %s", ",".join(reasons))
+        self._was_ready = is_ready

@@ -1,4 +1,4 @@
-"""uvicorn, as the service wants it: says where to go, and at SIGTERM lets the runs end before it does."""
+"""uvicorn for this service: its address and its signals. At SIGTERM the runs end first, and then the server."""
 
 import asyncio
 import errno
@@ -25,7 +25,7 @@ class CannotListen(Exception):
 
 
 def check_address(host: str, port: int) -> None:
-    """Bind the address as uvicorn will, and let go of it: before anything else of a start. Raises CannotListen."""
+    """Bind the address as uvicorn will, and release it: the first step of a start. Raises CannotListen."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in found:
@@ -39,7 +39,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def why_not_listening(host: str, port: int) -> CannotListen:
-    """The reason of a server that has just failed to bind the address."""
+    """Why a server has just failed to bind the address."""
     try:
         check_address(host, port)
     except CannotListen as reason:
@@ -59,7 +59,7 @@ def _cause_and_cure(error: OSError, port: int) -> str:
 
 
 def server_of_signals() -> uvicorn.Server | None:
-    """The uvicorn that runs us, where its own command started it: it handles the signals, and tells an app nothing."""
+    """The server that `uvicorn asgi_app:app` started. It passes nothing to an app, but it handles the signals."""
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return server if isinstance(server, uvicorn.Server) else None
 
@@ -72,14 +72,14 @@ def listens_on_loopback_only(server: uvicorn.Server | None) -> bool | None:
 
 
 class draining_on_signals:  # noqa: N801  # reads as the context manager it is
-    """At SIGTERM, SIGINT or SIGHUP ends the runs first, and only then the server. A second SIGINT does not wait.
+    """At SIGTERM, SIGINT or SIGHUP ends the runs, and then the server. A second SIGINT stops the runs at once.
 
-    uvicorn by itself refuses connections from the signal on, and leaves the lifespan only after every open response has
-    ended, of which it tells them nothing. So here, while runs finish, the service still listens: it says that it is not
-    ready, refuses chats with a reason, and a stream whose connection breaks is gone on with.
+    uvicorn by itself refuses connections from the signal on. It leaves the lifespan after every open response has
+    ended, and tells the responses nothing. Here the service listens until its runs have ended: `/readyz` is red, a new
+    chat is refused with a reason, and a broken stream can be resumed.
 
-    SIGHUP comes when a terminal closes. It is not handled under nohup, which ignores it, nor under a server that is not
-    uvicorn: for some it means a reload.
+    A terminal that closes sends SIGHUP. It is left alone under nohup, which ignores it, and under servers other than
+    uvicorn, as it makes some of them reload.
     """
 
     def __init__(self, runs: Runs, server: uvicorn.Server | None) -> None:
@@ -94,7 +94,7 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
         if self._server is not None and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
             handled.append(signal.SIGHUP)
         for number in handled:
-            with suppress(ValueError):  # not in the main thread: then whoever runs us handles the signals
+            with suppress(ValueError):  # not in the main thread: then another part of the process handles the signals
                 self._before[number] = signal.signal(number, self._on_signal)
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +103,7 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._server is not None:
-            # Not its own handler, which would raise the signal again after the shutdown: the exit code would not be 0.
+            # uvicorn's own handler would raise the signal again after the shutdown, and the exit code would not be 0.
             self._loop.call_soon_threadsafe(self._end, self._server, number)
             return
         self._loop.call_soon_threadsafe(self._start_drain)
@@ -136,7 +136,7 @@ def keep_collections_short() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, saying where to go once it serves."""
+    """uvicorn that hands itself to the lifespan, and logs the page's address once it serves."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], settings: Settings) -> None:
         config = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""The handlers of the page, of the API's description and of the service's own state."""
+"""The handlers of the page, of the OpenAPI document and of the service's own state."""
 
 from settings import VERSION
 from web.asgi import JSON
@@ -28,7 +28,7 @@ async def get_health(call: Call) -> None:
 
 
 async def get_readiness(call: Call) -> None:
-    """Whether it can take chats; if not, why."""
+    """503 with the reasons, unless the service can take chats."""
     reasons = await call.service.readiness.reasons()
     status = "not ready" if reasons else "ready"
     headers = [retry_after()] if reasons else []
