@@ -85,6 +85,12 @@ async def start(dsn: str, *, migrate_at_start: bool = True) -> None:
         await store.ping()
 
 
+async def logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    async with asyncio.timeout(20):
+        while text not in caplog.text:
+            await asyncio.sleep(0.01)
+
+
 async def version(dsn: str) -> int | None:
     async with connected(dsn) as connection:
         return (await read_shape(connection)).version
@@ -340,8 +346,7 @@ async def test_a_process_waits_for_another_one_that_migrates(
         async with other.transaction():
             await other.execute(f"SELECT pg_advisory_xact_lock({database.MIGRATION_LOCK})")
             starting = asyncio.create_task(start(dsn))
-            while "another process migrates" not in caplog.text:
-                await asyncio.sleep(0.01)
+            await logged(caplog, "another process migrates")
             assert await version(dsn) == 0
         await asyncio.wait_for(starting, 20)
     assert await version(dsn) == VERSION
@@ -486,8 +491,7 @@ async def test_a_database_that_goes_away_is_no_fault_of_its_schema(
     async with connected(dsn) as other, other.transaction():
         await other.execute(f"SELECT pg_advisory_xact_lock({database.MIGRATION_LOCK})")
         starting = asyncio.create_task(start(dsn))
-        while "another process migrates" not in caplog.text:
-            await asyncio.sleep(0.01)
+        await logged(caplog, "another process migrates")
         await other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
