@@ -1,4 +1,4 @@
-"""The floor: what the sockets cost. A bare ASGI callable that relays the provider's bytes through aiohttp, as they come.
+"""The floor: the cost of the sockets. A bare ASGI callable that relays the provider's bytes through aiohttp, as they come.
 
 No graph, no memory, no database, and no look into the bytes. It takes the same requests as the service.
 """

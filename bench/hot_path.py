@@ -96,7 +96,7 @@ class Process:
 
     @property
     def cpu_s(self) -> float:
-        """What the whole process has used so far: the sum in /proc/PID/stat, which counts in hundredths, exactly."""
+        """The CPU of the whole process so far: the sum in /proc/PID/stat, which counts hundredths exactly."""
         return time.clock_gettime(~self.process.pid << 3 | 2)  # its CPU clock, as clock_getcpuclockid(3) names it
 
     @property
@@ -126,7 +126,7 @@ def started(name: str, command: Sequence[str], port: int, env: dict[str, str], d
 
 @dataclass
 class Bench:
-    """What every load works with."""
+    """The parts that every load uses."""
 
     cores: Cores
     postgres: str  # the server's DSN
@@ -264,7 +264,7 @@ async def all_have_begun(streams: Sequence[Stream]) -> None:
 async def long_thread(bench: Bench, server: Process) -> Figures:
     """From the message to the model's request: after 200 turns with documents and after 2.
 
-    Less what the prompt itself costs: to build, encode and send it from messages that are at hand, on the same core.
+    Less the cost of the prompt itself: to build, encode and send it from messages in memory, on the same core.
     """
     turns = 40 if bench.quick else 200
     samples = 5 if bench.quick else 15
@@ -320,7 +320,7 @@ async def prompt_cost(bench: Bench, turns: int) -> float:
 
 
 def turn_messages(turn: int) -> Iterator[HumanMessage | AIMessage | ToolMessage]:
-    """What a turn with a document leaves in a thread."""
+    """The rows that a turn with a document leaves in a thread."""
     content = " the parties agree that" * 260
     call = {"id": f"call_{turn:032}", "name": "write_document", "args": {"title": "Agreement", "content": content}}
     answer = '{"doc_id":"d1","title":"Agreement","version":1}'
@@ -399,7 +399,7 @@ class Row:
     """A figure of ours beside a yardstick's. `goal` bounds their ratio, from below where more is better."""
 
     number: int
-    what: str
+    measure: str
     unit: str
     ours: Key
     yardstick: str
@@ -408,9 +408,9 @@ class Row:
     more_is_better: bool = False
 
 
-def beside(number: int, what: str, unit: str, load: str, metric: str, yardstick: str, goal: float | None) -> Row:
+def beside(number: int, measure: str, unit: str, load: str, metric: str, yardstick: str, goal: float | None) -> Row:
     """The same load and metric of another server."""
-    return Row(number, what, unit, (load, "ours", metric), yardstick, (load, yardstick, metric), goal)
+    return Row(number, measure, unit, (load, "ours", metric), yardstick, (load, yardstick, metric), goal)
 
 
 ROWS = (
@@ -431,7 +431,7 @@ ROWS = (
     Row(6, "quiet streams: memory a stream", "KiB", ("quiet", "ours", "memory"), "48 KiB", 48.0, 1.0),
     Row(
         number=7,
-        what="message to model request after 200 turns, beyond the prompt's own cost",
+        measure="message to model request after 200 turns, beyond the prompt's own cost",
         unit="ms",
         ours=("long_thread", "ours", "beyond_long"),
         yardstick="after 2 turns",
@@ -440,7 +440,7 @@ ROWS = (
     ),
     Row(
         number=7,
-        what="… with the prompt's own cost",
+        measure="… with the prompt's own cost",
         unit="ms",
         ours=("long_thread", "ours", "long"),
         yardstick="after 2 turns",
@@ -448,7 +448,7 @@ ROWS = (
     ),
     Row(
         number=8,
-        what="the writer, one connection: rows of 8 KB a second",
+        measure="the writer, one connection: rows of 8 KB a second",
         unit="rows/s",
         ours=("writer", PROVIDER, "together"),
         yardstick="one `execute` a row",
@@ -465,7 +465,7 @@ class Measured:
     incomplete: set[tuple[str, str]]  # load and server: a stream or a row was missing, so there is no figure
 
     def median(self, key: Key | float) -> float | None:
-        """None for what was not measured, not a number for what was incomplete."""
+        """None if it was not measured, NaN if it was incomplete."""
         if isinstance(key, float):
             return key
         if key[:2] in self.incomplete:
@@ -487,7 +487,7 @@ def table(measured: Measured) -> Iterator[str]:
             goal = f"{'≥' if row.more_is_better else '≤'} {row.goal:.3g}"
             met = "yes" if (ratio >= row.goal if row.more_is_better else ratio <= row.goal) else "**no**"
         value, against = (shown(figure, row.unit) for figure in (ours, other))
-        yield f"| {row.number} | {row.what} | {value} | {row.yardstick} | {against} | {ratio:.3g} | {goal} | {met} |"
+        yield f"| {row.number} | {row.measure} | {value} | {row.yardstick} | {against} | {ratio:.3g} | {goal} | {met} |"
 
 
 def shown(figure: float, unit: str) -> str:
@@ -581,7 +581,7 @@ async def main() -> None:
     loads = [load for load in LOADS if options.load in (None, *load.numbers)]
     names = [*APPS, PROVIDER] if options.server is None else [options.server, PROVIDER]
     cores = Cores.of_this_machine()
-    os.sched_setaffinity(0, {cores.load})  # what it starts inherits that
+    os.sched_setaffinity(0, {cores.load})  # the processes it starts inherit that
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)

@@ -1,7 +1,7 @@
 """The load: many streams at once over plain sockets. While they run, each read is only kept, with its time.
 
-What they said is looked at afterwards, so that it costs the measurement nothing: every stream must have the provider's
-whole text and its end.
+Their text is checked afterwards, so that the check costs the measurement nothing: every stream must have the provider's whole
+text and its end.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class Incomplete(Exception):
-    """A stream was not what it should have been; then its cost is no figure."""
+    """A stream was not the one that was asked for, so its cost is no figure."""
 
 
 @dataclass
 class Said:
-    """What a stream said, and when."""
+    """The text of a stream, with its times."""
 
     start_s: float  # from the request to the first event
     arrivals: list[float]  # of each token, on the loop's clock
@@ -99,7 +99,7 @@ class Stream(asyncio.Protocol):
 
 
 def dechunked(raw: bytes, at: int) -> tuple[bytes, list[tuple[int, int]]]:
-    """The body without its HTTP chunks, and where each of these ends: in the body, and in what was received."""
+    """The body without its HTTP chunks, and where each of these ends: in the body, and in the received bytes."""
     parts = []
     places = []
     length = 0
@@ -156,7 +156,7 @@ async def run_streams(
 
 
 def complete(streams: Sequence[Stream], tokens: int) -> list[Said]:
-    """What all of them said. Raises Incomplete unless each has every token and its end."""
+    """The texts of all. Raises Incomplete unless each has every token and its end."""
     text = "".join(token(number) for number in range(tokens))
     all_said = [stream.said() for stream in streams]
     for said in all_said:

@@ -1,9 +1,9 @@
 """A model's provider on OpenAI's wire, cheap enough to share a core with the load: its chunks are encoded beforehand.
 
-What it is to say stands in the user's last message, as a query: `tokens=500&rate=50` is 500 tokens at 50 a second,
-without a rate as fast as they are taken. `hold` falls silent after the first token; `document=6000` writes a document of
-about so many characters with the service's tool before it says its tokens; `stamp` says, as its first token, when the
-request had arrived whole (nanoseconds of CLOCK_MONOTONIC, which all processes share). Run: `provider.py PORT`.
+The user's last message says which reply to give, as a query: `tokens=500&rate=50` is 500 tokens at 50 a second. Without a
+rate they come as fast as they are read. `hold` falls silent after the first token. `document=6000` first writes a document
+of about 6,000 characters with the service's tool. With `stamp` the first token is the time when the whole request had
+arrived (nanoseconds of CLOCK_MONOTONIC, which all processes share). Run: `provider.py PORT`.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Bytes in the database for a thread of 100 turns, each a new version of a 6 KB document, and the time to load it.
 
-Compares LangGraph's official saver with `add_messages` (what its users write), with fewer checkpoints and with
+Compares LangGraph's official saver with `add_messages` (the usual way), with fewer checkpoints and with
 DeltaChannel, and our checkpointer with DeltaChannel at several snapshot frequencies. Run: `make bench`.
 """
 

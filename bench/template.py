@@ -1,7 +1,7 @@
-"""The template: a chat service as FastAPI's and LangGraph's users write it, and as well as they write it.
+"""The template: a chat service as users of FastAPI and LangGraph write it, at its best.
 
 `graph.astream(stream_mode="messages")` on ChatOpenAI, the official saver on a pool, StreamingResponse, and
-`asyncio.create_task` to save what was said. It has the service's prompt and tools, so that the model is sent the same.
+`asyncio.create_task` to save the turn. It has the service's prompt and tools, so that the model gets the same request.
 """
 
 import asyncio
