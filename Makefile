@@ -8,7 +8,7 @@ TESTS := $(VENV)/tests.installed
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command "make lock"
 
-.PHONY: help run test lint mutants chaos soak bench lock clean
+.PHONY: help run test lint coverage mutants chaos soak bench lock clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,12 @@ lint: $(TESTS) ## formatter, linter and types
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
+
+coverage: $(TESTS) ## run every test, and fail below the floor of branch coverage
+	@rm -f .coverage*
+	@$(BIN)/python -m coverage run -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
 
 mutants: $(TESTS) ## take away one guard at a time, and see that a test fails
 	@$(BIN)/python tests/mutants.py

@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.error import URLError
@@ -45,6 +45,7 @@ ZYGOTE = Zygote()
 # How long an example takes is the machine's business, which may be loaded.
 settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+INHERITED = ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_CONFIG")  # by a service, whose settings are the test's
 UNCLEAN = ("Traceback", "was never retrieved", "never awaited", "was destroyed but it is pending")
 
 
@@ -83,13 +84,23 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def open_to_others(folder: Path) -> Path:
-    """Let every user reach a test's folder; pytest keeps them to ours, a worker's a level deeper."""
-    for parent in (folder, *folder.parents):
-        if parent == Path(tempfile.gettempdir()):
-            break
-        parent.chmod(0o755)
-    return folder
+@contextmanager
+def folder_for_all(prefix: str) -> Iterator[Path]:
+    """A folder that every user can reach: PostgreSQL runs as another user than root.
+
+    It is not among pytest's folders: each session that starts closes these to other users.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Asked for before `service`, it outlives the service."""
+    with folder_for_all("data-") as folder:
+        yield folder
 
 
 def required(program: str) -> str:
@@ -120,11 +131,7 @@ def postgres() -> Iterator[str]:
 
 @asynccontextmanager
 async def _embedded() -> AsyncIterator[str]:
-    # Not among pytest's folders: each session that starts closes these to other users, and the server of one that is
-    # under way as root could not go on.
-    with tempfile.TemporaryDirectory(prefix="postgres-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+    with folder_for_all("postgres-") as folder:
         async with embedded_postgres(folder) as dsn:
             yield dsn
 
@@ -166,9 +173,7 @@ def fault_database(postgres: str) -> Iterator["FaultDatabase"]:
     """A PostgreSQL that a test may crash."""
     from fault_database import FaultDatabase
 
-    with tempfile.TemporaryDirectory(prefix="chaos-") as name:  # short: so the server's socket keeps its place
-        folder = Path(name)
-        folder.chmod(0o755)
+    with folder_for_all("chaos-") as folder:  # a short name: so the server's socket keeps its place
         database = FaultDatabase(folder)
         yield database
         database.leave()
@@ -280,7 +285,7 @@ def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Service
         command: list[str] | None = None,
         **settings: str,
     ) -> Service:
-        env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        env = {name: os.environ[name] for name in INHERITED if name in os.environ}
         env |= {"DATABASE_URL": database_url, "PYTHONASYNCIODEBUG": "0", "PYTHONUNBUFFERED": "1"}
         if openai is not None:
             env |= {"OPENAI_BASE_URL": openai.base_url, "OPENAI_API_KEY": openai.key, "OPENAI_MODEL": "gpt-test"}

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,6 +19,7 @@ class FaultProxy:
         self._database = parts.path
         self.frozen = False
         self.refuse = False
+        self.holding = asyncio.Event()  # while `frozen`: something arrived that does not pass
         self.delay_s = 0.0
         self.lose_answer_to: bytes | None = None  # once: the server gets what holds this, its answer never arrives
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,8 +90,9 @@ class FaultProxy:
             writer.transport.abort()
             return
         self._writers |= {writer, database_writer}
-        for source, target, back in ((reader, database_writer, writer), (database_reader, writer, database_writer)):
-            self._keep(asyncio.create_task(self._pass_on(source, target, back)))
+        answered = asyncio.Event()
+        self._keep(asyncio.create_task(self._pass_requests(reader, database_writer, writer, answered)))
+        self._keep(asyncio.create_task(self._pass_answers(database_reader, writer, answered)))
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._host.startswith("/"):
@@ -101,22 +103,45 @@ class FaultProxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _pass_on(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, back: asyncio.StreamWriter
+    async def _pass_requests(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        back: asyncio.StreamWriter,
+        answered: asyncio.Event,
     ) -> None:
-        try:
+        with self._ending(target):
             while data := await source.read(65536):
-                while self.frozen or target in self._swallowed:
-                    await asyncio.sleep(0.01)
-                await asyncio.sleep(self.delay_s)
-                target.write(data)
-                await target.drain()
+                answered.clear()
+                await self._pass(data, target)
                 if self.lose_answer_to is not None and self.lose_answer_to in data:
                     self.lose_answer_to = None
                     back.transport.abort()
-                    await asyncio.sleep(0.2)  # for the server to do it before it hears that nobody listens
-        except OSError:
-            pass
+                    await answered.wait()  # the server must have done it before it hears that nobody listens
+
+    async def _pass_answers(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, answered: asyncio.Event
+    ) -> None:
+        with self._ending(target):
+            while data := await source.read(65536):
+                answered.set()
+                await self._pass(data, target)
+        answered.set()
+
+    async def _pass(self, data: bytes, target: asyncio.StreamWriter) -> None:
+        while self.frozen or target in self._swallowed:
+            self.holding.set()
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(self.delay_s)
+        target.write(data)
+        await target.drain()
+
+    @contextmanager
+    def _ending(self, target: asyncio.StreamWriter) -> Iterator[None]:
+        """When one side of a connection ends, so does the other."""
+        try:
+            with suppress(OSError):
+                yield
         finally:
             target.transport.abort()
             self._writers.discard(target)

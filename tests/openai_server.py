@@ -389,13 +389,16 @@ def check_messages(messages: Any) -> None:
         calls = message.get("tool_calls")
         if calls is not None:
             unanswered = check_calls(sender, calls)
-        content = message.get("content")
-        if content is None and not (sender == "assistant" and calls):
-            raise Refusal(f"Invalid value for 'content': expected a string, got null. messages[{place}].content")
-        if not (content is None or isinstance(content, str) or is_parts(content)):
-            raise Refusal(f"Invalid type for 'messages[{place}].content'")
+        check_content(message.get("content"), place, may_be_missing=sender == "assistant" and bool(calls))
     if unanswered:
         raise Refusal(MUST_ANSWER.format(", ".join(unanswered)))
+
+
+def check_content(content: Any, place: int, *, may_be_missing: bool) -> None:
+    if content is None and not may_be_missing:
+        raise Refusal(f"Invalid value for 'content': expected a string, got null. messages[{place}].content")
+    if not (content is None or isinstance(content, str) or is_parts(content)):
+        raise Refusal(f"Invalid type for 'messages[{place}].content'")
 
 
 def is_parts(content: Any) -> bool:

@@ -101,12 +101,17 @@ async def test_a_model_that_goes_on_may_take_longer_than_its_first_token(checkpo
         async def reply(
             self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear
         ) -> Finished:
-            for _ in range(8):
+            loop = asyncio.get_running_loop()
+            twice = loop.time() + 2 * limit_s
+            while loop.time() < twice:
                 hear(["x"])
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(limit_s / 10)
             return Finished("stop")
 
-    agent = Agent(Steady(), checkpointer, remember=checkpointer.remember, first_token_timeout_s=0.4, idle_timeout_s=5)
+    limit_s = 0.1
+    agent = Agent(
+        Steady(), checkpointer, remember=checkpointer.remember, first_token_timeout_s=limit_s, idle_timeout_s=60
+    )
     stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
     outcome = await agent(Turn("o", "t", str(uuid.uuid4()), "Hi"), lambda _: None, stopping)
     assert (outcome.reason, outcome.error) == ("stop", None)

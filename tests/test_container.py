@@ -8,13 +8,12 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Service, free_port, product_files
+from conftest import ROOT, Service, folder_for_all, free_port, product_files
 
 LINES = (ROOT / "Dockerfile").read_text().splitlines()
 ORDINARY_USER = 10001
@@ -61,13 +60,8 @@ def test_the_dockerfile_copies_the_files_of_the_service_and_no_others() -> None:
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[Path]:
-    """The image that the Dockerfile builds: an environment with requirements.txt alone, and the tree, read-only.
-
-    Not among pytest's folders: each session that starts closes these to other users.
-    """
-    with tempfile.TemporaryDirectory(prefix="image-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+    """The image that the Dockerfile builds: an environment with requirements.txt alone, and the tree, read-only."""
+    with folder_for_all("image-") as folder:
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         program, *words = instructions("RUN")[0].split()
         assert words[-2:] == ["-r", "requirements.txt"]

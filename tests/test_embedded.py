@@ -12,7 +12,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from conftest import ROOT, open_to_others
+from conftest import ROOT
 
 from storage.embedded import EmbeddedPostgresError, embedded_postgres
 
@@ -23,8 +23,8 @@ PACKAGES = sysconfig.get_path("purelib")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return open_to_others(tmp_path)
+def folder(open_folder: Path) -> Path:
+    return open_folder
 
 
 SCRIPT = """import asyncio, os, pathlib, sys
@@ -103,10 +103,16 @@ async def test_a_service_that_was_killed_leaves_it_to_the_next(folder: Path) -> 
         await ask(dsn, "SELECT 1")
 
 
-@pytest.mark.parametrize("wait_s", [0.1, 0.2, 0.4, 0.7])
-async def test_a_service_that_was_killed_at_its_start_leaves_nothing_in_the_way(folder: Path, wait_s: float) -> None:
+@pytest.mark.parametrize(
+    "made",
+    ["postgres.start.lock", "postgres.new.*", "postgres.new.*/PG_VERSION", "postgres", "postgres/postmaster.pid"],
+)
+async def test_a_service_that_was_killed_at_its_start_leaves_nothing_in_the_way(folder: Path, made: str) -> None:
+    """It is killed as soon as it has made that file."""
     with another_service(folder) as other:
-        time.sleep(wait_s)
+        while not any(folder.glob(made)):
+            assert other.poll() is None
+            time.sleep(0.001)
         other.kill()
     async with embedded_postgres(folder) as dsn:
         assert await ask(dsn, "SELECT 1") == 1

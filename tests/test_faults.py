@@ -209,8 +209,9 @@ def test_what_is_acknowledged_is_there_after_kill_9_at_random_moments(
 
     with ThreadPoolExecutor(8) as threads:
         clients = [threads.submit(converse, f"c{number}") for number in range(8)]
-        for round_s in (0.7, 0.3, 1.1, 0.5):
-            time.sleep(round_s)
+        for turns in (14, 5, 23, 9):
+            enough = sum(map(len, acknowledged.values())) + turns
+            wait_for(lambda enough=enough: sum(map(len, acknowledged.values())) >= enough)  # type: ignore[misc]
             running.kill()
             forget_leases(database_url)
             running.restart()

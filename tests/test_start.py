@@ -11,7 +11,7 @@ import pytest
 import requests
 from conftest import ROOT, Service, free_port, rows
 
-from settings import VERSION
+from settings import VERSION, Settings, SettingsError
 from web.server import CannotListen, check_address
 
 Start = Callable[..., Service]
@@ -60,6 +60,24 @@ def fails(tmp_path: Path) -> Fails:
         return code, line
 
     return start
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PORT", "abc", "PORT must be a whole number from 0 to 65535, not 'abc'"),
+        ("MAX_RUNS", "0", "MAX_RUNS must be a whole number from 1 to 2147483647, not '0'"),
+        ("DATABASE_URL", "mysql://user:secret@x/y", "DATABASE_URL must be a postgresql:// URL"),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, not 'loud'"),
+        ("OPENAI_BASE_URL", "ftp://user:secret@x", "OPENAI_BASE_URL must be an http:// or https:// URL"),
+        ("CORS_ALLOW_ORIGINS", "app.example", "CORS_ALLOW_ORIGINS must be"),
+    ],
+)
+def test_a_wrong_setting_is_named_without_a_secret(name: str, value: str, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({name: value})
+    assert str(refused.value).startswith(said)
+    assert "secret" not in str(refused.value)
 
 
 @COMMANDS

@@ -127,7 +127,7 @@ async def test_a_read_that_is_given_up_leaves_nothing_behind(database_url: str) 
         await store.ping()
         proxy.frozen = True
         read = asyncio.create_task(store.ping())
-        await asyncio.sleep(0.05)  # until the query is sent
+        await proxy.holding.wait()
         read.cancel()
         await asyncio.wait({read})
         gc.collect()  # what nobody has looked at is complained of now, and fails the test
@@ -293,7 +293,9 @@ async def test_a_database_that_takes_no_writes_for_a_while_loses_nothing(
             await admin.execute(fault.format("ordinary"))
             await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'ordinary'")
             futures = [store.start_run(started(f"t{number}")) for number in range(100)]
-            await asyncio.sleep(0.5)
+            async with asyncio.timeout(20):
+                while not any(record.name == "draftstream.writer" for record in caplog.records):
+                    await asyncio.sleep(0.01)
             assert not any(future.done() for future in futures)
             await admin.execute(healing.format("ordinary"))
             await asyncio.wait_for(asyncio.gather(*futures), 20)

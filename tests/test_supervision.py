@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -106,12 +105,12 @@ def test_every_loop_is_in_the_table_of_these_tests_and_its_reason_in_the_documen
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_that_fails_is_logged_named_and_started_again(
-    data_dir: Path, service: Start, tmp_path: Path, loop: str
+    open_folder: Path, service: Start, tmp_path: Path, loop: str
 ) -> None:
     fault = tmp_path / "fault"
     settings = {"LOOP": loop, "FAULT": str(fault), "THREAD_TTL_DAYS": "30", "SAVE_TIMEOUT_S": "0.2"}
     if loop == "embedded_postgres":
-        settings |= {"DATABASE_URL": "", "DATA_DIR": str(data_dir)}
+        settings |= {"DATABASE_URL": "", "DATA_DIR": str(open_folder)}
     running = service(app="broken_loops_app:app", **settings)
     running.breaks_on_purpose = True
     fault.touch()
@@ -246,22 +245,13 @@ def test_it_is_not_ready_while_the_database_is_read_only_and_one_line_says_so(
 
 
 @pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """Not among pytest's folders, which each session that starts closes to other users."""
-    with tempfile.TemporaryDirectory(prefix="data-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
-
-
-@pytest.fixture
-def small_disk(data_dir: Path) -> Iterator[Path]:
+def small_disk(open_folder: Path) -> Iterator[Path]:
     """A file system of 120 MB, which only root can make."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=120m,mode=0755", "tmpfs", str(data_dir)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=120m,mode=0755", "tmpfs", str(open_folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a file system can't be mounted here")
-    yield data_dir
-    subprocess.run(["umount", "--lazy", str(data_dir)], check=True)
+    yield open_folder
+    subprocess.run(["umount", "--lazy", str(open_folder)], check=True)
 
 
 def test_it_is_not_ready_while_the_disk_is_full_and_saves_the_turns_afterwards(
@@ -359,11 +349,11 @@ async def test_the_end_of_the_service_is_a_change_of_readiness_once(caplog: pyte
 
 
 def test_the_embedded_database_is_started_again_and_the_turns_that_waited_are_saved(
-    data_dir: Path, service: Start
+    open_folder: Path, service: Start
 ) -> None:
-    running = service(DATABASE_URL="", DATA_DIR=str(data_dir), SAVE_TIMEOUT_S="0.2")
+    running = service(DATABASE_URL="", DATA_DIR=str(open_folder), SAVE_TIMEOUT_S="0.2")
     assert chat(running.url, "Hello", thread_id="t").last["saved"] is True
-    os.kill(int((data_dir / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    os.kill(int((open_folder / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGKILL)
     waiting = chat(running.url, "Hello")
     assert waiting.last == {**waiting.last, "saved": False, "journaled": True}
     until(lambda: chat(running.url, "Hello again", thread_id="t").status == 200)
