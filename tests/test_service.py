@@ -18,6 +18,7 @@ from urllib.parse import quote
 import pytest
 import requests
 from conftest import ROOT, Service, required, rows, run
+from fault_proxy import FaultProxy
 from openai_server import OpenAIServer, echo, finish, pause, reset, stall, text, tool, wait
 from sse_client import Stream, chat, request
 from test_access import until
@@ -584,6 +585,20 @@ def test_a_signal_lets_a_run_finish_and_saves_it(service: Start, openai: OpenAIS
     assert running.process.wait(20) == 0
     running.restart()
     assert history(running, "t")["messages"][-1]["content"] == "one two"
+
+
+def test_a_second_sighup_does_not_cut_the_shutdown(service: Start, proxy: FaultProxy) -> None:
+    """A terminal that closes sends two of them."""
+    running = service(DATABASE_URL=proxy.dsn, SAVE_TIMEOUT_S="0.1")
+    proxy.frozen = True
+    assert chat(running.url, "Hello").last["saved"] is False
+    running.process.send_signal(signal.SIGHUP)
+    until(lambda: "Waiting for application shutdown" in running.log)
+    while running.process.poll() is None:
+        running.process.send_signal(signal.SIGHUP)
+        time.sleep(0.01)
+    assert running.process.wait(20) == 4
+    assert "1 turns were not saved" in running.log
 
 
 def test_under_nohup_a_terminal_that_closes_ends_nothing(service: Start) -> None:

@@ -99,7 +99,9 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself returned
+            # A terminal that closes may send a second SIGHUP. It must not end the process before the queue is written.
+            after = signal.SIG_IGN if number == signal.SIGHUP else handler
+            signal.signal(number, after)  # type: ignore[arg-type]  # what signal() itself returned
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._server is not None:
