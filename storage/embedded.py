@@ -111,6 +111,8 @@ class _Server:
     def _start_again(self) -> None:
         with self._lock("start") as starting:  # of several services on the folder one starts it
             fcntl.flock(starting, fcntl.LOCK_EX)
+            if self._users is None or self._users.closed:  # the service has left meanwhile
+                return
             self._bring_up()
 
     def leave(self) -> None:

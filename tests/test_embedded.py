@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from conftest import ROOT
 
-from storage.embedded import EmbeddedPostgresError, embedded_postgres
+from storage.embedded import EmbeddedPostgresError, _Server, embedded_postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +90,15 @@ async def test_two_services_share_it_and_the_last_one_stops_it(folder: Path) -> 
         assert await ask(dsn, "SELECT 1") == 1
     with pytest.raises(OSError, match=r"No such file|refused"):
         await ask(dsn, "SELECT 1")
+
+
+async def test_a_start_that_comes_after_the_service_has_left_starts_nothing(folder: Path) -> None:
+    """The service may leave while its watch over the server is about to start it again."""
+    server = _Server(folder)
+    server.start()
+    server.leave()
+    server._start_again()
+    assert not (folder / "postgres/postmaster.pid").exists()
 
 
 async def test_a_service_that_was_killed_leaves_it_to_the_next(folder: Path) -> None:
