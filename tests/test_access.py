@@ -582,7 +582,7 @@ async def test_a_crowd_is_let_in_by_a_look_or_two_each_by_its_own_key(store: Sto
 
 
 @pytest.mark.anyio
-async def test_what_is_remembered_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_cache_of_keys_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "CACHED_KEYS", 2)
     access = closed_access(Link(store))
     for _ in range(4):

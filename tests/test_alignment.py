@@ -85,7 +85,7 @@ def test_the_shortest_edit_keeps_the_most(before: list[str], after: list[str]) -
         ("xaby", "yabx", [(1, 1), (2, 2)]),
     ],
 )
-def test_what_is_common(before: str, after: str, found: list[tuple[int, int]]) -> None:
+def test_common_gives_the_places_of_equal_elements(before: str, after: str, found: list[tuple[int, int]]) -> None:
     assert common(before, after, Effort(PLENTY)) == found
 
 

@@ -101,7 +101,7 @@ def test_an_incomplete_version_is_compared_and_called_so(drafted: Service, opena
     assert "Version 4 is incomplete: it broke off." in diff(drafted).text
 
 
-def test_what_cannot_be_used_is_refused_with_its_place(drafted: Service) -> None:
+def test_a_wrong_parameter_is_refused_and_named(drafted: Service) -> None:
     for query, pointer in (
         ({"format": "pdf"}, "/format"),
         ({"from": "0"}, "/from"),
@@ -117,7 +117,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(drafted: Service) -> None
         assert (answer.status_code, [error["pointer"] for error in answer.json()["errors"]]) == (422, [pointer]), query
 
 
-def test_what_is_not_there_is_not_found(drafted: Service, openai: OpenAIServer) -> None:
+def test_an_unknown_thread_document_or_version_is_not_found(drafted: Service, openai: OpenAIServer) -> None:
     write(openai, VERSIONS[0], "Another")
     chat(drafted.url, "Another", thread_id="t", stream="items")
     chat(drafted.url, "Hello", thread_id="empty", stream="items")

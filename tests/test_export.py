@@ -125,7 +125,7 @@ def test_what_a_person_wrote_is_no_document(service: Start, openai: OpenAIServer
     assert speaker.paragraph_format.keep_with_next, "it is not left alone at the end of a page"
 
 
-def test_what_is_not_there_and_what_makes_no_sense(service: Start, openai: OpenAIServer) -> None:
+def test_a_wrong_parameter_and_an_unknown_document_are_refused(service: Start, openai: OpenAIServer) -> None:
     running = service(openai=openai)
     chat(running.url, "Hi", thread_id="t")
     for parameters, status, told in (

@@ -86,7 +86,7 @@ async def settled(folder: Path) -> None:
     journal.close()
 
 
-def test_what_is_settled_is_not_kept(tmp_path: Path) -> None:
+def test_a_settled_turn_leaves_no_file_in_the_journal(tmp_path: Path) -> None:
     asyncio.run(settled(tmp_path))
     assert list(tmp_path.iterdir()) == []
 

@@ -145,5 +145,5 @@ def test_no_letter_is_lost_or_made_up(markdown: str) -> None:
 
 
 @given(st.text(max_size=200))
-def test_whatever_it_is_it_can_be_read(markdown: str) -> None:
+def test_any_text_is_read_as_markdown_without_an_error(markdown: str) -> None:
     blocks(markdown)

@@ -59,7 +59,7 @@ def test_a_traceparent_is_taken_by_the_standard_or_ignored(header: str | None, e
 
 
 @given(st.text() | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.*", fullmatch=True))
-def test_whatever_comes_what_goes_on_is_valid(header: str) -> None:
+def test_the_child_of_any_traceparent_is_valid(header: str) -> None:
     context = TraceContext.parse(header)
     if context is not None:
         child = context.child()
