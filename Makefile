@@ -30,8 +30,8 @@ coverage: $(TESTS) ## run every test, and fail below the floor of branch coverag
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 
-mutants: $(TESTS) ## take away one guard at a time, and see that a test fails
-	@$(BIN)/python tests/mutants.py
+mutants: $(TESTS) ## remove one guard at a time, and show the test that fails; ARGS="the lease" chooses
+	@$(BIN)/python tests/mutants.py $(ARGS)
 
 chaos: $(TESTS) ## 50 random schedules of faults; CHAOS_SEED=4 repeats the fourth
 	@CHAOS_SEEDS=$${CHAOS_SEEDS:-50} $(BIN)/python -m pytest -s tests/test_chaos.py $(ARGS)
