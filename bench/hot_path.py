@@ -44,7 +44,7 @@ from drafting.context import mended
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from storage.checkpoints import PUT_BLOB
-from storage.database import apply_schema
+from storage.database import migrate
 from storage.embedded import embedded_postgres
 from storage.sql import Write
 from storage.writer import Writer
@@ -335,7 +335,7 @@ async def writer(bench: Bench, _: Process) -> Figures:
     rows = 1000 if bench.quick else 4000
     dsn = await stored_bytes.database(bench.postgres, f"bench_{uuid.uuid4().hex}")
     connection = await asyncpg.connect(dsn)
-    await apply_schema(connection)
+    await migrate(connection)
     blob = os.urandom(CHECKPOINT_BYTES)  # can't be compressed
     os.sched_setaffinity(0, {bench.cores.server})
     try:

@@ -273,9 +273,3 @@ def _reason(error: asyncpg.PostgresError) -> str:
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return f"{reason}; run python -m storage migrate as the role that owns the tables, or may create them"
     return reason
-
-
-async def apply_schema(connection: asyncpg.Connection) -> None:
-    """Make the whole schema in an empty database."""
-    async with connection.transaction():
-        await connection.execute(SCHEMA.read_text("utf-8"))

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, settings
 from openai_server import OpenAIServer
 from zygote import Zygote
 
-from storage.database import apply_schema
+from storage.database import migrate
 from storage.embedded import embedded_postgres
 from store import Store, open_store
 from threads.checkpointer import Checkpointer
@@ -145,7 +145,7 @@ async def _make_template(dsn: str) -> None:
     await execute(dsn, f"DROP DATABASE IF EXISTS {TEMPLATE}")
     await execute(dsn, f"CREATE DATABASE {TEMPLATE}")
     connection = await asyncpg.connect(in_database(dsn, TEMPLATE))
-    await apply_schema(connection)
+    await migrate(connection)
     await connection.close()
 
 
