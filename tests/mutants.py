@@ -362,6 +362,27 @@ MUTANTS = (
         "test_service.py:signal_lets",
     ),
     Mutant(
+        "a second SIGHUP",
+        "web/server.py",
+        "signal.SIG_IGN if number == signal.SIGHUP else handler",
+        "handler",
+        "test_service.py:second_sighup",
+    ),
+    Mutant(
+        "the shutdown behind readers that are cut",
+        "web/server.py",
+        "                _cut_readers(server)\n",
+        "                server.force_exit = True\n",
+        "test_service.py:ctrl_c_while",
+    ),
+    Mutant(
+        "the embedded database of a service that has left",
+        "storage/embedded.py",
+        "if self._users is None or self._users.closed:",
+        "if False:",
+        "test_embedded.py:after_the_service_has_left",
+    ),
+    Mutant(
         "the answer to a start that an error of ours fails",
         "asgi_app.py",
         '        await send({"type": "lifespan.startup.failed", "message": cannot_start(error)})\n',

@@ -601,6 +601,24 @@ def test_a_second_sighup_does_not_cut_the_shutdown(service: Start, proxy: FaultP
     assert "1 turns were not saved" in running.log
 
 
+def test_ctrl_c_while_the_server_waits_for_readers_cuts_them_and_not_the_shutdown(
+    service: Start, proxy: FaultProxy
+) -> None:
+    running = service(DATABASE_URL=proxy.dsn, SAVE_TIMEOUT_S="0.1")
+    with socket.create_connection(("127.0.0.1", running.port)) as reader:
+        reader.sendall(
+            b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        )
+        proxy.frozen = True
+        assert chat(running.url, "Hello").last["saved"] is False
+        running.process.send_signal(signal.SIGINT)
+        until(lambda: "Waiting for connections to close" in running.log)
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(20) == 4
+    assert "timeout graceful shutdown exceeded" not in running.log
+    assert "1 turns were not saved" in running.log
+
+
 def test_under_nohup_a_terminal_that_closes_ends_nothing(service: Start) -> None:
     running = service(command=["nohup", sys.executable, "asgi_app.py"])
     running.process.send_signal(signal.SIGHUP)

@@ -72,7 +72,8 @@ def listens_on_loopback_only(server: uvicorn.Server | None) -> bool | None:
 
 
 class draining_on_signals:  # noqa: N801  # reads as the context manager it is
-    """At SIGTERM, SIGINT or SIGHUP ends the runs, and then the server. A second SIGINT stops the runs at once.
+    """At SIGTERM, SIGINT or SIGHUP ends the runs, and then the server. A second SIGINT stops the runs at once, and a
+    later one cuts the readers that the server waits for.
 
     uvicorn by itself refuses connections from the signal on. It leaves the lifespan after every open response has
     ended, and tells the responses nothing. Here the service listens until its runs have ended: `/readyz` is red, a new
@@ -116,7 +117,8 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
     def _end(self, server: uvicorn.Server, number: int) -> None:
         if self._drain is not None and number == signal.SIGINT:
             self._runs.stop_all()
-            server.force_exit = server.should_exit  # what uvicorn offers while it waits for readers
+            if server.should_exit:
+                _cut_readers(server)
             return
         self._start_drain().add_done_callback(lambda _: setattr(server, "should_exit", True))
 
@@ -125,6 +127,12 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
             log.info("shutting down; runs in progress: %d", self._runs.in_progress)
             self._drain = asyncio.create_task(self._runs.drain(), name="drain")
         return self._drain
+
+
+def _cut_readers(server: uvicorn.Server) -> None:
+    """End the server's wait for its readers. Its `force_exit` would also skip the rest of the shutdown: the queue."""
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
 
 
 def keep_collections_short() -> None:
