@@ -29,9 +29,6 @@ from chat import (
     EndReason,
     Finished,
     FinishReason,
-    Hear,
-    ModelDelta,
-    ModelError,
     Outcome,
     RunFailure,
     StopCause,
@@ -40,6 +37,7 @@ from chat import (
     graph_thread_id,
 )
 from drafting.context import mended, remembered
+from drafting.deltas import Hear, ModelDelta, ModelError
 from drafting.reply import Reply
 from drafting.tools import TOOLS, Documents
 from drafting.watchdog import Watchdog

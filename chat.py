@@ -7,7 +7,6 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Literal, NotRequired, TypedDict
 
@@ -16,9 +15,6 @@ THREAD_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 RUN_ID = re.compile(r"[0-9a-f-]{36}")
 DOC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# The state before anything was said: a chat that starts from it branches at the thread's very beginning.
-BEGINNING = "00000000-0000-0000-0000-000000000000"
-FIRST_LINE_CHARS = 80  # of a title that is made of a message
 # In the `configurable` of a graph's config: the thread's newest state, for a saver that may have it in memory.
 # LangGraph does not store names that begin with two underscores.
 STORED_LAST = "__stored_last"
@@ -58,24 +54,10 @@ class InvalidRequest(Refusal):
         self.errors = list(errors)
         super().__init__("invalid_request", "The request has fields that can't be used.", errors=self.errors)
 
-    @classmethod
-    def of(cls, field: str, detail: str) -> "InvalidRequest":
-        return cls([{"pointer": f"/{field}", "detail": detail}])
-
 
 class UnknownCheckpoint(InvalidRequest):
     def __init__(self) -> None:
         super().__init__([{"pointer": "/checkpoint_id", "detail": "is not a checkpoint of this thread"}])
-
-
-class MessageTooLong(Refusal):
-    def __init__(self, limit: int) -> None:
-        super().__init__(
-            "message_too_long",
-            f"The message has more than {limit} characters, which is the limit (MAX_MESSAGE_CHARS).",
-            limit=limit,
-        )
-        self.limit = limit
 
 
 class NotFound(Refusal):
@@ -127,22 +109,6 @@ class ChatRequest:
             return None
         fields = (self.message, self.thread_id, self.checkpoint_id, self.stream, self.on_disconnect)
         return hashlib.sha256(repr(fields).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class ForkRequest:
-    """Fork a thread at `checkpoint_id` (None: at its head) into a new one (None: with a new UUID)."""
-
-    checkpoint_id: str | None = None
-    thread_id: str | None = None
-
-
-def title_from(message: str) -> str:
-    """A thread's title: the first line of its first message, cut at a word."""
-    line = " ".join(message.strip().splitlines()[0].split())
-    if len(line) <= FIRST_LINE_CHARS:
-        return line
-    return line[: FIRST_LINE_CHARS - 1].rsplit(" ", 1)[0] + "…"
 
 
 def graph_thread_id(owner: str, thread_id: str) -> str:
@@ -222,17 +188,7 @@ Emit = Callable[[Sequence[Piece]], None]
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The deltas of a model's reply, and the failures of a run
-
-
-@dataclass(slots=True)
-class ToolCallDelta:
-    """The next characters of a tool call's JSON arguments. `call_id` and `name` are "" in all but the call's first."""
-
-    index: int
-    call_id: str
-    name: str
-    arguments: str
+# The end of a model's reply, and the failures of a run
 
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
@@ -244,14 +200,6 @@ class Finished:
 
     reason: FinishReason
     usage: Usage | None = None
-
-
-ModelDelta = str | ToolCallDelta
-"""A string is the next characters of the reply; it is never empty."""
-
-Hear = Callable[[Sequence[ModelDelta]], None]
-"""Takes the next deltas of a reply: all those of one arrival, together. An empty sequence is a sign of life, such as
-a chunk of reasoning."""
 
 
 class RunFailure(Exception):
@@ -267,13 +215,6 @@ class RunFailure(Exception):
         return self.content
 
 
-class Unstorable(RunFailure):
-    """The database refused a turn for its content. The turn is in the dead-letter table."""
-
-    def __init__(self) -> None:
-        super().__init__("unstorable", "The database refused this turn for its content.", retryable=False)
-
-
 class Conflict(RunFailure):
     """Another process has gone on with the thread; nothing of this run is stored in it."""
 
@@ -281,10 +222,6 @@ class Conflict(RunFailure):
         super().__init__(
             "conflict", "Another request has gone on with this thread; please send it again.", retryable=True
         )
-
-
-class ModelError(RunFailure):
-    """The model did not answer, or its reply broke off."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -331,13 +268,6 @@ class Item(TypedDict):
     doc_id: NotRequired[str]
     title: NotRequired[str]
     version: NotRequired[int]
-
-
-class StoredItem(Item):
-    """An item as it is read: with its run, and the time at which it was written."""
-
-    run_id: str
-    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,9 +332,6 @@ class Outcome:
         """Of the model, read and written."""
         reported = self.usage["input_tokens"] + self.usage["output_tokens"] if self.usage is not None else 0
         return reported + self.estimated_tokens
-
-
-USER_ITEM = -1  # the user's message stands before the run's item 0
 
 
 @dataclass(frozen=True, slots=True)

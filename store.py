@@ -21,7 +21,6 @@ from chat import (
     RunEnded,
     RunProgress,
     RunStarted,
-    StoredItem,
     StoredRun,
     Supervise,
     ThreadHead,
@@ -35,7 +34,7 @@ from storage.faults import within
 from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns
 from storage.reader import Reader, ThreadExists, stored_run
-from storage.reads import ITEMS_OF_THREAD, item_of
+from storage.reads import ITEMS_OF_THREAD, StoredItem, item_of
 from storage.recovery import JournaledTurn, replay
 from storage.sql import Row, Statement, Write
 from storage.statements import (
@@ -64,6 +63,7 @@ __all__ = [
     "Statement",
     "Store",
     "StoreUnavailable",
+    "StoredItem",
     "ThreadExists",
     "UnsavedTurns",
     "Write",

@@ -80,7 +80,7 @@ class Forbidden(Refusal):
 
 
 def challenge(**parameters: str) -> tuple[str, str]:
-    """The header that says how to authenticate (RFC 6750, section 3)."""
+    """The WWW-Authenticate header (RFC 6750, section 3)."""
     named = {"realm": "draftstream", **parameters}
     return "www-authenticate", "Bearer " + ", ".join(f'{name}="{value}"' for name, value in named.items())
 
@@ -319,7 +319,7 @@ def _check_open(settings: Settings, *, only_loopback: bool | None) -> None:
     add_a_key = f"add a key ({command % tuple(paths)})"
     if only_loopback is None:
         raise SettingsError(
-            "this server does not tell at which address it listens, so the service might be open to everyone; set "
+            "the address at which this server listens is unknown, so the service might be open to everyone; set "
             f"ALLOW_ANONYMOUS=1 if that is meant, or {add_a_key}"
         )
     raise SettingsError(

@@ -3,9 +3,9 @@
 Counts in memory decide, at once and without an `await`. The counts of the other processes on the same database arrive
 afterwards, by an exchange about once a second (shared_limits.py). So a limit can be exceeded, by this much:
 
-- In one process a call counts for a minute, give or take a slot of five seconds (a token for a day, give or take two
-  hours). Usage is kept in twelve slots, and the oldest slot fades in proportion to the time. So an owner takes constant
-  memory, whatever it does.
+- In one process a call counts for a minute, give or take a slot of five seconds. A token counts for a day, give or
+  take two hours. Usage is kept in twelve slots, and the oldest slot fades in proportion to the time. So an owner takes
+  constant memory, whatever it does.
 - Across processes the others' counts are up to two exchanges and a commit old: two to three seconds. Until they arrive,
   each process grants all that it knows to be free. A caller who sends everything at once to all of P processes gets at
   most P times the limit, once. Slots are numbered by the clock of each machine, so clocks must agree to a second or so,
@@ -244,7 +244,7 @@ class Limits:
         return bool(self._quotas)
 
     def our_runs(self) -> list[str]:
-        """The runs of this process that may be in progress in the database, which hears of an end later."""
+        """The runs of this process that may be in progress in the database, where their ends arrive later."""
         now = self._clock()
         self._our_runs = {run_id: ended for run_id, ended in self._our_runs.items() if ended > now - LEASE_S}
         return list(self._our_runs)
@@ -259,16 +259,16 @@ class Limits:
                 rows.append((owner, name, slot, units, quota.expires_at(slot)))
         return rows
 
-    def hear_counts(self, rows: Iterable[tuple[str, str, int, int]]) -> None:
-        """Take the counts of all other processes together: owner, name, slot, units."""
+    def merge_counts(self, rows: Iterable[tuple[str, str, int, int]]) -> None:
+        """Each row is owner, name, slot and units: the sum of all other processes."""
         now = self._clock()
         for owner, name, slot, units in rows:
             self._forget_idle(now)
             if (quota := self._quota(name)) is not None:
                 _used(self._tally(owner), quota).others[slot] = units
 
-    def hear_runs(self, runs: Iterable[tuple[str, int]]) -> None:
-        """Take the number of runs that each owner has in progress in other processes."""
+    def replace_runs(self, runs: Iterable[tuple[str, int]]) -> None:
+        """Each pair is an owner and the number of its runs in progress in other processes."""
         self._others_runs = dict(runs)
 
 

@@ -72,7 +72,7 @@ async def exchanging(limits: Limits, store: Store, supervise: Supervise = unsupe
         yield
         return
     exchange = _Exchange(limits, store)
-    await exchange.hear()
+    await exchange.read_others()
     task = asyncio.create_task(supervise("limits", exchange.run), name="limits")
     try:
         yield
@@ -87,7 +87,7 @@ class _Exchange:
         self._limits = limits
         self._store = store
         self._publishing: asyncio.Task[None] | None = None
-        self._heard = -math.inf  # by the loop's clock
+        self._read_at = -math.inf  # by the loop's clock
         self._cleaned = -math.inf
 
     async def run(self) -> NoReturn:
@@ -97,7 +97,7 @@ class _Exchange:
                 last, self._publishing = self._publishing, None
                 last.result()  # an error of ours there is one of this loop
             self.publish()
-            await self.hear()
+            await self.read_others()
 
     def publish(self) -> None:
         """Queue the changed counts, unless the last ones still wait for their commit: so they never pile up."""
@@ -138,17 +138,17 @@ class _Exchange:
                 log.error("the counts of the limits were not stored (%s)", refused.code)
             return
 
-    async def hear(self) -> None:
+    async def read_others(self) -> None:
         """Read the counts of the others; without the database, keep those that are still true."""
         limits, now = self._limits, asyncio.get_running_loop().time()
         try:
             if limits.counts:
-                since_s = min(now - self._heard + OVERLAP_S, 2.0 * DAY_S)
+                since_s = min(now - self._read_at + OVERLAP_S, 2.0 * DAY_S)
                 rows = await self._store.fetch(READ_OTHERS, limits.process, since_s)
-                limits.hear_counts((row["owner"], row["name"], row["slot"], row["used"]) for row in rows)
-                self._heard = now
+                limits.merge_counts((row["owner"], row["name"], row["slot"], row["used"]) for row in rows)
+                self._read_at = now
             if limits.runs_at_once is not None:
                 rows = await self._store.fetch(READ_RUNNING, limits.our_runs())
-                limits.hear_runs((row["owner"], row["runs"]) for row in rows)
+                limits.replace_runs((row["owner"], row["runs"]) for row in rows)
         except StoreUnavailable:
-            limits.hear_runs(())  # they may have ended long since
+            limits.replace_runs(())  # they may have ended long since

@@ -39,8 +39,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from load import Incomplete, Stream, complete, run_streams
 
 from agent import SYSTEM
-from chat import ModelDelta
 from drafting.context import mended
+from drafting.deltas import ModelDelta
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from storage.checkpoints import PUT_BLOB

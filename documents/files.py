@@ -1,9 +1,9 @@
 """A conversation, a document or a comparison as a file. Pure: items come in, the bytes of a file go out.
 
-A conversation is one branch, as a person sees it: who said what, and each document at its newest version, in the place
-where that version was written. Earlier versions are named in their places. The JSON of a thread has all branches and
-all versions. Markdown and JSON are made item by item, so a very long thread costs little memory. A DOCX is a zip file,
-which is made as a whole, and therefore has a limit.
+A conversation is one branch, as a person sees it: each message with its author, and each document at its newest
+version, in the place where that version was written. Earlier versions are named in their places. The JSON of a thread
+has all branches and all versions. Markdown and JSON are made item by item, so a very long thread costs little memory.
+A DOCX is a zip file, which is made as a whole, and therefore has a limit.
 """
 
 from collections.abc import Iterator, Mapping
@@ -107,7 +107,7 @@ def _named(item: Item | Version) -> str:
 
 
 def _spoken(item: Item) -> str:
-    """Who said it, and when."""
+    """The author and the time."""
     return f"{'User' if item['role'] == 'user' else 'Draftstream'}, {item['created_at']:%d %B %Y, %H:%M} UTC"
 
 

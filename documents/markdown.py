@@ -46,10 +46,10 @@ class Span:
 class Block:
     """A paragraph of a document, or a table.
 
-    `level`: of a heading, 1 to 6 below the title; of a clause or an item, its depth from 0; of a paragraph, in how many
-    items of lists it stands. `number` is as written, "" without one. `rows` are those of a table, the first one its
-    head; each is its cells, each cell its spans; `aligned` says how each column is. `mark` is that of the whole
-    paragraph, and `old_number` the number that a changed one had before.
+    `level`: a heading's, 1 to 6 below the title, or the depth of a clause or an item from 0. A paragraph's is the
+    number of list items around it. `number` is as written, "" without one. `rows` belong to a table, and the first one
+    is its head: a row is its cells, a cell its spans. `aligned` has the alignment of each column. `mark` is that of the
+    whole paragraph, and `old_number` the number that a changed one had before.
     """
 
     kind: Kind

@@ -20,7 +20,7 @@ EFFORT = 2_000_000  # steps, which is about a second; two versions of 300 KB wit
 ALIKE = 0.4  # of the letters of both are shared; two unrelated clauses of an agreement share 0.1, and seldom 0.3
 WITHIN = 0.8  # or of the letters of the shorter one, which has then become a part of the other
 
-# A word stands between spaces and punctuation; it may have points and apostrophes inside (1,000.50; e.g).
+# A word stands between spaces and punctuation. It may have points and apostrophes inside, as 1,000.50 and e.g have.
 # In scripts without spaces each character is one. With its brackets it is a token: (30), [name], (a).
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _PUNCTUATION = r"!-/:-@\[-`{-~\u00a1-\u00bf\u2010-\u205e\u3000-\u303f\uff01-\uff0f\uff1a-\uff20"
@@ -38,7 +38,7 @@ def redline(old: str, new: str) -> list[Block]:
     """Both versions, given as Markdown, in one list of blocks with marks.
 
     A block that is inserted or deleted whole has the mark itself, and so have its spans. A row of a table is inserted
-    or deleted if all its spans are; each of its cells then has one, an empty cell a span without text.
+    or deleted if all its spans are. Each of its cells then has a span: an empty cell has one without text.
     """
     effort = Effort(EFFORT)
     marked: list[Block] = []

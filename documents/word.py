@@ -99,7 +99,7 @@ class _Writer:
         if _is_form(block):
             paragraph.paragraph_format.keep_together = True
         if block.kind == "paragraph" and block.spans and all(span.bold for span in block.spans):
-            paragraph.paragraph_format.keep_with_next = True  # it leads what follows, as a heading does
+            paragraph.paragraph_format.keep_with_next = True  # it leads the next paragraphs, as a heading does
         self._mark_paragraph(paragraph, block.mark)
         return paragraph
 

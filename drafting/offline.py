@@ -16,7 +16,8 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
-from chat import Finished, Hear, ToolCallDelta
+from chat import Finished
+from drafting.deltas import Hear, ToolCallDelta
 
 PAUSE_S = 0.006  # between two pieces: a brisk model's pace
 PIECE_CHARS = 24  # of a tool call's arguments

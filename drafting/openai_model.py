@@ -19,7 +19,8 @@ from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from chat import Finished, Hear, ModelError
+from chat import Finished
+from drafting.deltas import Hear, ModelError
 from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder
 from telemetry.tracing import ModelCall

@@ -12,8 +12,9 @@ from typing import Any
 
 import orjson
 
-from chat import Doc, Document, Emit, Message, ModelDelta, Piece, ToolCallDelta
+from chat import Doc, Document, Emit, Message, Piece
 from drafting.arguments import ArgumentsDecoder, BrokenArguments
+from drafting.deltas import ModelDelta, ToolCallDelta
 from drafting.text import storable
 from drafting.tools import EDIT, WRITE, Documents, ToolError, parse_edits
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import orjson
 
-from chat import Finished, FinishReason, ModelDelta, ModelError, ToolCallDelta, Usage
+from chat import Finished, FinishReason, Usage
+from drafting.deltas import ModelDelta, ModelError, ToolCallDelta
 from drafting.text import storable
 
 DATA = b"data:"

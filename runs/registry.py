@@ -83,14 +83,8 @@ class KeyReused(InvalidRequest):
     """The idempotency key came before with another request."""
 
     def __init__(self) -> None:
-        super().__init__(
-            [
-                {
-                    "pointer": "/idempotency_key",
-                    "detail": "came before with another request; use a new key for each request",
-                }
-            ]
-        )
+        detail = "came before with another request; use a new key for each request"
+        super().__init__([{"pointer": "/idempotency_key", "detail": detail}])
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -12,13 +12,11 @@ import orjson
 from asyncpg.pool import PoolConnectionProxy
 
 from chat import (
-    BEGINNING,
     End,
     Error,
     Item,
     LostRun,
     Refusal,
-    StoredItem,
     StoredRun,
     ThreadHead,
     UnknownCheckpoint,
@@ -35,15 +33,18 @@ from storage.reads import (
     READ_LOST,
     READ_RUN_BY_ID,
     READ_RUN_BY_KEY,
+    StoredItem,
     item_of,
 )
 from storage.sql import Row
 
+# The state before the first message: a chat that starts from it branches at the thread's very beginning.
+BEGINNING = "00000000-0000-0000-0000-000000000000"
 FORK_BUDGET_S = 30.0
 FORKS_AT_ONCE = 2  # the pool's other connections are for reads
 
 INTERRUPTED = Error(
-    "The service ended in the middle of this run; what was saved of it was kept.", "interrupted", retryable=True
+    "The service ended in the middle of this run; the part that was saved is kept.", "interrupted", retryable=True
 )
 """The last event of a run whose process ended before it."""
 

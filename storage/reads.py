@@ -1,8 +1,9 @@
 """The statements that storage/ runs on the pool, and the form of an item that is read."""
 
+from datetime import datetime
 from typing import cast
 
-from chat import StoredItem
+from chat import Item
 from storage.sql import Row
 
 ITEMS_OF_THREAD = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
@@ -52,6 +53,13 @@ READ_PLACE = """SELECT
 
 # A new thread $4 of the history of the thread's run $3.
 FORK_THREAD = "SELECT fork_thread($1, $2, $3, $4)"
+
+
+class StoredItem(Item):
+    """An item as it is read: with its run, and the time at which it was written."""
+
+    run_id: str
+    created_at: datetime
 
 
 def item_of(row: Row) -> StoredItem:

@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import orjson
 
-from chat import LEASE_S, USER_ITEM, Doc, Item, RunEnded, RunProgress, RunStarted, title_from
+from chat import LEASE_S, Doc, Item, RunEnded, RunProgress, RunStarted
 from storage.sql import Statement, Write
+
+FIRST_LINE_CHARS = 80  # of a title that is made of a message
+USER_ITEM = -1  # the user's message stands before the run's item 0
 
 # ---------------------------------------------------------------------------------------------------------------
 # A run's life
@@ -213,6 +216,14 @@ DELETE_THREAD = Statement("delete_thread", DeletionRow, "SELECT delete_thread($1
 
 # ---------------------------------------------------------------------------------------------------------------
 # A run's writes
+
+
+def title_from(message: str) -> str:
+    """A thread's title: the first line of its first message, cut at a word."""
+    line = " ".join(message.strip().splitlines()[0].split())
+    if len(line) <= FIRST_LINE_CHARS:
+        return line
+    return line[: FIRST_LINE_CHARS - 1].rsplit(" ", 1)[0] + "…"
 
 
 def start_writes(run: RunStarted, *, leads: bool = True) -> list[Write]:

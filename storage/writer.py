@@ -16,7 +16,7 @@ from typing import NamedTuple
 import asyncpg
 import orjson
 
-from chat import Conflict, Overloaded, RunFailure, Unstorable
+from chat import Conflict, Overloaded, RunFailure
 from storage.faults import BACKOFF_S, CONFLICTS, DATABASE_FAULTS, is_refused_content, within
 from storage.sql import Statement, Write
 from storage.units import Unit, in_one_attempt, statements, without_void
@@ -25,6 +25,13 @@ log = logging.getLogger("draftstream.writer")
 
 BATCH_UNITS = 64  # 20,700 small turns a second in batches of 64, 2,300 one by one
 COMMIT_BUDGET_S = 2.0  # a frozen connection is given up after this; a healthy batch takes milliseconds
+
+
+class Unstorable(RunFailure):
+    """The database refused a turn for its content. The turn is in the dead-letter table."""
+
+    def __init__(self) -> None:
+        super().__init__("unstorable", "The database refused this turn for its content.", retryable=False)
 
 
 class DeadLetterRow(NamedTuple):

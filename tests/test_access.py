@@ -439,7 +439,7 @@ def test_a_file_descriptor_counts_as_an_address_that_others_reach(database_url: 
         done = subprocess.run(
             line, cwd=ROOT, env=env, pass_fds=[listening.fileno()], capture_output=True, text=True, timeout=60
         )
-    assert "can't start: this server does not tell at which address it listens" in done.stderr
+    assert "can't start: the address at which this server listens is unknown" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------

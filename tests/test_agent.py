@@ -9,8 +9,9 @@ import pytest
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 
 from agent import Agent, append
-from chat import Finished, Hear, Message, ModelDelta, Outcome, Piece, StopCause, ToolCallDelta, Turn
+from chat import Finished, Message, Outcome, Piece, StopCause, Turn
 from drafting.context import LOST_ANSWER, mended
+from drafting.deltas import Hear, ModelDelta, ToolCallDelta
 from threads.checkpointer import Checkpointer
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,7 @@ from openai_server import status as http_error
 from sse_client import chat
 from test_faults import wait_for
 
-from chat import BEGINNING
+from storage.reader import BEGINNING
 
 Start = Callable[..., Service]
 

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat import graph_thread_id, title_from
+from chat import graph_thread_id
+from storage.statements import title_from
 
 
 def test_a_title_is_the_first_line_cut_at_a_word() -> None:

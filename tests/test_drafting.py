@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from chat import Doc, Document, Message, ModelDelta, Piece, ToolCallDelta
+from chat import Doc, Document, Message, Piece
+from drafting.deltas import ModelDelta, ToolCallDelta
 from drafting.reply import Reply
 from drafting.tools import Documents, ToolError, parse_edits
 

@@ -167,6 +167,8 @@ def lengthen(database_url: str, runs: int, words: int) -> None:
 def test_a_long_thread_is_sent_as_it_is_read(service: Start, openai: OpenAIServer, database_url: str) -> None:
     running = service(openai=openai)
     chat(running.url, "Hi", thread_id="t")
+    short = requests.get(f"{running.url}/api/threads/t/export", timeout=60)
+    assert short.headers["content-length"] == str(len(short.content))
     runs = 3 * RUNS_A_PAGE
     lengthen(database_url, runs, 1000)
     for kind in ("md", "json"):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chat import ChatRequest, FieldError, InvalidRequest, MessageTooLong
+from chat import ChatRequest, FieldError, InvalidRequest
 from threads.histories import Place
 from web import fields as readers
-from web.fields import BadValue, EventsQuery, chat_request, cursor, cursor_of, events_query
+from web.fields import BadValue, EventsQuery, MessageTooLong, chat_request, cursor, cursor_of, events_query
 
 
 def check(fields: object) -> ChatRequest:
@@ -72,7 +72,7 @@ def test_each_wrong_field_is_named(fields: object, pointers: list[str]) -> None:
 def test_a_message_that_is_too_long_is_refused_with_the_limit() -> None:
     with pytest.raises(MessageTooLong) as refused:
         check({"message": "x" * 101})
-    assert refused.value.limit == 100
+    assert refused.value.members == {"limit": 100}
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))

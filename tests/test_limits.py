@@ -228,7 +228,7 @@ def test_idle_owners_are_forgotten() -> None:
     for number in range(1000):
         limits.check(f"owner {number}")
     limits.run_started("busy", "a")
-    limits.hear_counts((f"elsewhere {number}", "requests", int(clock.now // SLOT_S), 1) for number in range(1000))
+    limits.merge_counts((f"elsewhere {number}", "requests", int(clock.now // SLOT_S), 1) for number in range(1000))
     assert "2001 owners" in repr(limits)
     clock.now += MINUTE_S + SLOT_S
     for _ in range(1500):

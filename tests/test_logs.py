@@ -13,7 +13,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat import ModelError, RunStatus
+from chat import RunStatus
+from drafting.deltas import ModelError
 from store import Store
 from telemetry.logs import Lines, Style, kind
 

@@ -28,8 +28,9 @@ from openai_server import (
     wait,
 )
 
-from chat import Finished, ModelDelta, ModelError, ToolCallDelta
+from chat import Finished
 from drafting import openai_model as model
+from drafting.deltas import ModelDelta, ModelError, ToolCallDelta
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from drafting.wire import ReplyDecoder

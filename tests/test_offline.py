@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from chat import Finished, ModelDelta
+from chat import Finished
+from drafting.deltas import ModelDelta
 from drafting.offline import Deal, OfflineModel, length, plan, render
 from drafting.reply import Reply
 from drafting.tools import TOOLS, Documents

@@ -27,10 +27,10 @@ from test_access import NOWHERE, new_key, until
 
 from access.callers import Scope
 from asgi_app import ROUTER, ROUTES
-from chat import EndReason, InvalidRequest, MessageTooLong, RunStatus
+from chat import EndReason, InvalidRequest, RunStatus
 from documents.markdown import Kind, Mark
 from settings import VERSION
-from web.fields import CHAT_FIELDS, FORK_FIELDS, chat_request
+from web.fields import CHAT_FIELDS, FORK_FIELDS, MessageTooLong, chat_request
 from web.problems import PROBLEM_TYPES
 from web.routing import Route
 

@@ -93,7 +93,7 @@ REFUSALS = [
     TwoCredentials(),
     Forbidden("read"),
     LimitExceeded("runs", "too many", 7, [("ratelimit", "r")]),
-    InvalidRequest.of("a", "is wrong"),
+    InvalidRequest([{"pointer": "/a", "detail": "is wrong"}]),
     ThreadBusy("r"),
     StoreUnavailable("a reason that is not for the client"),
 ]

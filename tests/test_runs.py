@@ -17,7 +17,6 @@ from chat import (
     End,
     EndReason,
     Message,
-    ModelError,
     Outcome,
     Piece,
     RunEnded,
@@ -32,11 +31,12 @@ from chat import (
     ThreadHead,
     Turn,
     UnknownCheckpoint,
-    Unstorable,
 )
+from drafting.deltas import ModelError
 from runs.registry import Draining, Runs, TooManyRuns
 from runs.run import FRAMES_A_WRITE, Cursor, Run
 from runs.turn import RunAgent
+from storage.writer import Unstorable
 from telemetry.metrics import Telemetry
 from telemetry.supervision import Supervisor
 

@@ -16,14 +16,14 @@ from fault_proxy import FaultProxy
 
 import store as store_room
 from access import shared_limits
-from chat import LEASE_S, Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus, Unstorable
+from chat import LEASE_S, Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus
 from storage import checkpoints, reads, writer
 from storage import statements as sql_statements
 from storage.database import POOL_CONNECTIONS, where
 from storage.sql import Statement, Write
 from storage.statements import RENAME_THREAD, end_writes, start_writes
 from storage.units import Unit, statements
-from storage.writer import QueueFull
+from storage.writer import QueueFull, Unstorable
 from store import Store, StoreUnavailable, open_store
 from threads import statements as thread_statements
 from threads.histories import Threads

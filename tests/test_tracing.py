@@ -20,7 +20,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from sse_client import chat
 
-from chat import Emit, ModelError, Outcome, StopCause, Turn, Usage
+from chat import Emit, Outcome, StopCause, Turn, Usage
+from drafting.deltas import ModelError
 from drafting.openai_model import OpenAIModel
 from runs.turn import RunAgent
 from telemetry import tracing

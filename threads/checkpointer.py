@@ -93,8 +93,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
     def remember(self, thread: str, values: Mapping[str, Any], size: int) -> str | None:
         """The id of the checkpoint that the thread's run has put last, if it has put one.
 
-        `values` are those of its delta channels, of about `size` bytes: the checkpoint is kept at hand with them, so
-        that the thread's next run need not read it.
+        The checkpoint is kept in memory with `values`, the values of its delta channels (about `size` bytes), so that
+        the thread's next run need not read it.
         """
         state = self._put_last.pop(thread, None)
         if state is None:
@@ -109,7 +109,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         self._at_hand.forget(thread)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """As the official saver counts: the number, and a random part that tells branches apart."""
+        """As the official saver counts: the number, and a random part by which branches differ."""
         number = 0 if current is None else int(current.split(".")[0])
         return f"{number + 1:032}.{random.random():016}"  # noqa: S311  # no secret
 

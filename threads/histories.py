@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import orjson
 
-from chat import DOC_ID, Document, NotFound, StoredItem, UnknownCheckpoint, Usage, graph_thread_id
-from store import FOREVER, Row, Store, item_of
+from chat import DOC_ID, Document, NotFound, UnknownCheckpoint, Usage, graph_thread_id
+from store import FOREVER, Row, Store, StoredItem, item_of
 from threads.search import marked, pattern
 from threads.statements import (
     LIST_THREADS,

@@ -22,7 +22,7 @@ Headers = Iterable[tuple[str, str]]
 
 BODY_TIMEOUT_S = 10.0
 UNSENT_BYTES = 16384  # below it a transport never asks to wait: asyncio's low-water mark for uvicorn's limit of 64 KiB
-MAX_HEADER_BYTES = 65536  # twice what nginx lets through by default
+MAX_HEADER_BYTES = 65536  # twice the default limit of nginx
 BROKEN_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 JSON = "application/json"
 COMMON_HEADERS = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
@@ -159,16 +159,16 @@ class Response:
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*headers, *self._headers)]
-        await self._say({"type": "http.response.start", "status": status, "headers": raw})
+        await self._transmit({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, body: bytes) -> None:
-        await self._say({"type": "http.response.body", "body": body, "more_body": True})
+        await self._transmit({"type": "http.response.body", "body": body, "more_body": True})
 
     def write_now(self, body: bytes) -> bool:
         """Write without waiting. If the server might make us wait, write nothing and return False.
 
-        uvicorn's `send` waits for nothing but a client that takes too little, of which what is unsent tells. Should it
-        ever wait all the same, the connection is broken off: whoever says something must not be held up by a reader.
+        uvicorn's `send` waits only for a slow client, and the number of unsent bytes shows one. If it waits all the
+        same, the connection is aborted: a reader must not hold up the run.
         """
         if self._transport is None or self._transport.get_write_buffer_size() > UNSENT_BYTES:
             return False
@@ -177,15 +177,15 @@ class Response:
             next(sending)
         except StopIteration:
             return True
-        except RuntimeError:  # see `_say`; the next `write` reports it
+        except RuntimeError:  # see `_transmit`; the next `write` reports it
             return False
         self.abort()
         return True
 
     async def end(self, body: bytes = b"") -> None:
-        await self._say({"type": "http.response.body", "body": body})
+        await self._transmit({"type": "http.response.body", "body": body})
 
-    async def _say(self, message: MutableMapping[str, Any]) -> None:
+    async def _transmit(self, message: MutableMapping[str, Any]) -> None:
         """Raises Disconnected in the case where uvicorn does not return silently after a disconnect.
 
         While the client has a further request in line it notes the loss for that one alone, and uvloop's transport

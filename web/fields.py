@@ -18,10 +18,9 @@ from chat import (
     THREAD_ID,
     ChatRequest,
     FieldError,
-    ForkRequest,
     InvalidRequest,
-    MessageTooLong,
     OnDisconnect,
+    Refusal,
     StreamMode,
 )
 from runs.sse import EventId
@@ -34,7 +33,7 @@ Word = TypeVar("Word", bound=str)
 UNKNOWN_NAMED = 20  # in the errors; a body of a megabyte can have 100,000 fields
 THREADS_A_PAGE = 20
 SEARCH_CHARS = 200
-TITLE_CHARS = 200
+THREAD_TITLE_CHARS = 200
 
 # C0 controls but tab, newline and carriage return: no keyboard types them, and PostgreSQL refuses NUL.
 CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -65,6 +64,20 @@ ExportFormat = Literal["md", "json", "docx"]
 DiffFormat = Literal["html", "docx", "json"]
 EXPORT_FORMATS: Collection[ExportFormat] = ("md", "json", "docx")
 DIFF_FORMATS: Collection[DiffFormat] = ("html", "docx", "json")
+
+
+class MessageTooLong(Refusal):
+    def __init__(self, limit: int) -> None:
+        detail = f"The message has more than {limit} characters, which is the limit (MAX_MESSAGE_CHARS)."
+        super().__init__("message_too_long", detail, limit=limit)
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRequest:
+    """Fork a thread at `checkpoint_id` (None: at its head) into a new one (None: with a new UUID)."""
+
+    checkpoint_id: str | None = None
+    thread_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +302,7 @@ def fork_request(values: object) -> ForkRequest:
 
 def new_title(values: object) -> str:
     with Fields(values, THREAD_FIELDS) as fields:
-        return fields.read("title", line(TITLE_CHARS), "", required=True)
+        return fields.read("title", line(THREAD_TITLE_CHARS), "", required=True)
 
 
 def threads_query(query: Mapping[str, str]) -> ThreadsQuery:

@@ -63,7 +63,7 @@ class Router:
         return None
 
     async def answer(self, service: Service, request: Request, response: Response) -> None:
-        """Call the handler. Raises Refusal, and what handlers raise."""
+        """Call the handler. Raises Refusal, and as the handler does."""
         found = self.find(request.path)
         if found is None:
             raise Refusal("not_found", "There is nothing at this path.")

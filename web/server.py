@@ -21,7 +21,7 @@ READERS_S = 5  # how long the server waits for slow readers, after the last run 
 
 
 class CannotListen(Exception):
-    """One line says why, and the way out."""
+    """The text is one line: the reason, and the way out."""
 
 
 def check_address(host: str, port: int) -> None:

@@ -1,0 +1,28 @@
+"""The deltas of a model's reply, as they come from any model, and the failure of one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from chat import RunFailure
+
+
+@dataclass(slots=True)
+class ToolCallDelta:
+    """The next characters of a tool call's JSON arguments. `call_id` and `name` are "" in all but the call's first."""
+
+    index: int
+    call_id: str
+    name: str
+    arguments: str
+
+
+ModelDelta = str | ToolCallDelta
+"""A string is the next characters of the reply; it is never empty."""
+
+Hear = Callable[[Sequence[ModelDelta]], None]
+"""Takes the next deltas of a reply: all those of one arrival, together. An empty sequence is a sign of life, such as
+a chunk of reasoning."""
+
+
+class ModelError(RunFailure):
+    """The model did not answer, or its reply broke off."""
