@@ -1,4 +1,4 @@
-"""What the tests stand on: a real PostgreSQL, the real service as a process, a strict OpenAI-wire server."""
+"""The tests' ground: a real PostgreSQL, the real service as a process, a strict OpenAI-wire server."""
 
 import asyncio
 import itertools
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fault_database import FaultDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_OURS = {"tests", "bench", "docs", "clients", "node_modules"}  # nor what begins with a dot
+NOT_OURS = {"tests", "bench", "docs", "clients", "node_modules"}  # nor names that begin with a dot
 NUMBERS = itertools.count(1)
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw")  # several may share one server
 TEMPLATE = f"template_{WORKER}"
@@ -52,7 +52,7 @@ UNCLEAN = ("Traceback", "was never retrieved", "never awaited", "was destroyed b
 def product_files(*patterns: str) -> list[Path]:
     """The files of the service itself, without its tests and benchmarks, wherever they lie below the root.
 
-    Fails where the patterns find next to nothing: a rule that looks at no file holds nothing.
+    Fails where the patterns find next to nothing: a rule over no file holds nothing.
     """
     found = [
         path

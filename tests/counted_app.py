@@ -1,4 +1,4 @@
-"""The service with paths more: its asyncio tasks, and what it has done so far; and with little patience for a slow body."""
+"""The service with more paths, for its asyncio tasks and its counts of work so far, and a short time-out for a body."""
 
 import asyncio
 import sys
@@ -19,7 +19,7 @@ from web import asgi
 from web.asgi import ConnectionScope, Receive, Response, Send
 
 asgi.BODY_TIMEOUT_S = 0.5
-BESIDE = (FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # what is read beside the requests
+BESIDE = (FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # reads beside the requests
 
 done: Counter[str] = Counter()
 fetch = Reader.fetch

@@ -21,7 +21,7 @@ class FaultProxy:
         self.refuse = False
         self.holding = asyncio.Event()  # while `frozen`: something arrived that does not pass
         self.delay_s = 0.0
-        self.lose_answer_to: bytes | None = None  # once: the server gets what holds this, its answer never arrives
+        self.lose_answer_to: bytes | None = None  # once: bytes with this reach the server, and its answer is lost
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._swallowed: set[asyncio.StreamWriter] = set()
@@ -39,7 +39,7 @@ class FaultProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        await asyncio.sleep(0.01)  # a service may be connecting: until what was accepted is here to be ended
+        await asyncio.sleep(0.01)  # a service may be connecting: wait for the connection, to end it
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,10 +1,10 @@
-"""A history of what clients asked and saw, and the checker that holds it against what the service has kept.
+"""A history of the clients' requests and answers, and the checker that holds it against the stored state.
 
 Clients hold conversations and log every request. Afterwards `violations` compares that log with the tables, the API,
-the agent's memory and what the model was asked, invariant by invariant (I1 to I9, as functions further down).
+the agent's memory and the requests to the model, by the invariants I1 to I9, which are functions further down.
 
 The model's reply depends on the whole history without containing it: a hash of everything said before. So a stored
-reply tells what the model was sent when it wrote it, and a turn that was lost, doubled or forked shows in every reply
+reply proves the history that the model was sent for it. A turn that was lost, doubled or forked shows in every reply
 that comes after it.
 """
 
@@ -39,7 +39,7 @@ SILENCE_S = 4.0  # a client leaves a stream that says nothing for so long
 PATIENCE_S = 30.0  # and gives up a turn after this
 
 # ---------------------------------------------------------------------------------------------------------------
-# What is said, in one form for the wire, the graph's state and the tables
+# Turns, in one form for the wire, the graph's state and the tables
 
 Said = tuple[str, str, tuple[str, ...]]
 """A turn: the user's message, all that was replied, the documents."""
@@ -137,11 +137,11 @@ Outcome = Literal["ok", "fail", "info"]
 
 @dataclass
 class Attempt:
-    """One request for a turn, and what came of it. Attempts of a turn share its key and its message."""
+    """One request for a turn, and its outcome. Attempts of a turn share its key and its message."""
 
     key: str
     message: str
-    thread: str | None  # as asked for, or as `start` told it
+    thread: str | None  # as asked for, or as `start` has it
     replica: int
     begun: float
     run_id: str | None = None
@@ -316,7 +316,7 @@ class connected:  # noqa: N801  # reads as the context manager it is
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What the service has kept
+# The stored state
 
 
 @dataclass
@@ -342,7 +342,7 @@ class Kept:
     """Everything stored, by thread."""
 
     threads: dict[str, Thread]
-    names: set[str]  # what the table of threads has
+    names: set[str]  # in the table of threads
     dead_letters: list[asyncpg.Record]
 
     def runs(self) -> dict[str, tuple[Thread, asyncpg.Record]]:
@@ -479,7 +479,7 @@ def i4_the_model_was_sent_exactly_the_stored_prefix(kept: Kept, openai: OpenAISe
 
 
 def difference(stored: list[Said], openai: OpenAIServer) -> str:
-    """Where what the model was sent for the last of these turns is not what is stored."""
+    """The place where the model's request for the last of these turns differs from the stored turns."""
     for asked in openai.requests:
         sent = said_on_the_wire(asked.body["messages"])
         if sent[-1][0] == stored[-1][0]:

@@ -21,7 +21,7 @@ class Mutant:
     file: str
     text: str
     instead: str
-    tests: str  # what pytest is asked for, with -k behind a colon
+    tests: str  # pytest's arguments, with -k behind a colon
 
 
 MUTANTS = (

@@ -1,4 +1,4 @@
-"""A strict local server on OpenAI's Chat Completions wire. It refuses what OpenAI refuses, and misbehaves on demand.
+"""A strict local server on OpenAI's Chat Completions wire. It refuses the requests that OpenAI refuses, and misbehaves on demand.
 
     server.reply(text("Hello "), text("world"), finish())
     server.reply(tool("write_document", {"title": "NDA", "content": "…"}, cut=3), finish("tool_calls"))
@@ -78,7 +78,7 @@ class Request:
 
 @dataclass
 class Stream:
-    """What the steps of a reply write to."""
+    """The connection that the steps of a reply write to."""
 
     http: web.Request
     request: Request

@@ -1,4 +1,4 @@
-"""What no schema can say, said to schemathesis."""
+"""Rules for schemathesis that no schema can express."""
 
 from typing import Any
 

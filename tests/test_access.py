@@ -42,15 +42,15 @@ TEMPLATES: dict[str, dict[str, Who]] = {
 GUARDED = [
     (method, path, who) for path, methods in TEMPLATES.items() for method, who in methods.items() if path not in PUBLIC
 ]
-# What a request needs to get as far as its thread or run. A route with neither in its path stands in ELSEWHERE: it has a
-# test of its own below for what another owner gets.
+# The body with which a request gets as far as its thread or run. A route with neither in its path is in ELSEWHERE: a test
+# of its own below shows another owner's answer.
 BODIES = {
     ("PATCH", "/api/threads/{thread_id}"): {"title": "Another"},
     ("POST", "/api/threads/{thread_id}/fork"): {"checkpoint_id": "{checkpoint_id}"},
 }
 ELSEWHERE = {
     *(("GET", "/chat"), ("POST", "/api/chat"), ("POST", "/api/stream-tokens")),
-    *(("GET", "/api/threads"), ("DELETE", "/api/threads")),  # test_threads.py has what the latter deletes
+    *(("GET", "/api/threads"), ("DELETE", "/api/threads")),  # test_threads.py has the threads that the latter deletes
 }
 
 
@@ -82,7 +82,7 @@ def new_key(
     *,
     expires_at: datetime | None = None,
 ) -> Key:
-    """What `python -m access add` does, without its process; that has tests of its own."""
+    """As `python -m access add`, without its process, which has tests of its own."""
     key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
     secret_hash = hashlib.sha256(secret.encode()).digest()
     execute(database_url, ADD_KEY, key_id, secret_hash, owner, "", list(scopes), expires_at)
@@ -237,7 +237,7 @@ def test_another_owners_things_are_told_apart_from_nothing_by_nothing(
             assert answers[0][0] == 404, (method, template)
     assert [execute(database_url, f"SELECT count(*) FROM {table}") for table in tables] == counts
     after = send(running, "GET", history, mine.headers).json()
-    assert after["runs"] == before["runs"], "what was going on goes on"
+    assert after["runs"] == before["runs"], "a run in progress goes on"
     assert after["messages"][: len(before["messages"]) - 1] == before["messages"][:-1]
     for method, template in walked:  # and all of this is there, for its owner
         if "{" in template:
@@ -334,13 +334,15 @@ def test_the_first_key_closes_an_open_service_and_nothing_opens_it_again(service
     assert chat(running.url, "Hello", thread_id="t").status == 200
     assert send(running, "GET", "/api/threads", {"Authorization": "Basic eDp5"}).status_code == 200, "a proxy's login"
     assert send(running, "GET", "/api/threads", {"Authorization": "Bearer x"}).status_code == 401, (
-        "what is sent is checked"
+        "credentials that are sent are checked"
     )
     old_token = send(running, "POST", "/api/stream-tokens", {}).json()["access_token"]
     key = new_key(database_url, "anonymous")
     until(lambda: send(running, "GET", "/api/threads", {}).status_code == 401)
     threads = send(running, "GET", "/api/threads", key.headers).json()["threads"]
-    assert [thread["thread_id"] for thread in threads] == ["t"], "what was made before can be had with a key to it"
+    assert [thread["thread_id"] for thread in threads] == ["t"], (
+        "the threads from before belong to a key for that owner"
+    )
     assert send(running, "GET", f"/chat?message=Hi&access_token={old_token}", {}).status_code == 401
     revoke(database_url, key)
     until(lambda: send(running, "GET", "/api/threads", key.headers).status_code == 401)
@@ -516,12 +518,12 @@ def test_the_command_says_when_the_database_is_away() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What is remembered of a key, and for how long
+# The cache of keys, and its times
 
 
 @dataclass
 class Link:
-    """The way to the database, that can be cut; counts what goes over it."""
+    """The way to the database. It can be cut, and it counts statements."""
 
     store: Store
     cut: bool = False
@@ -560,7 +562,7 @@ async def test_a_key_is_remembered_and_a_wrong_one_is_not(store: Store) -> None:
     assert link.sent == 4
     with pytest.raises(Unauthorized):
         await access.caller("Bearer ds_garbage")
-    assert link.sent == 4, "what can't be a key costs nothing"
+    assert link.sent == 4, "a text that can't be a key costs nothing"
     assert repr(access) == "<Access closed, 1 keys known>"
 
 
@@ -591,7 +593,7 @@ async def test_the_cache_of_keys_is_bounded(store: Store, monkeypatch: pytest.Mo
 
 
 @pytest.mark.anyio
-async def test_a_revoked_key_dies_when_it_is_looked_up_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_revoked_key_dies_when_it_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     access = closed_access(Link(store))
     key = await stored_key(store)
     await access.caller(f"Bearer {key.key}")
@@ -642,7 +644,7 @@ async def test_a_key_that_is_remembered_ends_with_its_end_date(store: Store) -> 
 
 
 def later(access: Access, seconds: float) -> None:
-    """As if so much time had gone by since the keys were looked up."""
+    """As if so much time had gone by since the keys were read."""
     for known in access._known.values():
         known.checked_at -= seconds
         known.fresh_until -= seconds

@@ -1,4 +1,4 @@
-"""What two sequences have in common: right for any input, shortest for small ones, and never more than its effort."""
+"""The alignment of two sequences: right for any input, shortest for small ones, and never more than its effort."""
 
 import itertools
 import sys
@@ -80,7 +80,7 @@ def test_the_shortest_edit_keeps_the_most(before: list[str], after: list[str]) -
         ("abc", "abc", [(0, 0), (1, 1), (2, 2)]),
         ("abc", "axc", [(0, 0), (2, 2)]),
         ("abc", "xyz", []),
-        # x is there once on each side: it is found in the midst of what is not.
+        # x is there once on each side: it is found among elements that are not.
         ("aabbxccdd", "eeffxgghh", [(4, 4)]),
         ("xaby", "yabx", [(1, 1), (2, 2)]),
     ],

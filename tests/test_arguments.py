@@ -1,4 +1,4 @@
-"""The decoder of growing tool-call arguments: whatever the cuts, the text is what JSON says it is."""
+"""The decoder of growing tool-call arguments: whatever the cuts, the text is the JSON string's."""
 
 import json
 import re
@@ -87,7 +87,7 @@ SOUP = st.sampled_from(
 
 @st.composite
 def damaged(draw: st.DrawFn) -> str:
-    """An object with something put in, or in the place of what was there."""
+    """An object with a text inserted, or with one replaced."""
     text = draw(OBJECTS)
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(text)))
@@ -100,7 +100,7 @@ def cut_at(text: str, places: list[int]) -> list[str]:
 
 
 def outcome(fragments: list[str]) -> tuple[dict[str, str], dict[str, str], bool, str]:
-    """What was streamed, the complete fields, whether the object is complete, and what is wrong with it."""
+    """The streamed text, the complete fields, whether the object is complete, and its fault."""
     decoder = ArgumentsDecoder()
     streamed: dict[str, str] = {}
     wrong = ""
@@ -186,7 +186,7 @@ def test_an_unfinished_object_is_not_complete() -> None:
 
 
 def test_the_work_is_linear_in_the_length() -> None:
-    """Counts what is looked at, not time: nothing but a cut escape is ever looked at twice."""
+    """Counts the characters that are read, not time: only a cut escape is read twice."""
     decoder = ArgumentsDecoder()
     longest = 0
     for fragment in cut(json.dumps({"content": 'x"\\😀' * 5000}), 3):

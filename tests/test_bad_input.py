@@ -35,8 +35,8 @@ Start = Callable[..., Service]
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "400"))
 SEED = int(os.environ.get("FUZZ_SEED", "20261124"))
 CLIENTS = 8
-PATIENCE_S = 30.0  # with what must come
-SILENCE_S = 0.3  # after which no answer is expected any more to what may not be a whole request
+PATIENCE_S = 30.0  # for an answer that must come
+SILENCE_S = 0.3  # then no answer is expected any more to bytes that may be half a request
 
 HOST = b"Host: x\r\n"
 CLOSE = b"Connection: close\r\n"
@@ -67,7 +67,7 @@ def place(text: str) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The matrix: what tests/test_service.py has not refused already
+# The matrix of refusals, beside those of tests/test_service.py
 
 MATRIX: list[tuple[bytes, int, str]] = [
     (get(b"/./chat?message=Hi"), 404, "not_found"),
@@ -135,7 +135,7 @@ MATRIX: list[tuple[bytes, int, str]] = [
     (post_as(b"Content-Length: 50\r\n", b"{"), 408, "slow_body"),
     (post_as(CHUNKED, b"1\r\n{\r\n"), 408, "slow_body"),
     (get(b"/chat?message=Hi", b"Content-Length: 5\r\n") + b"abc", 408, "slow_body"),
-    # What the server itself refuses
+    # Refused by the server itself
     (b"CONNECT x:80 HTTP/1.1\r\n" + HOST + b"\r\n", 400, ""),
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, ""),
     (b"BREW /chat?message=Hi HTTP/1.1\r\n" + HOST + b"\r\n", 400, ""),
@@ -153,7 +153,7 @@ MATRIX: list[tuple[bytes, int, str]] = [
     (get(b"/chat?message=Hi", CHUNKED) + b"xyz\r\n", 400, ""),
 ]
 
-# Lengths that two readers may read in two ways: all refused by the server, and what follows is not run.
+# Lengths that two readers may read in two ways: all refused by the server, and the next request is not run.
 FRAMINGS = [
     post_as(b"Content-Length: 17\r\n" + CHUNKED, IN_CHUNKS),
     post_as(CHUNKED + b"Content-Length: 17\r\n", IN_CHUNKS),
@@ -200,7 +200,7 @@ def test_every_row_of_the_matrix_is_refused_and_leaves_nothing(
 
 
 def refused_wrongly(answer: Stream, status: int, code: str) -> str:
-    """What is not as it should be. A refusal without a code of ours is the server's, in words of its own."""
+    """The fault of a refusal. One without a code of ours is the server's, in its own words."""
     expected = {"connection": "close"}
     if code:
         expected |= {"content-type": "application/problem+json"}
@@ -219,7 +219,7 @@ def refused_wrongly(answer: Stream, status: int, code: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Reading what comes back, and counting what stays
+# Reading answers, and counting tasks and rows that stay
 
 
 def connect(service: Service) -> socket.socket:
@@ -297,7 +297,7 @@ def sockets(service: Service) -> Counter[str]:
 
 @dataclass
 class Case:
-    """What one client does, and what may come of it. `messages` are the texts of the chats in it."""
+    """The bytes that one client sends, and the outcomes that are allowed. `messages` are the texts of its chats."""
 
     sends: Sequence[bytes]
     messages: list[str]
@@ -398,7 +398,7 @@ def framed_in_two_ways(random: Random, message: str) -> Case:
 
 
 def garbage_behind(random: Random, message: str) -> Case:
-    """The chat came whole; but the client is told 400, so it was not run."""
+    """The chat came whole, but the client gets 400, so it must not run."""
     return Case([a_good_chat(random, message, b"") + b"\0garbage\r\n\r\n"], [message], [400], runs=False)
 
 
@@ -484,7 +484,7 @@ KINDS: Sequence[Make] = (
 
 
 def play(service: Service, case: Case) -> Case:
-    """Send it, and read what comes back."""
+    """Send it, and read the answers."""
     with connect(service) as client, suppress(ConnectionError):
         for piece in case.sends:
             client.sendall(piece)
@@ -505,7 +505,7 @@ def statuses(received: bytes) -> list[int]:
 
 
 def wrong_with(case: Case) -> str:
-    """What is wrong with the answers."""
+    """The fault of the answers, or an empty text."""
     seen = statuses(case.received)
     if any(status >= 500 and status != 503 for status in seen):
         return f"{seen}"
@@ -564,7 +564,7 @@ def test_a_fuzz_of_raw_http_harms_nothing_and_leaves_nothing_behind(
     assert refused & kept.keys() == set(), "a message was refused and yet run"
     assert len(kept) <= len(must) + len(may), "a damaged message was refused and yet run"
 
-    wait_until(lambda: tasks_of(running) <= tasks, "the tasks are what they were")
+    wait_until(lambda: tasks_of(running) <= tasks, "the tasks are as before")
     wait_until(lambda: sockets(running)["client"] == 0, "no connection of a client is left")
     # The pool of the database may have grown to its bound, and connections to the model are kept for a while.
     left = sockets(running) - files

@@ -28,7 +28,7 @@ def thread(service: Service, thread_id: str) -> dict[str, Any]:
 
 
 def heard(openai: OpenAIServer) -> list[str]:
-    """What the model was asked last, without the prompt."""
+    """The last messages to the model, without the prompt."""
     return [message["content"] for message in openai.requests[-1].body["messages"][1:]]
 
 
@@ -355,7 +355,7 @@ def test_a_thread_in_the_middle_of_a_run_is_forked_from_a_state_that_it_has(
 def test_a_turn_of_the_journal_and_the_one_that_went_on_meanwhile_remember_each_their_own(
     service: Start, openai: OpenAIServer, proxy: FaultProxy, database_url: str, tmp_path: Path
 ) -> None:
-    """Both went on from one state, and so stored what they added with it."""
+    """Both went on from one state, and so stored their additions with it."""
     openai.default = (text("Yes."), finish())
     ours = service(openai=openai, DATABASE_URL=proxy.dsn, JOURNAL_DIR=str(tmp_path / "journal"))
     theirs = service(openai=openai)
@@ -387,7 +387,7 @@ def test_a_turn_of_the_journal_and_the_one_that_went_on_meanwhile_remember_each_
     assert put_back["parent_run_id"] == history["runs"][1]["run_id"]
     assert [state["run_id"] for state in states(ours, "t")][:2] == [put_back["run_id"], went_on.run_id]
     assert states(ours, "t")[0]["parent_checkpoint_id"] == history["runs"][1]["checkpoint_id"]
-    for _ in range(2):  # read from the database, and from what is at hand
+    for _ in range(2):  # read from the database, and from memory
         chat(ours.url, "on", thread_id="t", checkpoint_id=put_back["checkpoint_id"])
         [answer] = [said for said in heard(openai) if "NDA" in said]
         assert heard(openai) == [*common, "Ours.", answer, "Yes.", "on"]

@@ -1,5 +1,5 @@
-"""Random schedules of the faults that one machine can show, and a checker that holds what clients saw against what
-is kept. A seed gives the same schedule again: `CHAOS_SEEDS=17 make chaos` tries 17 of them, `CHAOS_SEED=4` the fourth.
+"""Random schedules of the faults that one machine can show, and a checker that holds the clients' log against the
+stored state. A seed gives the same schedule again: `CHAOS_SEEDS=17 make chaos` tries 17 of them, `CHAOS_SEED=4` the fourth.
 """
 
 import os

@@ -28,7 +28,7 @@ FORGED = "test_checkpointer.Forged"
 
 
 class Forged:
-    """What stored bytes must never bring to life."""
+    """An object that stored bytes must never bring to life."""
 
     made = 0
 

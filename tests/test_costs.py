@@ -1,4 +1,4 @@
-"""The counts that make the speed: what a turn sends, reads, writes and stores. Times are the benchmark's business."""
+"""The counts that make the speed: the requests, reads, writes and bytes of a turn. Times are the benchmark's business."""
 
 import re
 import threading
@@ -22,7 +22,7 @@ def done(service: Service) -> Counter[str]:
 
 
 def cost(service: Service, message: str, thread_id: str | None = None) -> Counter[str]:
-    """What one turn has cost, once it is saved."""
+    """The counts of one turn, once it is saved."""
     before = done(service)
     stream = chat(service.url, message, thread_id=thread_id)
     assert stream.last["saved"] is True
@@ -81,7 +81,7 @@ def test_a_reply_that_comes_at_once_leaves_in_a_few_sends(service: Start, openai
 def test_a_turn_reads_its_threads_head_and_nothing_else(service: Start, openai: OpenAIServer) -> None:
     running = service(openai=openai, app="counted_app:app")
     new = cost(running, "Hi")
-    assert new["reads"] == 0, "a new thread is not looked up"
+    assert new["reads"] == 0, "a new thread is not read"
     assert cost(running, "Hi", "t")["reads"] == 1, "one that is named is, once"
     assert cost(running, "Hi", "t")["reads"] == 1, "and its state is at hand"
     running.restart()
@@ -92,7 +92,7 @@ def test_a_turn_reads_its_threads_head_and_nothing_else(service: Start, openai: 
     assert new["rows"] <= 3 + 3 + 5
 
 
-def test_a_crowd_on_known_threads_is_looked_up_together(service: Start, openai: OpenAIServer) -> None:
+def test_many_chats_on_known_threads_are_read_together(service: Start, openai: OpenAIServer) -> None:
     running = service(openai=openai, app="counted_app:app")
     threads = [f"t{number}" for number in range(40)]
     for thread in threads:
@@ -116,7 +116,7 @@ def test_a_thread_stores_what_was_said_and_little_more(service: Start, openai: O
         chat(running.url, "Again", thread_id="t")
         stored.append(memory_bytes(database_url))
     said = len(document) * 20
-    assert stored[-1] < 2.5 * said, "once in the call, once as the document, and what is about them"
+    assert stored[-1] < 2.5 * said, "once in the call, once as the document, and the overhead"
     second_half, first_half = stored[19] - stored[9], stored[9]
     assert second_half < 1.2 * first_half
 

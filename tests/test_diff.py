@@ -1,4 +1,4 @@
-"""What changed between two versions of a document, asked of the real service."""
+"""The comparison of two versions of a document, by the real service."""
 
 import json
 from collections.abc import Callable

@@ -360,7 +360,9 @@ def test_a_token_goes_the_way_that_architecture_shows(service: Start, openai: Op
 
 
 def test_a_turn_goes_the_way_that_architecture_shows(service: Start, openai: OpenAIServer) -> None:
-    openai.reply(text("A"), pause(1.2), text(" draft."), finish())  # long enough for what is saved twice a second
+    openai.reply(
+        text("A"), pause(1.2), text(" draft."), finish()
+    )  # long enough for the progress that is saved twice a second
     running = service(openai=openai, app="walked_app:app")
     assert chat(running.url, "Hi", thread_id="t").last["saved"]
     calls: list[str] = json.loads(urllib.request.urlopen(f"{running.url}/calls").read())

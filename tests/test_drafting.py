@@ -1,4 +1,4 @@
-"""A reply while it arrives: what the reader sees, and what the state keeps."""
+"""A reply while it arrives: its pieces for the reader, and its part of the state."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from drafting.tools import Documents, ToolError, parse_edits
 
 
 class Desk:
-    """A reply on a desk of its own, and what it gave out."""
+    """A reply on a desk of its own, and the pieces that it gave out."""
 
     def __init__(self, versions: Sequence[Document] = ()) -> None:
         self.pieces: list[Piece] = []

@@ -1,4 +1,4 @@
-"""Downloads over a real socket: what a person gets as a file, and what it is called."""
+"""Downloads over a real socket: the content of the file, and its name."""
 
 import asyncio
 import io
@@ -60,7 +60,7 @@ def test_a_conversation_as_markdown(service: Start, openai: OpenAIServer) -> Non
     assert file_name(answer) == "Draft one.md"
     said = answer.text
     assert said.startswith("# Draft one\n")
-    assert "> Draft one\n> # really\n" in said, "what a person wrote is a quotation, whatever it looks like"
+    assert "> Draft one\n> # really\n" in said, "a person's words are a quotation, whatever they look like"
     assert "NDA, version 1: replaced by a later version below" in said
     assert "First." not in said
     assert "*NDA, version 2*\n\n# NDA\n\nSecond.\n" in said
@@ -190,7 +190,7 @@ def test_a_very_long_thread_costs_little_memory(service: Start, openai: OpenAISe
     running = service(openai=openai)
     chat(running.url, "Hi", thread_id="t")
     lengthen(database_url, 2000, 4000)
-    download(running, document="none", status=404)  # what is imported once, is
+    download(running, document="none", status=404)  # so that the module is imported
     before = peak_mb(running, anew=True)
     for kind in ("md", "json"):
         with requests.get(

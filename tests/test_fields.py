@@ -1,4 +1,4 @@
-"""What a client sends is taken as it is, or refused with an error for each field that is wrong."""
+"""A request is taken as it is, or refused with an error for each wrong field."""
 
 import base64
 import re

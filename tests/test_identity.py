@@ -129,7 +129,7 @@ async def provider(jwks: Jwks) -> AsyncIterator[Provider]:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What a token must be
+# Good and bad tokens
 
 
 @pytest.mark.anyio

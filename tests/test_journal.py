@@ -56,7 +56,7 @@ def test_any_tail_of_a_file_may_be_torn(tmp_path: Path) -> None:
         whole = sum(cut >= end for end in ends[1:])
         assert (contents.records, contents.damaged) == (records[:whole], [])
         assert contents.torn == cut - ends[whole]
-    assert Contents.read(data + bytes(500)).torn == 500, "what a file system leaves after a crash"
+    assert Contents.read(data + bytes(500)).torn == 500, "zeros, as a file system leaves them after a crash"
 
 
 def test_a_flipped_bit_costs_one_record_and_no_other(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How often a caller may call: what is granted, what is refused and until when, alone and beside other processes."""
+"""How often a caller may call: grants, refusals and their ends, alone and beside other processes."""
 
 import asyncio
 import random
@@ -343,7 +343,7 @@ async def test_the_database_being_away_refuses_nobody(database_url: str) -> None
             proxy.refuse = True
             await proxy.reset()
             await until(lambda: '"runs";r=2' in told(one))
-            assert [granted(one) for _ in range(4)] == [True, True, True, False], "what is known holds still"
+            assert [granted(one) for _ in range(4)] == [True, True, True, False], "the last known counts still hold"
             proxy.refuse = False
             await until(lambda: '"requests";r=0;' in told(two) and '"runs";r=1' in told(one))
 
@@ -439,7 +439,7 @@ def test_a_caller_who_calls_too_often_is_told_when_to_come_back(
         assert first.result().headers["ratelimit-policy"].startswith('"tokens";q=1000')
     key = {"Idempotency-Key": "k"}
     again = [chat(running.url, "Hi", headers=key) for _ in range(3)]
-    assert len({stream.run_id for stream in again}) == 1, "what is asked for again counts once"
+    assert len({stream.run_id for stream in again}) == 1, "a repeated request counts once"
     assert chat(running.url, "Hi").status == 200
     refused = chat(running.url, "Hi")
     assert (refused.status, refused.problem["limit"]) == (429, "requests")
@@ -450,7 +450,7 @@ def test_a_caller_who_calls_too_often_is_told_when_to_come_back(
 
 
 def told_tokens(stream: Stream) -> int:
-    """What was left of the day's tokens when the stream began."""
+    """The rest of the day's tokens when the stream began."""
     return int(stream.headers["ratelimit"].partition('"tokens";r=')[2].partition(";")[0].partition(",")[0])
 
 

@@ -1,4 +1,4 @@
-"""Log lines: they say what happened, and never what was said."""
+"""Log lines: they have the events, and never the content."""
 
 import logging
 import subprocess

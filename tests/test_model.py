@@ -295,7 +295,7 @@ async def test_a_server_that_takes_no_connection_is_unreachable(monkeypatch: pyt
     monkeypatch.setattr(model, "CONNECT_TIMEOUT_S", 0.1)
     with ExitStack() as stack:
         mute = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(3):  # more than its queue takes: what comes then gets no answer at all
+        for _ in range(3):  # more than its queue takes: a later connection gets no answer at all
             knock = stack.enter_context(socket.socket())
             knock.setblocking(False)
             knock.connect_ex(mute.getsockname())

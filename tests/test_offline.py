@@ -1,4 +1,4 @@
-"""The offline model: it really drafts, differs in just what was asked, and never stumbles."""
+"""The offline model: it really drafts, changes only the asked terms, and never fails."""
 
 import asyncio
 import re

@@ -36,7 +36,7 @@ def said(reply: list[ChatCompletionChunk]) -> str:
 
 
 async def exchange(server: OpenAIServer, body: bytes, authorization: str | None = None) -> tuple[int, bytes]:
-    """What the server answers to these very bytes: the status and, as it came, all that follows the headers."""
+    """The server's answer to these very bytes: the status, and all bytes behind the headers."""
     host, port = server.base_url.removeprefix("http://").removesuffix("/v1").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     head = (
@@ -142,7 +142,7 @@ async def test_errors_have_openais_form(openai: OpenAIServer, client: openai_pac
         await chunks(client)
     assert limited.value.response.headers["Retry-After"] == "60"
     assert limited.value.code == "rate_limit_exceeded"
-    assert openai.refusals == [], "what a script says is no refusal"
+    assert openai.refusals == [], "a scripted error is no refusal"
     openai.reply(status(400, "context_length_exceeded"))
     with pytest.raises(openai_package.BadRequestError) as refused:
         await chunks(client)

@@ -306,7 +306,7 @@ def test_every_problem_and_every_json_answer_has_an_example() -> None:
 
 
 def described(method: str, path: str, status: int) -> Json:
-    """What the document says of such an answer."""
+    """The document's description of such an answer."""
     path = path.partition("?")[0]
     found = ROUTER.find(path)
     operation = operations(CLOSED).get((method, found.path if found is not None else path))
@@ -483,7 +483,7 @@ def test_schemathesis_finds_no_500_and_no_undocumented_answer(
     ]
     finished = subprocess.run(
         [*command, "run", url, "--header", f"Authorization: Bearer {key.key}"],
-        cwd=tmp_path,  # where it keeps what it found
+        cwd=tmp_path,  # where it keeps its findings
         env=os.environ | {"PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,

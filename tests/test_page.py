@@ -409,7 +409,7 @@ def test_threads_are_searched_by_what_was_said(
     send(page, "two")
     expect(page.locator("#threads a")).to_have_count(2)
     page.fill("#search", "texas")
-    while page.locator("#threads .passage").count() == 0:  # what was said is found a moment later
+    while page.locator("#threads .passage").count() == 0:  # a message is found a moment later
         page.fill("#search", "")
         expect(page.locator("#threads a")).to_have_count(2)
         page.fill("#search", "texas")
@@ -530,7 +530,7 @@ def test_the_policy_lets_in_nothing_but_the_page_itself(browser: Browser, servic
 
 
 def downloaded(page: Page, menu: str, name: str) -> tuple[str, bytes]:
-    """The file's name and what is in it."""
+    """The file's name and content."""
     page.locator(f"summary[aria-label='{menu}']").click()
     with page.expect_download() as started:
         page.get_by_role("group", name=menu).get_by_text(name, exact=False).first.click()

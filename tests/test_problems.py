@@ -62,7 +62,7 @@ def test_the_table_has_every_code_that_is_raised_and_no_other() -> None:
 
 
 def test_a_refusal_is_raised_with_the_members_of_its_code() -> None:
-    of_a_run = {"retryable"}  # what a refusal has that can end a run, too
+    of_a_run = {"retryable"}  # of a refusal that can end a run, too
     assert [code for code, members in raised() if members - of_a_run != {*PROBLEM_TYPES[code].members}] == []
 
 

@@ -19,7 +19,7 @@ from documents.redline_page import page
 
 
 def taken(marked: Iterable[Block], gone: Mark) -> list[Block]:
-    """All changes accepted (what was deleted is gone) or rejected (what was inserted is)."""
+    """All changes accepted (without the deleted text) or rejected (without the inserted text)."""
     return [without(block, gone) for block in marked if block.mark != gone]
 
 
@@ -117,7 +117,7 @@ def test_the_same_version_has_no_marks(text: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What it shows
+# The marks
 
 
 def shown(spans: Spans) -> str:
@@ -215,7 +215,7 @@ def test_rows_and_cells_of_a_table() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What it costs
+# The effort
 
 
 COMMON_WORDS = ("the", "of", "and", "to")

@@ -85,7 +85,7 @@ def body_of(content: bytes) -> Any:
 
 
 def text_of(found: Iterable[Block]) -> list[str]:
-    """What stands in each paragraph and cell, its number included."""
+    """The text of each paragraph and cell, its number included."""
 
     def lines() -> Iterator[str]:
         for block in found:

@@ -42,7 +42,7 @@ def history(service: Service, thread_id: str) -> dict[str, Any]:
 
 
 def graph_state(database_url: str, thread_id: str) -> dict[str, Any]:
-    """What the graph holds of a thread, read by a graph of its own."""
+    """A thread's state in the graph, read by a graph of its own."""
 
     async def read() -> dict[str, Any]:
         async with open_store(
@@ -250,7 +250,7 @@ def test_a_client_that_leaves_with_a_second_request_in_line_has_its_run_go_on_un
     stored = history(running, "t")
     assert stored["runs"][0]["status"] == status
     assert (stored["messages"][-1]["content"] == "one two three four five") == (status == "completed")
-    assert len(openai.requests) == 1, "nobody is there to read what the second would bring"
+    assert len(openai.requests) == 1, "nobody is there to read a second reply"
 
 
 def test_a_client_that_leaves_does_not_stop_its_run(service: Start, openai: OpenAIServer) -> None:

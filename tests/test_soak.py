@@ -30,12 +30,12 @@ SETTLE_S = 30.0  # until idle connections to the model are closed
 SLOW = re.compile(r"Executing (.*?) took ([0-9.]+) seconds")
 
 WARM_UP = 1 / 3  # of the points in time
-# The allocator keeps what it once had: in a short soak its own warm-up is all that is seen.
+# The allocator keeps memory that it once had: in a short soak its own warm-up is all that is seen.
 GROWTH_A_TURN = 100_000 if SOAK_S < 60 else 5_000
 
 
 class Process:
-    """What the service's process holds."""
+    """The resources of the service's process."""
 
     def __init__(self, service: Service) -> None:
         self._url = service.url
@@ -60,7 +60,7 @@ class Process:
 
     @property
     def tasks(self) -> Counter[str]:
-        """By their names, less what numbers them."""
+        """By their names, without the numbers."""
         names: list[str] = requests.get(f"{self._url}/tasks", timeout=10).json()
         return Counter(re.sub(r"[0-9a-f-]{8,}|[0-9]+", "", name).strip() for name in names)
 
@@ -124,7 +124,7 @@ def test_clients_that_are_gone_leave_nothing_behind(
         )
         assert not found, report(found, log, kept)
         assert growth < GROWTH_A_TURN
-        proxy.cut()  # the pool's connections are not what is asked for
+        proxy.cut()  # the pool's connections do not count
         deadline = time.monotonic() + SETTLE_S
         while process.tasks != tasks or abs((process.files - files).total() - (files - process.files).total()) > 2:
             assert time.monotonic() < deadline, f"{process.tasks} were {tasks}; {process.files} were {files}"

@@ -1,4 +1,4 @@
-"""Frames: what any text looks like on the wire, and that it comes back."""
+"""Frames: the form of any text on the wire, and the way back."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The store against a real PostgreSQL: order, batches, what is refused, what comes back after a fault."""
+"""The store against a real PostgreSQL: order, batches, refused rows, recovery after a fault."""
 
 import asyncio
 import gc
@@ -130,7 +130,7 @@ async def test_a_read_that_is_given_up_leaves_nothing_behind(database_url: str) 
         await proxy.holding.wait()
         read.cancel()
         await asyncio.wait({read})
-        gc.collect()  # what nobody has looked at is complained of now, and fails the test
+        gc.collect()  # an exception that nobody retrieved is reported now, and fails the test
         proxy.frozen = False
         await proxy.reset()
 
@@ -370,7 +370,7 @@ def test_only_statements_that_commute_are_batchable() -> None:
 
 
 async def test_statements_of_one_thread_stay_in_their_order() -> None:
-    """Behind another thread's end, a start with its end, and a start that keeps what a lost run has said."""
+    """Behind another thread's end, a start with its end, and a start that keeps the items of a lost run."""
     future = asyncio.get_running_loop().create_future()
     other, mine = started("other"), started("mine")
     after_lost = replace(started("t", 2), lost=[("lost", 0)])
@@ -469,7 +469,7 @@ async def test_a_run_that_goes_on_from_a_lost_one_is_refused_when_that_one_has_s
 async def test_a_change_that_takes_long_is_committed_alone_and_given_up_in_the_end(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It must neither be sent again for ever nor take what is saved beside it along."""
+    """It must neither be sent again for ever nor fail the units beside it."""
     monkeypatch.setattr(writer, "COMMIT_BUDGET_S", 1.0)
     await (await store.end_run(ended(await begun(store))))
     await store.fetch(

@@ -30,7 +30,7 @@ PIECES = [WHOLE[:1], WHOLE[1:70_000], WHOLE[70_000:]]
 
 @dataclass(frozen=True)
 class Security:
-    """What the two ends of a connection use."""
+    """The two ends of a connection."""
 
     server: ssl.SSLContext | None
     client: ssl.SSLContext | bool
@@ -136,7 +136,7 @@ DELIMITED = {
     "in many small chunks, written at once": [
         b"".join(chunked(*(WHOLE[at : at + 100] for at in range(0, 60_000, 100))))
     ],
-    "larger than what is held, at once": [b"".join(chunked(WHOLE[:240_000]))],
+    "larger than the buffer, at once": [b"".join(chunked(WHOLE[:240_000]))],
     "with its length": [head(f"Content-Length: {len(WHOLE)}"), *PIECES],
     "ended by the connection's end": [head("Connection: close"), *PIECES],
     "with its headers": [b"".join(chunked(b"all of it"))],
@@ -145,7 +145,7 @@ DELIMITED = {
 }
 DELIMITED["compressed"][0] = head("Transfer-Encoding: chunked", "Content-Encoding: gzip")
 EXPECTED = {
-    "larger than what is held, at once": WHOLE[:240_000],
+    "larger than the buffer, at once": WHOLE[:240_000],
     "in many small chunks, written at once": WHOLE[:60_000],
     "with its headers": b"all of it",
     "empty": b"",
@@ -233,7 +233,7 @@ async def test_requests_one_after_the_other_share_a_connection(security: Securit
 
 
 async def test_a_connection_is_free_for_the_next_request_as_soon_as_its_body_has_ended(security: Security) -> None:
-    """Both use the same connections in turn, and neither takes what is the other's."""
+    """Both use the same connections in turn, and neither takes the other's bytes."""
     answers = [chunked(b"%d" % number) for number in range(60)]
     server = Server(*answers)
     async with server.serving(security) as client:

@@ -295,7 +295,7 @@ async def test_nothing_of_a_deleted_thread_comes_back_with_a_process_that_slept(
     for table in ("threads", "runs", "messages", "pieces"):
         assert await store.fetch(f"SELECT 1 FROM {table}") == []
     with pytest.raises(Conflict):
-        await store.start_run(started(seq=3))  # it had looked at the thread before
+        await store.start_run(started(seq=3))  # it had read the thread before
     with pytest.raises(NotFound):
         await Threads(store, "o").history("t")
     newer = [started(seq=seq, run_id=f"newer {seq}") for seq in (1, 2)]

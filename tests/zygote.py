@@ -1,5 +1,5 @@
 """Starts the service by forking a process that has imported it already: else each test would pay a second or two of
-imports. What runs is the same: uvicorn's own main, in a process of its own that is this one's child.
+imports. The code that runs is the same: uvicorn's own main, in a process of its own that is this one's child.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_CHILD_SUBREAPER = 36
-# What an interpreter or a package reads at its start: such a service must be started anew.
+# Variables that an interpreter or a package reads at its start: such a service must be started anew.
 READ_AT_IMPORT = ("PYTHONPATH", "PYTHONWARNINGS", "PYTHONASYNCIODEBUG", "OPENAI_LOG")
 
 
