@@ -184,7 +184,7 @@ class Agent:
         return values
 
     async def _agent(self, state: GraphState, runtime: Runtime[Progress]) -> dict[str, Any] | Command[Literal["tools"]]:
-        """The node that calls the model once. What ended its reply is in the progress."""
+        """The node that calls the model once. The progress says how its reply ended."""
         progress = runtime.context
         progress.model_calls += 1
         progress.finish = None

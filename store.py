@@ -3,8 +3,8 @@
 Three parts stand behind it. The writer commits everything that is written, in the order in which it came. The reader
 reads on a pool, concurrently. The journal takes a turn that has ended while the database is away.
 
-A run is written in two units: its start, and its end. The checkpoints that the agent puts in between are kept here and
-are part of the end, so that the history which a person reads and the agent's memory are committed together.
+A run is written in two units: its start, and its end. The checkpoints that the agent puts in between are kept here, as
+a part of the end. So the history that a person reads and the agent's memory are committed together.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A limit on silence: it ends a block when no sign of life has come for too long, or as soon as it is told to."""
+"""A limit on silence: it ends a block when no sign of life has come for too long, or when it is stopped."""
 
 import asyncio
 from types import TracebackType

@@ -108,7 +108,7 @@ def _quoted(value: object) -> str:
 
 
 def kind(error: BaseException) -> str:
-    """What an exception is, without its text: `AuthenticationError 401`, `UniqueViolationError 23505`."""
+    """The type and code of an exception, without its text: `AuthenticationError 401`, `UniqueViolationError 23505`."""
     codes = (getattr(error, name, None) for name in ("sqlstate", "status_code", "errno"))
     shown = (str(code) for code in codes if isinstance(code, int) or (isinstance(code, str) and len(code) == 5))
     return " ".join([type(error).__name__, *shown])

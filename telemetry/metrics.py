@@ -1,8 +1,8 @@
-"""What is measured: Prometheus metrics, and one log line for each run.
+"""Prometheus metrics, and one log line for each run.
 
-A figure is taken once a run, a commit or a refusal, and gauges are read when somebody asks; nothing is done for a
-token. Names and units follow Prometheus' conventions. Labels have few values, all of our own making: never an owner
-or a thread.
+Counters and histograms move once a run, a model's reply, a commit or a refusal, and never for a token. Gauges are read
+at each scrape. Names and units follow Prometheus' conventions. Labels have few values, all from the code: never an
+owner or a thread.
 """
 
 import logging
@@ -17,25 +17,25 @@ from chat import EndReason, RunStatus
 
 log = logging.getLogger("draftstream.run")
 
-# Else each series comes with the time of its creation: as many lines again, which nobody reads.
+# Without this each series has a second line, with the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
-# In seconds. A start waits for one read at most; a first token is the provider's business, up to its limit of 30 s; a
-# run has a limit of 600 s; a commit takes milliseconds, and is given up after 2 s.
+# Buckets, in seconds. A start waits for one read at most. The provider has 30 s for its first token. A run has a limit
+# of 600 s. A commit takes milliseconds, and has a limit of 2 s.
 FIRST_EVENT_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 20, 30)
 RUN_S = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 COMMIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 
-AS_TOLD = frozenset(get_args(EndReason))  # how a run ends that has not failed
+END_REASONS = frozenset(get_args(EndReason))  # of runs that have not failed
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """A run that has ended, in ids and figures.
+    """The ids and figures of a run that has ended.
 
-    `reason`: as its `end` said it, or the code of its `error`, and `cause` what led to that.
-    `journaled`: whether a turn that is not saved is durable all the same.
+    `reason` is that of its `end`, or the code of its `error`; `cause` is the exception behind the error. `journaled`:
+    whether the journal has a turn that is not saved.
     """
 
     run_id: str
@@ -74,7 +74,7 @@ class Telemetry:
         )
         self._unsaved = Counter(
             "draftstream_runs_unsaved_total",
-            "Runs whose last event could not say that they are saved.",
+            "Runs whose last event did not say `saved: true`.",
             registry=registry,
         )
         self._first_event = Histogram(
@@ -85,7 +85,7 @@ class Telemetry:
         )
         self._first_token = Histogram(
             "draftstream_time_to_first_token_seconds",
-            "From a run's first event to the first piece of what the model says.",
+            "From a run's first event to its first piece of content.",
             buckets=FIRST_TOKEN_S,
             registry=registry,
         )
@@ -113,7 +113,7 @@ class Telemetry:
         )
         self._commits = Histogram(
             "draftstream_commit_duration_seconds",
-            "How long the database took for a batch of the writer's.",
+            "The duration of the commit of a batch.",
             buckets=COMMIT_S,
             registry=registry,
         )
@@ -131,19 +131,23 @@ class Telemetry:
         queued_units: Callable[[], int],
         oldest_unit_s: Callable[[], float],
     ) -> None:
-        """Read these whenever the metrics are asked for. To be called once."""
+        """Read these at each scrape. To be called once."""
         gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
             ("draftstream_ready", "1 while the service can take chats, as /readyz says it, else 0.", ready),
             ("draftstream_runs_in_progress", "Runs that have begun and not ended.", runs),
             ("draftstream_open_streams", "Streams that a client is reading.", streams),
             ("draftstream_write_queue_units", "Units that wait to be committed.", queued_units),
-            ("draftstream_write_queue_age_seconds", "How long the oldest of them has waited.", oldest_unit_s),
+            (
+                "draftstream_write_queue_age_seconds",
+                "The time that the oldest of these units has waited.",
+                oldest_unit_s,
+            ),
         )
         for name, documentation, read in gauges:
             Gauge(name, documentation, registry=self._registry).set_function(read)
 
     def run_started(self, seconds: float) -> None:
-        """A run has begun, so long after the request for it came in."""
+        """A run has begun, `seconds` after its request arrived."""
         self._started.inc()
         self._first_event.observe(seconds)
 
@@ -156,7 +160,7 @@ class Telemetry:
             self._unsaved.inc()
         self._tokens.labels("input").inc(report.input_tokens or 0)
         self._tokens.labels("output").inc(report.output_tokens or 0)
-        level = logging.INFO if report.reason in AS_TOLD else logging.WARNING
+        level = logging.INFO if report.reason in END_REASONS else logging.WARNING
         log.log(level, "run ended", extra={"fields": {name: _figure(report, name) for name in RunReport.__slots__}})
 
     def refused(self, code: str) -> None:
@@ -168,7 +172,7 @@ class Telemetry:
         self._replies.labels(path).inc()
 
     def committed(self, seconds: float) -> None:
-        """The database has taken a batch."""
+        """A batch was committed, in `seconds`."""
         self._commits.observe(seconds)
 
     def exposition(self, accept: str) -> tuple[str, bytes]:
