@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -339,7 +339,8 @@ def main() -> None:
         print(cannot_start(error), file=sys.stderr)  # noqa: T201  # the log may not be set up yet
         sys.exit(EXIT_START)
     server = Server(app, settings)
-    server.run()
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again, after the shutdown
+        server.run()
     if not server.started:
         sys.exit(EXIT_START)
 

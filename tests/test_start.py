@@ -1,6 +1,7 @@
 """A start: the version, and the ways in which it fails, each with exit code 3 and one line that says the way out."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 from conftest import ROOT, Service, free_port, rows
+from test_access import until
 
 from settings import VERSION, Settings, SettingsError
 from web.server import CannotListen, check_address
@@ -34,6 +36,22 @@ def test_the_command_tells_the_version() -> None:
     env = {"PATH": os.environ["PATH"], "PORT": "not a port"}  # which a version does not need
     done = subprocess.run([*MAIN, "--version"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, f"Draftstream {VERSION}")
+
+
+@COMMANDS
+def test_ctrl_c_in_a_start_ends_it_without_a_traceback(
+    command: list[str] | None, database_url: str, tmp_path: Path
+) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PORT": str(free_port()), "DATABASE_URL": database_url}
+    starting = Service(env, tmp_path / "service.log", command)
+    try:
+        until(lambda: "Waiting for application startup" in starting.log)
+        starting.process.send_signal(signal.SIGINT)
+        assert starting.process.wait(60) == 0
+    finally:
+        starting.process.kill()
+    assert "Application shutdown complete" in starting.log
+    assert "Traceback" not in starting.log
 
 
 # ---------------------------------------------------------------------------------------------------------------
