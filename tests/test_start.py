@@ -183,6 +183,8 @@ def test_under_a_server_that_cannot_be_asked_an_open_service_says_how_to_start(d
     done = subprocess.run(
         [sys.executable, "-c", FOREIGN_SERVER], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.startswith("lifespan.startup.failed Draftstream can't start: this server does not tell")
+    assert done.stdout.startswith(
+        "lifespan.startup.failed Draftstream can't start: the address at which this server listens is unknown"
+    )
     assert "ALLOW_ANONYMOUS=1" in done.stdout
     assert "python -m access add" in done.stdout
