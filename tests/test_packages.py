@@ -147,7 +147,8 @@ def test_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[0].split()
     for arguments in (["help"], []):
-        shown = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        command = ["make", "--no-print-directory", *arguments]  # as under `make test` it says where it is
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert [line.split()[1] for line in shown.splitlines()] == targets
         assert all(len(line.split(maxsplit=2)) == 3 for line in shown.splitlines())
 
