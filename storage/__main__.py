@@ -14,6 +14,7 @@ from storage.database import (
     VERSION,
     ForeignSchema,
     SchemaError,
+    Shape,
     StoreUnavailable,
     connect,
     migrate,
@@ -27,7 +28,7 @@ CONNECT_TIMEOUT_S = 5.0
 FAILED, DUE, FOREIGN = 1, 3, 4
 EXIT_CODES = f"""exit codes:
   0  the database has this service's version of the schema
-  {FAILED}  the database can't be reached or not be migrated, or a setting is wrong
+  {FAILED}  the database can't be reached or can't be migrated, or a setting is wrong
   2  the command line is wrong
   {DUE}  status: a migration is due
   {FOREIGN}  the schema is newer than this service's, or not this service's"""
@@ -56,29 +57,36 @@ async def _carry_out(command: str) -> int:
     settings = Settings.from_env(os.environ)
     async with AsyncExitStack() as stack:
         dsn = settings.database_url
+        place = f"database at {where(dsn)}" if dsn else f"embedded PostgreSQL in {settings.data_dir / 'postgres'}"
         if dsn is None:
+            if command == "status" and not (settings.data_dir / "postgres").exists():
+                return _say_status(place, "none yet", Shape(None))
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
         connection = await connect(dsn, CONNECT_TIMEOUT_S)
         stack.callback(connection.terminate)
         try:
-            return await (_status(connection, dsn) if command == "status" else _migrate(connection, dsn))
+            return await (_status(connection, place) if command == "status" else _migrate(connection, place))
         except DATABASE_FAULTS as error:
-            raise StoreUnavailable(f"the database at {where(dsn)} went away ({type(error).__name__})") from error
+            raise StoreUnavailable(f"the {place} went away ({type(error).__name__})") from error
 
 
-async def _status(connection: asyncpg.Connection, dsn: str) -> int:
+async def _status(connection: asyncpg.Connection, place: str) -> int:
     shape = await read_shape(connection)
-    _say(f"database at {where(dsn)}: {shape}")
+    return _say_status(place, str(shape), shape)
+
+
+def _say_status(place: str, found: str, shape: Shape) -> int:
+    _say(f"{place}: {found}")
     _say(f"this service: version {VERSION} of the schema")
     _say(f"to be applied: {', '.join(step.name for step in shape.steps) or 'nothing'}")
     return DUE if shape.steps else 0
 
 
-async def _migrate(connection: asyncpg.Connection, dsn: str) -> int:
+async def _migrate(connection: asyncpg.Connection, place: str) -> int:
     shape = await read_shape(connection)
     if shape.steps:
         await migrate(connection)
-    _say(f"database at {where(dsn)}: version {VERSION} of the schema")
+    _say(f"{place}: version {VERSION} of the schema")
     return 0
 
 

@@ -533,9 +533,13 @@ def test_the_command_makes_the_schema_of_the_embedded_database() -> None:
     with tempfile.TemporaryDirectory(prefix="storage-") as folder:  # not among pytest's, as other sessions close these
         Path(folder).chmod(0o755)
         data = {"DATA_DIR": f"{folder}/data"}
-        assert "no schema yet" in command("", "status", **data).stdout
+        place = f"embedded PostgreSQL in {folder}/data/postgres"
+        none = command("", "status", **data)
+        assert (none.returncode, none.stdout.splitlines()[0]) == (3, f"{place}: none yet")
+        assert not Path(f"{folder}/data").exists(), "status makes no database"
         done = command("", "migrate", **data)
         assert (done.returncode, done.stderr) == (0, "the schema's migration has applied schema.sql\n")
+        assert done.stdout == f"{place}: version {VERSION} of the schema\n"
         assert command("", "status", **data).returncode == 0
 
 
