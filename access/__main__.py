@@ -24,16 +24,16 @@ COMMAND_TIMEOUT_S = 10.0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m access", description="Manage the API keys of the service.")
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("add", help="make a key, and show it once, on the standard output")
-    add.add_argument("--owner", required=True, type=_owner, help="whose threads it is for")
-    add.add_argument("--name", default="", type=_printable, help="what it is for, for people to read")
+    add = commands.add_parser("add", help="make a key and print it, once")
+    add.add_argument("--owner", required=True, type=_owner, help="the owner whose threads it opens")
+    add.add_argument("--name", default="", type=_printable, help="a note for the list of keys")
     add.add_argument(
         "--scopes", default=list(DEFAULT_SCOPES), type=_scopes, help="some of chat,read,admin (default: chat,read)"
     )
-    add.add_argument("--expires", type=_end_date, help="the last day it is good on, or an ISO 8601 time; UTC")
-    commands.add_parser("list", help="list the keys; none is shown")
-    revoke = commands.add_parser("revoke", help="end a key; for good")
-    revoke.add_argument("key_id", help="as list has it")
+    add.add_argument("--expires", type=_end_date, help="the last day on which it is valid, or an ISO 8601 time; UTC")
+    commands.add_parser("list", help="list the keys, without their secrets")
+    revoke = commands.add_parser("revoke", help="revoke a key for good")
+    revoke.add_argument("key_id", help="the KEY that list shows")
     arguments = parser.parse_args()
     try:
         asyncio.run(_carry_out(arguments))
