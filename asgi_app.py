@@ -141,7 +141,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         if settings.thread_ttl_days is not None:
             expire = partial(retention.expire, timedelta(days=settings.thread_ttl_days))
             await opened(supervisor.running("thread_expiry", expire))
-        parts = (settings, store, runs, agent, access, limits, telemetry, readiness, retention)
+        parts = (settings, store, runs, access, limits, telemetry, readiness, retention)
         yield Service(*parts, read_page(), OPENAPI.read_bytes())
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from access.callers import Access, Caller
 from access.limits import Limits
-from agent import Agent
 from runs.registry import Runs
 from settings import Settings
 from store import Store
@@ -24,7 +23,6 @@ class Service:
     settings: Settings
     store: Store
     runs: Runs
-    agent: Agent
     access: Access
     limits: Limits
     telemetry: Telemetry
