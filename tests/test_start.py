@@ -43,13 +43,15 @@ def test_ctrl_c_in_a_start_ends_it_without_a_traceback(
     command: list[str] | None, database_url: str, tmp_path: Path
 ) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PORT": str(free_port()), "DATABASE_URL": database_url}
-    starting = Service(env, tmp_path / "service.log", command)
+    log = tmp_path / "service.log"
+    log.touch()
+    starting = Service(env, log, command)
     try:
         until(lambda: "Waiting for application startup" in starting.log)
         starting.process.send_signal(signal.SIGINT)
         assert starting.process.wait(60) == 0
     finally:
-        starting.process.kill()
+        starting.kill()
     assert "Application shutdown complete" in starting.log
     assert "Traceback" not in starting.log
 
