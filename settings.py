@@ -134,7 +134,7 @@ class Settings:
         }
         missing = [name for name, is_set in parts.items() if not is_set]
         if 0 < len(missing) < len(parts):
-            raise SettingsError(f"{' and '.join(missing)} must be set, as other JWT settings are")
+            raise SettingsError(f"{' and '.join(missing)} must be set too, because other JWT settings are set")
 
     @property
     def offline(self) -> bool:
