@@ -1,10 +1,10 @@
 """The environment, read once into one frozen object."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 T = TypeVar("T")
@@ -18,128 +18,6 @@ NOT_SHOWN = ("DATABASE_URL", "OPENAI_API_KEY", "JWT_PUBLIC_KEY")  # a private ke
 
 class SettingsError(ValueError):
     """A setting has a value that can't be used; the text is one line that names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Each field is the environment variable of its name, in capitals. Times are in seconds."""
-
-    database_url: str | None
-    migrate_at_start: bool
-    data_dir: Path
-    journal_dir: Path | None
-    openai_api_key: str | None
-    openai_base_url: str | None
-    openai_model: str
-    host: str
-    port: int
-    log_level: str
-    log_format: Literal["text", "json"]
-    log_content: bool
-    max_body_bytes: int
-    max_message_chars: int
-    max_runs: int
-    write_queue_size: int
-    write_queue_bytes: int
-    save_timeout_s: float
-    run_timeout_s: float
-    model_first_token_timeout_s: float
-    model_idle_timeout_s: float
-    heartbeat_s: float
-    drain_timeout_s: float
-    requests_per_minute: int | None
-    runs_per_owner: int | None
-    tokens_per_day: int | None
-    thread_ttl_days: int | None
-    cors_allow_origins: tuple[str, ...]
-    allow_anonymous: bool
-    jwt_jwks_url: str | None
-    jwt_public_key: str | None  # the PEM itself, also where the variable has a path to it
-    jwt_issuer: str | None
-    jwt_audience: str | None
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> "Settings":
-        """An empty variable counts as unset. Raises SettingsError."""
-
-        def read(name: str, parse: Callable[[str], T], default: T, what: str) -> T:
-            text = env.get(name, "").strip()
-            if not text:
-                return default
-            try:
-                return parse(text)
-            except ValueError:
-                shown = "" if name in NOT_SHOWN or "@" in text else f", not {text!r}"  # a URL with a password
-                raise SettingsError(f"{name} must be {what}{shown}") from None
-
-        def whole(name: str, default: int, minimum: int, maximum: int = 2**31 - 1) -> int:
-            return read(name, _within(int, minimum, maximum), default, f"a whole number from {minimum} to {maximum}")
-
-        def limit(name: str) -> int | None:
-            what = f"a whole number from 1 to {2**53}"
-            return read(name, _within(int, 1, 2**53), None, what)
-
-        def seconds(name: str, default: float) -> float:
-            return read(name, _within(float, 0.05, 86_400), default, "a number of seconds from 0.05 to 86400")
-
-        database_url = read("DATABASE_URL", _url("postgresql", "postgres"), None, "a postgresql:// URL")
-        data_dir = read("DATA_DIR", Path, DEFAULT_DATA_DIR, "a folder")
-        settings = cls(
-            database_url=database_url,
-            migrate_at_start=read("MIGRATE_AT_START", _flag, default=True, what="1 or 0"),
-            data_dir=data_dir,
-            journal_dir=read("JOURNAL_DIR", Path, data_dir / "journal" if database_url is None else None, "a folder"),
-            openai_api_key=env.get("OPENAI_API_KEY", "").strip() or None,
-            openai_base_url=read("OPENAI_BASE_URL", _url("http", "https"), None, "an http:// or https:// URL"),
-            openai_model=env.get("OPENAI_MODEL", "").strip() or DEFAULT_MODEL,
-            host=env.get("HOST", "").strip() or "127.0.0.1",
-            port=whole("PORT", 8005, 0, 65535),
-            log_level=read("LOG_LEVEL", _log_level, "INFO", f"one of {', '.join(LOG_LEVELS)}"),
-            log_format=read("LOG_FORMAT", _log_format, "text", "text or json"),
-            log_content=read("LOG_CONTENT", _flag, default=False, what="1 or 0"),
-            max_body_bytes=whole("MAX_BODY_BYTES", 2**20, 1024),
-            max_message_chars=whole("MAX_MESSAGE_CHARS", 32_000, 1),
-            max_runs=whole("MAX_RUNS", 1000, 1),
-            write_queue_size=whole("WRITE_QUEUE_SIZE", 10_000, 2),
-            write_queue_bytes=whole("WRITE_QUEUE_BYTES", 2**28, 1),
-            save_timeout_s=seconds("SAVE_TIMEOUT_S", 5),
-            run_timeout_s=seconds("RUN_TIMEOUT_S", 600),
-            model_first_token_timeout_s=seconds("MODEL_FIRST_TOKEN_TIMEOUT_S", 30),
-            model_idle_timeout_s=seconds("MODEL_IDLE_TIMEOUT_S", 60),
-            heartbeat_s=seconds("HEARTBEAT_S", 15),
-            drain_timeout_s=seconds("DRAIN_TIMEOUT_S", 30),
-            requests_per_minute=limit("REQUESTS_PER_MINUTE"),
-            runs_per_owner=limit("RUNS_PER_OWNER"),
-            tokens_per_day=limit("TOKENS_PER_DAY"),
-            thread_ttl_days=read("THREAD_TTL_DAYS", _within(int, 1, 36_500), None, "a whole number from 1 to 36500"),
-            cors_allow_origins=read("CORS_ALLOW_ORIGINS", _origins, (), "a comma-separated list of origins, or *"),
-            allow_anonymous=read("ALLOW_ANONYMOUS", _flag, default=False, what="1 or 0"),
-            jwt_jwks_url=read("JWT_JWKS_URL", _secure_url, None, "an https:// URL (http:// on a loopback address)"),
-            jwt_public_key=read("JWT_PUBLIC_KEY", _pem, None, "a public key in PEM, or the path of one"),
-            jwt_issuer=env.get("JWT_ISSUER", "").strip() or None,
-            jwt_audience=env.get("JWT_AUDIENCE", "").strip() or None,
-        )
-        settings._check_jwt()
-        return settings
-
-    def _check_jwt(self) -> None:
-        """All of it or none: half a configuration would accept tokens that are not meant for this service."""
-        keys = [self.jwt_jwks_url, self.jwt_public_key]
-        if all(keys):
-            raise SettingsError("JWT_JWKS_URL and JWT_PUBLIC_KEY must not both be set")
-        parts = {
-            "JWT_JWKS_URL or JWT_PUBLIC_KEY": any(keys),
-            "JWT_ISSUER": self.jwt_issuer is not None,
-            "JWT_AUDIENCE": self.jwt_audience is not None,
-        }
-        missing = [name for name, is_set in parts.items() if not is_set]
-        if 0 < len(missing) < len(parts):
-            raise SettingsError(f"{' and '.join(missing)} must be set too, because other JWT settings are set")
-
-    @property
-    def offline(self) -> bool:
-        """Nothing says where a model is, so the service brings its own."""
-        return self.openai_api_key is None and self.openai_base_url is None
 
 
 def _within(kind: Callable[[str], T], minimum: float, maximum: float) -> Callable[[str], T]:
@@ -218,3 +96,119 @@ def _origins(text: str) -> tuple[str, ...]:
         if origin != "*" and (parts.scheme not in ("http", "https") or parts.path or not parts.hostname):
             raise ValueError
     return origins
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A setting: its default, and how its text is read
+
+
+def _setting(parse: Callable[[str], T], default: T, what: str) -> T:
+    """A field of Settings. `what` completes the sentence "NAME must be …"."""
+    setting: T = field(default=default, metadata={"parse": parse, "what": what})
+    return setting
+
+
+def _text(default: T) -> T:
+    setting: T = field(default=default, metadata={"parse": str, "what": "a text"})
+    return setting
+
+
+def _whole(default: int, minimum: int, maximum: int = 2**31 - 1) -> int:
+    return _setting(_within(int, minimum, maximum), default, f"a whole number from {minimum} to {maximum}")
+
+
+def _limit(maximum: int = 2**53) -> int | None:
+    """Off unless it is set."""
+    return _setting(_within(int, 1, maximum), None, f"a whole number from 1 to {maximum}")
+
+
+def _seconds(default: float) -> float:
+    return _setting(_within(float, 0.05, 86_400), default, "a number of seconds from 0.05 to 86400")
+
+
+def _switch(*, default: bool) -> bool:
+    return _setting(_flag, default, "1 or 0")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Each field is the environment variable of its name, in capitals. Times are in seconds."""
+
+    database_url: str | None = _setting(_url("postgresql", "postgres"), None, "a postgresql:// URL")
+    migrate_at_start: bool = _switch(default=True)
+    data_dir: Path = _setting(Path, DEFAULT_DATA_DIR, "a folder")  # noqa: RUF009  # the call makes a field
+    # `from_env` sets one for the embedded database.
+    journal_dir: Path | None = _setting(Path, None, "a folder")  # noqa: RUF009  # likewise
+    openai_api_key: str | None = _text(None)
+    openai_base_url: str | None = _setting(_url("http", "https"), None, "an http:// or https:// URL")
+    openai_model: str = _text(DEFAULT_MODEL)
+    host: str = _text("127.0.0.1")
+    port: int = _whole(8005, 0, 65535)
+    log_level: str = _setting(_log_level, "INFO", f"one of {', '.join(LOG_LEVELS)}")
+    log_format: Literal["text", "json"] = _setting(_log_format, "text", "text or json")
+    log_content: bool = _switch(default=False)
+    max_body_bytes: int = _whole(2**20, 1024)
+    max_message_chars: int = _whole(32_000, 1)
+    max_runs: int = _whole(1000, 1)
+    write_queue_size: int = _whole(10_000, 2)
+    write_queue_bytes: int = _whole(2**28, 1)
+    save_timeout_s: float = _seconds(5)
+    run_timeout_s: float = _seconds(600)
+    model_first_token_timeout_s: float = _seconds(30)
+    model_idle_timeout_s: float = _seconds(60)
+    heartbeat_s: float = _seconds(15)
+    drain_timeout_s: float = _seconds(30)
+    requests_per_minute: int | None = _limit()
+    runs_per_owner: int | None = _limit()
+    tokens_per_day: int | None = _limit()
+    thread_ttl_days: int | None = _limit(36_500)
+    cors_allow_origins: tuple[str, ...] = _setting(_origins, (), "a comma-separated list of origins, or *")
+    allow_anonymous: bool = _switch(default=False)
+    jwt_jwks_url: str | None = _setting(_secure_url, None, "an https:// URL (http:// on a loopback address)")
+    # The PEM itself, also where the variable has a path to it.
+    jwt_public_key: str | None = _setting(_pem, None, "a public key in PEM, or the path of one")
+    jwt_issuer: str | None = _text(None)
+    jwt_audience: str | None = _text(None)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Settings":
+        """An empty variable counts as unset. Raises SettingsError."""
+        values: dict[str, Any] = {}
+        for setting in fields(cls):
+            name = setting.name.upper()
+            text = env.get(name, "").strip()
+            if not text:
+                continue
+            try:
+                values[setting.name] = setting.metadata["parse"](text)
+            except ValueError:
+                shown = "" if name in NOT_SHOWN or "@" in text else f", not {text!r}"  # a URL with a password
+                raise SettingsError(f"{name} must be {setting.metadata['what']}{shown}") from None
+        settings = cls(**values)
+        settings._check_jwt()
+        if settings.database_url is None and settings.journal_dir is None:
+            settings = replace(settings, journal_dir=settings.data_dir / "journal")
+        return settings
+
+    def _check_jwt(self) -> None:
+        """All of it or none: half a configuration would accept tokens that are not meant for this service."""
+        keys = [self.jwt_jwks_url, self.jwt_public_key]
+        if all(keys):
+            raise SettingsError("JWT_JWKS_URL and JWT_PUBLIC_KEY must not both be set")
+        parts = {
+            "JWT_JWKS_URL or JWT_PUBLIC_KEY": any(keys),
+            "JWT_ISSUER": self.jwt_issuer is not None,
+            "JWT_AUDIENCE": self.jwt_audience is not None,
+        }
+        missing = [name for name, is_set in parts.items() if not is_set]
+        if 0 < len(missing) < len(parts):
+            raise SettingsError(f"{' and '.join(missing)} must be set too, because other JWT settings are set")
+
+    @property
+    def offline(self) -> bool:
+        """Nothing says where a model is, so the service brings its own."""
+        return self.openai_api_key is None and self.openai_base_url is None

@@ -233,7 +233,7 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[Path]:
                     f"the schema can't be migrated: another transaction has held its tables for {TABLES_BUDGET_S:.0f} "
                     "seconds; end it (the oldest xact_start in pg_stat_activity), and run python -m storage migrate"
                 ) from None
-            log.warning("the schema's migration waits for another transaction; the next attempt is in %s s", pause)
+            log.warning("schema: the migration waits for another transaction; the next attempt is in %s s", pause)
             await asyncio.sleep(pause)
             continue
         except asyncpg.PostgresError as error:
@@ -242,7 +242,7 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[Path]:
             raise SchemaError(f"the schema can't be migrated: {_reason(error)}") from error
         if steps is not None:
             for step in steps:
-                log.info("the schema's migration has applied %s", step.name)
+                log.info("schema: applied %s", step.name)
             return steps
         if not waits_for_turn:
             log.info("another process migrates the schema; this one waits for it")

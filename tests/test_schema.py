@@ -203,7 +203,7 @@ def test_replicas_that_start_at_once_all_come_up(
         assert "Traceback" not in replica.log
     for replica in replicas:
         assert replica.stop() == 0
-    applied = [line for replica in replicas for line in replica.log.splitlines() if "has applied" in line]
+    applied = [line for replica in replicas for line in replica.log.splitlines() if "schema: applied" in line]
     assert len(applied) == (VERSION if scripts else 1), "each step once"
     assert run(version(env["DATABASE_URL"])) == VERSION
 
@@ -213,7 +213,7 @@ def test_migrations_by_the_command_at_once(new_database: MakeDatabase) -> None:
     with ThreadPoolExecutor(3) as threads:
         done = list(threads.map(lambda _: command(old, "migrate"), range(3)))
     assert [(one.returncode, one.stdout) for one in done] == [(0, done[0].stdout)] * 3
-    assert "".join(one.stderr for one in done).count("has applied") == VERSION
+    assert "".join(one.stderr for one in done).count("schema: applied") == VERSION
 
 
 async def test_a_migration_that_fails_changes_nothing(
@@ -538,7 +538,7 @@ def test_the_command_makes_the_schema_of_the_embedded_database() -> None:
         assert (none.returncode, none.stdout.splitlines()[0]) == (3, f"{place}: none yet")
         assert not Path(f"{folder}/data").exists(), "status makes no database"
         done = command("", "migrate", **data)
-        assert (done.returncode, done.stderr) == (0, "the schema's migration has applied schema.sql\n")
+        assert (done.returncode, done.stderr) == (0, "schema: applied schema.sql\n")
         assert done.stdout == f"{place}: version {VERSION} of the schema\n"
         assert command("", "status", **data).returncode == 0
 
