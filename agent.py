@@ -236,8 +236,9 @@ class Agent:
             if progress.stopping.done():
                 return
             if reply.begun:
-                raise ModelError("model_idle_timeout", "The model fell silent.", retryable=True) from silence
-            late = "The model did not begin to answer in time."
+                silent = "The model fell silent; the reply so far is kept. You can send the message again."
+                raise ModelError("model_idle_timeout", silent, retryable=True) from silence
+            late = "The model did not begin to answer in time; please send the message again."
             raise ModelError("model_first_token_timeout", late, retryable=True) from silence
         progress.finish = finished.reason
         progress.count(finished.usage)

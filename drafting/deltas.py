@@ -26,3 +26,6 @@ a chunk of reasoning."""
 
 class ModelError(RunFailure):
     """The model did not answer, or its reply broke off."""
+
+
+TOO_LONG = "This thread has become too long for the model; go on from an earlier message, or in a new thread."

@@ -20,7 +20,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from chat import Finished
-from drafting.deltas import Hear, ModelError
+from drafting.deltas import TOO_LONG, Hear, ModelError
 from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder
 from telemetry.tracing import ModelCall
@@ -101,7 +101,9 @@ class OpenAIModel:
                 raise _model_error(error) from error
             except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
                 raise ModelError(
-                    "model_disconnected", "The connection to the model broke off.", retryable=True
+                    "model_disconnected",
+                    "The connection to the model broke off; you can send the message again.",
+                    retryable=True,
                 ) from error
 
     def _note_path(self, body: Body) -> None:
@@ -146,22 +148,39 @@ def _split_query(base_url: str | None) -> tuple[str | None, dict[str, str] | Non
 
 
 STATUS_ERRORS: Sequence[tuple[type[openai.APIError], str, str, bool]] = (
-    (openai.AuthenticationError, "model_auth", "The model's provider refused our key.", False),
-    (openai.PermissionDeniedError, "model_auth", "The model's provider refused our key.", False),
-    (openai.NotFoundError, "model_not_found", "The model's provider does not have this model.", False),
+    (
+        openai.AuthenticationError,
+        "model_auth",
+        "The model's provider refused our key; the operator must set another.",
+        False,
+    ),
+    (
+        openai.PermissionDeniedError,
+        "model_auth",
+        "The model's provider refused our key; the operator must set another.",
+        False,
+    ),
+    (
+        openai.NotFoundError,
+        "model_not_found",
+        "The model's provider does not have this model; the operator must set another.",
+        False,
+    ),
     (openai.RateLimitError, "model_rate_limited", "The model is busy; please try again in a moment.", True),
     (openai.BadRequestError, "model_rejected", "The model's provider rejected the request.", False),
     (openai.UnprocessableEntityError, "model_rejected", "The model's provider rejected the request.", False),
-    (openai.APIConnectionError, "model_unreachable", "The model can't be reached.", True),
+    (openai.APIConnectionError, "model_unreachable", "The model can't be reached; please try again in a moment.", True),
 )
 
 
 def _model_error(error: openai.APIError) -> ModelError:
     """In our own words, as the provider's text may hold a key, an account or a prompt."""
     if error.code == "context_length_exceeded":
-        return ModelError("model_context", "This thread has become too long for the model.", retryable=False)
+        return ModelError("model_context", TOO_LONG, retryable=False)
     if error.code == "insufficient_quota":
-        return ModelError("model_quota", "The quota at the model's provider is used up.", retryable=False)
+        return ModelError(
+            "model_quota", "The quota at the model's provider is used up; the operator can raise it.", retryable=False
+        )
     for kind, code, content, retryable in STATUS_ERRORS:
         if isinstance(error, kind):
             return ModelError(code, content, retryable=retryable)

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from chat import Finished, FinishReason, Usage
-from drafting.deltas import ModelDelta, ModelError, ToolCallDelta
+from drafting.deltas import TOO_LONG, ModelDelta, ModelError, ToolCallDelta
 from drafting.text import storable
 
 DATA = b"data:"
@@ -53,7 +53,9 @@ class ReplyDecoder:
             self._error = error
         except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             # No JSON, or JSON that is not of this wire.
-            self._error = ModelError("model_protocol", "The model's reply could not be read.", retryable=True)
+            self._error = ModelError(
+                "model_protocol", "The model's reply could not be read; please send the message again.", retryable=True
+            )
             self._error.__cause__ = error
         self.done |= not data or self._error is not None
         return deltas
@@ -100,7 +102,11 @@ class ReplyDecoder:
         if self._error is not None:
             raise self._error
         if self._reason is None:
-            raise ModelError("model_truncated", "The model's reply broke off before its end.", retryable=True)
+            raise ModelError(
+                "model_truncated",
+                "The model's reply broke off before its end; you can send the message again.",
+                retryable=True,
+            )
         return Finished(self._reason, self._usage)
 
     def _call(self, call: dict[str, Any]) -> ToolCallDelta:
@@ -140,7 +146,9 @@ def _figures(usage: object) -> Usage | None:
 def _error_in_stream(error: object) -> ModelError:
     code = str(error.get("code") or error.get("type")) if isinstance(error, dict) else ""
     if "context_length" in code:
-        return ModelError("model_context", "This thread has become too long for the model.", retryable=False)
+        return ModelError("model_context", TOO_LONG, retryable=False)
     if "rate_limit" in code:
         return ModelError("model_rate_limited", "The model is busy; please try again in a moment.", retryable=True)
-    return ModelError("model_unavailable", "The model's provider broke the reply off.", retryable=True)
+    return ModelError(
+        "model_unavailable", "The model's provider broke the reply off; you can send the message again.", retryable=True
+    )

@@ -68,7 +68,9 @@ class StoreUnavailable(RunFailure, Refusal):
     """The database can't be reached, or does not answer in time."""
 
     def __init__(self, why: str = "") -> None:
-        super().__init__("store_unavailable", "The database can't be reached at the moment.", retryable=True)
+        super().__init__(
+            "store_unavailable", "The database can't be reached; try again in a few seconds.", retryable=True
+        )
         self.why = why
 
     def __str__(self) -> str:

@@ -31,7 +31,11 @@ class Unstorable(RunFailure):
     """The database refused a turn for its content. The turn is in the dead-letter table."""
 
     def __init__(self) -> None:
-        super().__init__("unstorable", "The database refused this turn for its content.", retryable=False)
+        super().__init__(
+            "unstorable",
+            "The database refused this turn for its content; it is set aside for the operator.",
+            retryable=False,
+        )
 
 
 class DeadLetterRow(NamedTuple):
@@ -49,7 +53,9 @@ class GivenUp(RunFailure):
     """A unit took longer than its own budget; nothing of it is stored."""
 
     def __init__(self) -> None:
-        super().__init__("store_unavailable", "The database takes too long for this.", retryable=True)
+        super().__init__(
+            "store_unavailable", "The database takes too long for this; try again in a few seconds.", retryable=True
+        )
 
 
 class QueueFull(Overloaded):
