@@ -8,6 +8,7 @@ owner or a thread.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
@@ -64,58 +65,38 @@ class Telemetry:
 
     def __init__(self, version: str) -> None:
         registry = self._registry = CollectorRegistry()
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
         ProcessCollector(registry=registry)
         Gauge("draftstream_build_info", "Always 1; the version is its label.", ("version",), registry=registry).labels(
             version
         ).set(1)
-        self._started = Counter("draftstream_runs_started_total", "Runs that have begun.", registry=registry)
-        self._ended = Counter(
-            "draftstream_runs_total", "Runs that have ended.", ("status", "reason"), registry=registry
-        )
-        self._unsaved = Counter(
-            "draftstream_runs_unsaved_total",
-            "Runs whose last event did not say `saved: true`.",
-            registry=registry,
-        )
-        self._first_event = Histogram(
+        self._started = counter("draftstream_runs_started_total", "Runs that have begun.")
+        self._ended = counter("draftstream_runs_total", "Runs that have ended.", ("status", "reason"))
+        self._unsaved = counter("draftstream_runs_unsaved_total", "Runs whose last event did not say `saved: true`.")
+        self._first_event = histogram(
             "draftstream_time_to_first_event_seconds",
             "From a request for a run to its first event.",
             buckets=FIRST_EVENT_S,
-            registry=registry,
         )
-        self._first_token = Histogram(
+        self._first_token = histogram(
             "draftstream_time_to_first_token_seconds",
             "From a run's first event to its first piece of content.",
             buckets=FIRST_TOKEN_S,
-            registry=registry,
         )
-        self._duration = Histogram(
-            "draftstream_run_duration_seconds",
-            "From a run's first event to its last.",
-            ("status",),
-            buckets=RUN_S,
-            registry=registry,
+        self._duration = histogram(
+            "draftstream_run_duration_seconds", "From a run's first event to its last.", ("status",), buckets=RUN_S
         )
-        self._tokens = Counter(
-            "draftstream_model_tokens_total",
-            "Tokens, as the model's provider counted them.",
-            ("type",),
-            registry=registry,
+        self._tokens = counter(
+            "draftstream_model_tokens_total", "Tokens, as the model's provider counted them.", ("type",)
         )
-        self._replies = Counter(
+        self._replies = counter(
             "draftstream_model_replies_total",
             "Replies of the model, by how their body is read: tap (the fast path) or iterator.",
             ("path",),
-            registry=registry,
         )
-        self._refusals = Counter(
-            "draftstream_refusals_total", "Requests that were refused before a stream.", ("code",), registry=registry
-        )
-        self._commits = Histogram(
-            "draftstream_commit_duration_seconds",
-            "The duration of the commit of a batch.",
-            buckets=COMMIT_S,
-            registry=registry,
+        self._refusals = counter("draftstream_refusals_total", "Requests that were refused before a stream.", ("code",))
+        self._commits = histogram(
+            "draftstream_commit_duration_seconds", "The duration of the commit of a batch.", buckets=COMMIT_S
         )
         for kind in ("input", "output"):
             self._tokens.labels(kind)  # there from the start, at 0
