@@ -24,7 +24,7 @@ from agent import Agent, ChatModel
 from drafting.offline import OfflineModel
 from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError
-from storage.embedded import EmbeddedPostgresError, embedded_postgres
+from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
 from store import JournalError, SchemaError, Store, StoreUnavailable, UnsavedTurns, open_store, where
 from telemetry import logs, tracing
 from telemetry.metrics import Telemetry
@@ -150,7 +150,7 @@ async def open_database(settings: Settings, telemetry: Telemetry, supervisor: Su
     async with AsyncExitStack() as stack:
         if settings.database_url is None:
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir, supervisor.keep))
-            log.info("database: embedded PostgreSQL in %s", settings.data_dir / "postgres")
+            log.info("database: embedded PostgreSQL in %s", data_folder(settings.data_dir))
         else:
             dsn = settings.database_url
             log.info("database: PostgreSQL at %s", where(dsn))

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from access.callers import CACHE_S, DEFAULT_SCOPES, SCOPES
 from access.keys import ADD_KEY, LIST_KEYS, REVOKE_KEY, ApiKey
 from settings import Settings, SettingsError
-from storage.embedded import EmbeddedPostgresError, embedded_postgres
+from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
 from store import Row, SchemaError, StoreUnavailable, open_connection, within
 
 OWNER_CHARS = 255
@@ -126,7 +126,7 @@ async def _fetch(sql: str, *arguments: object) -> list[Row]:
     async with AsyncExitStack() as stack:
         dsn = settings.database_url
         if dsn is None:
-            is_new = not (settings.data_dir / "postgres").exists()
+            is_new = not data_folder(settings.data_dir).exists()
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
             if is_new:
                 _tell(f"DATABASE_URL is not set: this is a new embedded database in {settings.data_dir.resolve()}.")

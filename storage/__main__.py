@@ -21,7 +21,7 @@ from storage.database import (
     read_shape,
     where,
 )
-from storage.embedded import EmbeddedPostgresError, embedded_postgres
+from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
 from storage.faults import DATABASE_FAULTS
 
 CONNECT_TIMEOUT_S = 5.0
@@ -57,9 +57,9 @@ async def _carry_out(command: str) -> int:
     settings = Settings.from_env(os.environ)
     async with AsyncExitStack() as stack:
         dsn = settings.database_url
-        place = f"database at {where(dsn)}" if dsn else f"embedded PostgreSQL in {settings.data_dir / 'postgres'}"
+        place = f"database at {where(dsn)}" if dsn else f"embedded PostgreSQL in {data_folder(settings.data_dir)}"
         if dsn is None:
-            if command == "status" and not (settings.data_dir / "postgres").exists():
+            if command == "status" and not data_folder(settings.data_dir).exists():
                 return _say_status(place, "none yet", Shape(None))
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
         connection = await connect(dsn, CONNECT_TIMEOUT_S)

@@ -43,6 +43,11 @@ class EmbeddedPostgresError(RuntimeError):
     """The embedded server is not installed or does not start; one line says why."""
 
 
+def data_folder(data_dir: Path) -> Path:
+    """Where the server's data is; the folder exists once the database has been made."""
+    return data_dir / "postgres"
+
+
 @asynccontextmanager
 async def embedded_postgres(data_dir: Path, supervise: Supervise = unsupervised) -> AsyncIterator[str]:
     """The DSN of a server with its data in `data_dir`/postgres. The server is started again when it dies.
@@ -66,7 +71,7 @@ class _Server:
     def __init__(self, folder: Path) -> None:
         self._binaries = _binaries()
         self._folder = folder.resolve()
-        self._data = self._folder / "postgres"
+        self._data = data_folder(self._folder)
         self._pid_file = self._data / "postmaster.pid"
         self.dsn = ""  # once it has started
         self._sockets: Path | None = None  # likewise; a later start keeps the folder, as the DSN names it
