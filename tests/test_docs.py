@@ -30,10 +30,10 @@ Start = Callable[..., Service]
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = sorted({*PAGES, *ROOT.glob("*.md"), ROOT / "bench/RESULTS.md"})
+LINKED = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob(".github/*.md"), ROOT / "bench/RESULTS.md"})
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-API, OPERATING, ARCHITECTURE, FAULTS = (
-    ROOT / f"docs/{name}.md" for name in ["api", "operating", "architecture", "faults"]
+API, OPERATING, ARCHITECTURE, FAULTS, SECURITY = (
+    ROOT / f"docs/{name}.md" for name in ["api", "operating", "architecture", "faults", "security"]
 )
 
 
@@ -113,12 +113,29 @@ def test_every_reason_of_readyz_is_in_operating() -> None:
     assert set(re.findall(r"`(\w+)`", told)) == reasons | {f"{loop}_down" for loop in loops}
 
 
-def test_every_fault_is_shown_by_tests_that_there_are() -> None:
-    tests = re.findall(r'`(test_\w+\.py)(?: -k "?([\w ]+)"?)?`', FAULTS.read_text())
-    assert len(tests) > 30
+def is_shown_by(cell: str) -> list[tuple[str, str]]:
+    """The test files that a cell names, each with the words that choose its tests."""
+    return re.findall(r'`(test_\w+\.py)(?: -k "?([\w ]+)"?)?`', cell)
+
+
+@pytest.mark.parametrize("page", [FAULTS, SECURITY], ids=lambda page: page.name)
+def test_every_fault_and_every_guard_is_shown_by_tests_that_there_are(page: Path) -> None:
+    tests = is_shown_by(page.read_text())
+    assert len(tests) > 20
     for file, words in tests:
         names = re.findall(r"def test_\w+|parametrize\(.+", (ROOT / "tests" / file).read_text())
         assert [word for word in words.split(" or ") if not any(word in name for name in names)] == [], file
+
+
+def test_every_threat_has_its_guard_and_its_test() -> None:
+    tables = [
+        table(part) for part in re.split(r"^## ", SECURITY.read_text(), flags=re.MULTILINE) if "\n\n| threat" in part
+    ]
+    assert len(tables) > 4
+    for threat, guard, test in (row for rows in tables for row in rows):
+        assert len(threat) > 20, threat
+        assert re.search(r"`[\w/.-]+`", guard), threat
+        assert is_shown_by(test), threat
 
 
 def test_the_import_table_of_architecture_is_the_one_that_is_held() -> None:
@@ -416,7 +433,9 @@ def test_the_picture_is_the_one_that_its_script_makes(tmp_path: Path) -> None:
     assert size_of(picture) == size_of(ROOT / "docs/page.png")
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "bench/RESULTS.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / ".github/SECURITY.md", ROOT / "bench/RESULTS.md"], ids=lambda page: page.name
+)
 def test_the_words_are_plain(page: Path) -> None:
     prose = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)", " ", CODE.sub("", page.read_text()))
     words = re.findall(r"[A-Za-z][\w'’-]*", prose)
