@@ -349,6 +349,7 @@ class RunStarted:
     fingerprint: str | None = None
     lost: Sequence[tuple[str, int]] = ()  # the runs before it that left no state, with the position of each
     parent_run_id: str | None = None  # the run that it goes on from
+    begun_by: str | None = None  # the credential of the request, see Caller; None while the service is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +370,7 @@ class StoredRun:
     fingerprint: str | None
     items: Sequence[Item]
     last: "End | Error | None"  # None: another process has it in progress
+    begun_by: str | None = None  # as in RunStarted
 
 
 @dataclass(frozen=True, slots=True)

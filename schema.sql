@@ -6,7 +6,7 @@ CREATE TABLE draftstream_schema (
     version     integer     NOT NULL,                      -- the number of the newest migration
     migrated_at timestamptz NOT NULL DEFAULT now()
 );
-INSERT INTO draftstream_schema (version) VALUES (2);
+INSERT INTO draftstream_schema (version) VALUES (3);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- The history that people read: threads, their runs, and one row for each item (a message, or a version of a document)
@@ -48,6 +48,7 @@ CREATE TABLE runs (
     leased_until  timestamptz,                             -- the lease of its process, by the database's clock; renewed
     started_at    timestamptz NOT NULL,
     ended_at      timestamptz,
+    begun_by      text,                                    -- the API key or the JWT's client; NULL: the service was open
     UNIQUE (owner, thread_id, seq)                         -- the history in order, and no two runs in one place
 );
 
@@ -242,11 +243,22 @@ CREATE TABLE stream_tokens (
     key_id      text        REFERENCES access_keys,        -- the key that asked for it; its revocation ends its tokens
     expires_at  timestamptz NOT NULL,                      -- for its use; after that, for the resumption of its run
     redeemed_at timestamptz,
-    run_id      text                                       -- the run that it started, and may resume
+    run_id      text,                                      -- the run that it started, and may resume
+    credential  text,                                      -- the begun_by of its runs; NULL: it is key_id
+    streams     integer     NOT NULL DEFAULT 0,            -- how many it has opened; only the newest one counts
+    position    bigint,                                    -- the last one that the newest stream sent; NULL: not known
+    finished    boolean     NOT NULL DEFAULT false         -- the run was read to its end: it resumes nothing more
 );
 
 -- Expired tokens are deleted by this.
 CREATE INDEX stream_tokens_expiry ON stream_tokens (expires_at);
+
+-- The issuers of the JWTs that were ever configured. Two issuers may give one `sub` to two persons. So the owner of a JWT
+-- is "jwt:" and the sub for the first issuer, and "jwt2:" and the sub for the second.
+CREATE TABLE jwt_issuers (
+    number      integer     NOT NULL PRIMARY KEY CHECK (number > 0),
+    issuer      text        NOT NULL UNIQUE
+);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- The agent's state: LangGraph's checkpoints, in the table layout of langgraph-checkpoint-postgres. Either saver can
@@ -405,10 +417,10 @@ BEGIN
             FROM threads WHERE owner = its_owner AND thread_id = its_id;
         END IF;
         INSERT INTO runs (run_id, owner, thread_id, seq, parent_run_id, status, reason, error, usage, model,
-            checkpoint_id, started_at, ended_at)
+            checkpoint_id, started_at, ended_at, begun_by)
         SELECT line.new, its_owner, new_id, line.place, new_runs[line.place - 1],
             CASE status WHEN 'running' THEN 'interrupted' ELSE status END, reason, error, usage, model,
-            checkpoint_id, started_at, ended_at
+            checkpoint_id, started_at, ended_at, begun_by
         FROM unnest(its_runs, new_runs) WITH ORDINALITY AS line(old, new, place) JOIN runs ON run_id = line.old
         WHERE (line.place = 1) = (pass = 2);
         INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete,

@@ -159,4 +159,4 @@ def stored_run(row: Row, items: Sequence[StoredItem]) -> StoredRun:
     else:
         last = INTERRUPTED
     answer = [item for item in items if item["role"] == "assistant"]
-    return StoredRun(row["run_id"], row["thread_id"], row["model"], row["fingerprint"], answer, last)
+    return StoredRun(row["run_id"], row["thread_id"], row["model"], row["fingerprint"], answer, last, row["begun_by"])

@@ -50,6 +50,7 @@ class StartRow(NamedTuple):
     idempotency_key: str | None
     fingerprint: str | None
     parent_run_id: str | None
+    begun_by: str | None
     lease_s: float = LEASE_S
 
 
@@ -60,8 +61,9 @@ START_RUN = Statement(
     StartRow,
     """INSERT INTO runs
     (run_id, owner, thread_id, seq, status, model, started_at, idempotency_key, fingerprint, parent_run_id,
-    leased_until)
-VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8, $9, now() + make_interval(secs => $10))
+    begun_by, leased_until)
+VALUES ($1, $2, $3, $4, 'running', $5, to_timestamp($6::float8), $7, $8, $9, $10,
+    now() + make_interval(secs => $11))
 ON CONFLICT (run_id) DO NOTHING""",
     batchable=True,
 )
@@ -242,6 +244,7 @@ def start_writes(run: RunStarted, *, leads: bool = True) -> list[Write]:
             idempotency_key=run.idempotency_key,
             fingerprint=run.fingerprint,
             parent_run_id=run.parent_run_id,
+            begun_by=run.begun_by,
         ),
         _item_write(run, message, run.started_at),
         *(INTERRUPT_RUN(run_id, known) for run_id, known in run.lost),

@@ -56,8 +56,8 @@ MUTANTS = (
     Mutant(
         "ON CONFLICT of a run's start",
         "storage/statements.py",
-        "make_interval(secs => $10))\nON CONFLICT (run_id) DO NOTHING",
-        "make_interval(secs => $10))",
+        "make_interval(secs => $11))\nON CONFLICT (run_id) DO NOTHING",
+        "make_interval(secs => $11))",
         "test_store.py:answer_was_lost or put_twice",
     ),
     Mutant(

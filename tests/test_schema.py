@@ -124,9 +124,12 @@ def test_each_migration_has_the_next_number_and_the_whole_schema_has_the_last() 
 def test_a_migrated_database_has_the_same_schema_as_a_new_one(new_database: MakeDatabase) -> None:
     new, old, first = new_database(), new_database(OLD_DATABASE), new_database(FIRST)
     assert schema_of(old) == schema_of(first) != schema_of(new_database(SCHEMA.read_text()))
-    for dsn in (new, old, first):
+    second = new_database(MIGRATIONS[1].read_text(), MIGRATIONS[2].read_text())
+    assert run(version(second)) == 2
+    for dsn in (new, old, first, second):
         run(start(dsn))
-    assert schema_of(old) == schema_of(first) == schema_of(new)
+        assert run(version(dsn)) == VERSION
+    assert schema_of(old) == schema_of(first) == schema_of(second) == schema_of(new)
 
 
 def test_a_database_from_before_branches_and_search_gets_there_too(new_database: MakeDatabase) -> None:
