@@ -15,8 +15,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import asyncpg
-
 from chat import (
     RunEnded,
     RunProgress,
@@ -29,10 +27,12 @@ from chat import (
 )
 from storage.batched_reads import BatchedReads
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
-from storage.database import READ_BUDGET_S, SchemaError, StoreUnavailable, open_connection, open_pool, where
-from storage.faults import within
+from storage.closing import within
+from storage.database import SchemaError, open_connection, where
+from storage.faults import NotConfirmed, NotWritten, StatementTooSlow, StoreUnavailable
 from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns
+from storage.pool import READ_BUDGET_S, ReadPool, open_pool
 from storage.reader import Reader, ThreadExists, stored_run
 from storage.reads import ITEMS_OF_THREAD, StoredItem, item_of
 from storage.recovery import JournaledTurn, replay
@@ -61,6 +61,7 @@ __all__ = [
     "Row",
     "SchemaError",
     "Statement",
+    "StatementTooSlow",
     "Store",
     "StoreUnavailable",
     "StoredItem",
@@ -100,7 +101,7 @@ class OpenRun:
 class Store:
     """One for the process. A thread is named by its owner and id or, for the graph, by "owner/thread_id"."""
 
-    def __init__(self, pool: asyncpg.Pool, writer: Writer, queue_bytes: int, journal: Journal | None) -> None:
+    def __init__(self, pool: ReadPool, writer: Writer, queue_bytes: int, journal: Journal | None) -> None:
         self._reader = Reader(pool)
         self._writer = writer
         self._queue_bytes = queue_bytes
@@ -244,11 +245,11 @@ class Store:
         saved = self._writer.put_nowait(graph_thread_id(owner, thread_id), [write], CHANGE_BUDGET_S).saved
         await asyncio.wait({saved}, timeout=CHANGE_WAIT_S)
         if not saved.done():
-            raise StoreUnavailable
+            raise NotConfirmed
         try:
             saved.result()
         except GivenUp as error:
-            raise StoreUnavailable from error
+            raise StatementTooSlow from error
 
     # Reading
 
@@ -258,7 +259,7 @@ class Store:
         if unit is not None:
             await asyncio.wait({unit.saved}, timeout=READ_BUDGET_S)
             if not unit.saved.done():
-                raise StoreUnavailable
+                raise NotWritten
 
     async def fetch(self, sql: str, *arguments: object) -> list[Row]:
         """The rows of one statement on the pool. Raises StoreUnavailable, at the latest after READ_BUDGET_S."""

@@ -10,19 +10,19 @@ from contextlib import AsyncExitStack
 import asyncpg
 
 from settings import Settings, SettingsError
+from storage.closing import close
 from storage.database import (
     VERSION,
     ForeignSchema,
     SchemaError,
     Shape,
-    StoreUnavailable,
     connect,
     migrate,
     read_shape,
     where,
 )
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
-from storage.faults import DATABASE_FAULTS
+from storage.faults import DATABASE_FAULTS, StoreUnavailable
 
 CONNECT_TIMEOUT_S = 5.0
 FAILED, DUE, FOREIGN = 1, 3, 4
@@ -63,7 +63,7 @@ async def _carry_out(command: str) -> int:
                 return _say_status(place, "none yet", Shape(None))
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
         connection = await connect(dsn, CONNECT_TIMEOUT_S)
-        stack.callback(connection.terminate)
+        stack.push_async_callback(close, connection)
         try:
             return await (_status(connection, place) if command == "status" else _migrate(connection, place))
         except DATABASE_FAULTS as error:

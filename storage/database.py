@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from chat import Refusal, RunFailure
-from storage.faults import BACKOFF_S, DATABASE_FAULTS, within
+from storage.closing import close, within
+from storage.faults import BACKOFF_S, DATABASE_FAULTS, StoreUnavailable
 
 log = logging.getLogger("draftstream.database")
 
@@ -29,8 +29,6 @@ MIGRATIONS = {int(path.name[:3]): path for path in sorted((Path(__file__).parent
 VERSION = max(MIGRATIONS)
 """The version of the schema that this service uses."""
 
-POOL_CONNECTIONS = 8
-READ_BUDGET_S = 1.0
 VERSION_BUDGET_S = 10.0  # all replicas may start at once
 MIGRATION_LOCK = 0x6472616674  # "draft": an advisory lock, which the services from before versions take, too
 LOCK_TIMEOUT_S = 0.5  # below COMMIT_BUDGET_S of a writer, and below PostgreSQL's deadlock_timeout of 1 s
@@ -62,19 +60,6 @@ BEFORE_VERSIONS = {
     "checkpoint_writes": "thread_id checkpoint_ns checkpoint_id task_id idx channel type blob",
     "checkpoint_migrations": "v",
 }
-
-
-class StoreUnavailable(RunFailure, Refusal):
-    """The database can't be reached, or does not answer in time."""
-
-    def __init__(self, why: str = "") -> None:
-        super().__init__(
-            "store_unavailable", "The database can't be reached; try again in a few seconds.", retryable=True
-        )
-        self.why = why
-
-    def __str__(self) -> str:
-        return self.why or self.content
 
 
 class SchemaError(Exception):
@@ -121,22 +106,7 @@ async def open_connection(dsn: str, wait_s: float, *, migrates: bool) -> AsyncIt
     except DATABASE_FAULTS as error:
         raise StoreUnavailable(f"the database at {where(dsn)} went away ({type(error).__name__})") from error
     finally:
-        connection.terminate()
-
-
-@asynccontextmanager
-async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
-    """Connections for reads, opened on demand."""
-    pool = asyncpg.create_pool(dsn, min_size=0, max_size=POOL_CONNECTIONS, reset=_no_reset, timeout=READ_BUDGET_S)
-    try:
-        await pool
-        yield pool
-    finally:
-        pool.terminate()
-
-
-async def _no_reset(_: asyncpg.Connection) -> None:
-    """Reads change nothing on a connection, so its release needs no round trip for a reset."""
+        await close(connection)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,9 @@
-"""The database's errors by their remedy, and a time limit that holds on a frozen network."""
-
-import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+"""The database's errors by their remedy."""
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+
+from chat import Refusal, RunFailure
 
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -19,7 +17,54 @@ DATABASE_FAULTS = (
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 
-T = TypeVar("T")
+
+class StoreUnavailable(RunFailure, Refusal):
+    """The database does not do what was asked of it. Each subclass is another cause, and says it."""
+
+    TEXT = "The database can't be reached; try again in a few seconds."
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__("store_unavailable", self.TEXT, retryable=True)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why or self.content
+
+
+class StatementTooSlow(StoreUnavailable):
+    """The server ended a statement at its time limit."""
+
+    TEXT = "The database took too long for this and stopped it; try again in a few seconds."
+
+
+class NoAnswer(StoreUnavailable):
+    TEXT = "The database did not answer in time; try again in a few seconds."
+
+
+class WaitsForLock(StoreUnavailable):
+    TEXT = "The database is changing its tables at the moment; try again in a few seconds."
+
+
+class NotWritten(StoreUnavailable):
+    """A write is still in the queue."""
+
+    TEXT = "The database has not confirmed an earlier write of this thread; try again in a few seconds."
+
+
+class NotConfirmed(StoreUnavailable):
+    TEXT = "The database did not confirm the change in time; it may still be made, so look before you try again."
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """The failure that says the true cause of a failed statement."""
+    match error:
+        case asyncpg.QueryCanceledError():
+            return StatementTooSlow(type(error).__name__)
+        case asyncpg.LockNotAvailableError():
+            return WaitsForLock(type(error).__name__)
+        case TimeoutError():
+            return NoAnswer(type(error).__name__)
+    return StoreUnavailable(type(error).__name__)
 
 
 def is_refused_content(error: Exception) -> bool:
@@ -30,23 +75,3 @@ def is_refused_content(error: Exception) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "")[:2] in ("22", "23", "54")
     return isinstance(error, asyncpg.DataError | ValueError | TypeError)  # refused by the client's own encoder
-
-
-async def within(budget_s: float, connection: Connection, work: Awaitable[T]) -> T:
-    """Await `work` on the connection, and terminate the connection if it takes longer. Raises TimeoutError.
-
-    asyncpg's own time-outs wait for the server's answer to a cancellation, and so does a cancelled query. A frozen
-    network never brings it: asyncpg 0.32 had not returned after 25 s. Only `terminate()` returns.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        done, _ = await asyncio.wait({task}, timeout=budget_s)
-    finally:
-        if not task.done():
-            connection.terminate()
-            await asyncio.wait({task})
-            if not task.cancelled():
-                task.exception()  # the connection's end, which is a consequence of the time limit or the cancellation
-    if not done:
-        raise TimeoutError
-    return task.result()

@@ -23,8 +23,8 @@ from chat import (
     graph_thread_id,
 )
 from storage.batched_reads import BatchedReads
-from storage.database import READ_BUDGET_S, StoreUnavailable
-from storage.faults import DATABASE_FAULTS, within
+from storage.faults import NotConfirmed
+from storage.pool import ReadPool
 from storage.reads import (
     FORK_THREAD,
     READ_HEADS,
@@ -61,20 +61,13 @@ class ThreadExists(Refusal):
 class Reader:
     """Each method raises StoreUnavailable."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: ReadPool) -> None:
         self._pool = pool
         self._heads = BatchedReads(self.fetch, READ_HEADS)
         self._forks = asyncio.Semaphore(FORKS_AT_ONCE)
 
     async def fetch(self, sql: str, *arguments: object) -> list[Row]:
-        try:
-            connection = await self._pool.acquire(timeout=READ_BUDGET_S)
-            try:
-                return await within(READ_BUDGET_S, connection, connection.fetch(sql, *arguments))
-            finally:
-                await self._pool.release(connection, timeout=READ_BUDGET_S)
-        except DATABASE_FAULTS as error:
-            raise StoreUnavailable(type(error).__name__) from error
+        return await self._pool.fetch(sql, *arguments)
 
     async def close(self) -> None:
         """Return when no batched read is under way any more."""
@@ -129,21 +122,16 @@ class Reader:
         """Raises ThreadExists. After StoreUnavailable it may have been done."""
         try:
             async with asyncio.timeout(FORK_BUDGET_S), self._forks:
-                connection = await self._pool.acquire(timeout=READ_BUDGET_S)
-                try:
-                    await within(FORK_BUDGET_S, connection, _fork(connection, owner, thread_id, tip, new_id))
-                finally:
-                    await self._pool.release(connection, timeout=READ_BUDGET_S)
+                await self._pool.run(FORK_BUDGET_S, lambda taken: _fork(taken, owner, thread_id, tip, new_id))
         except asyncpg.UniqueViolationError:
             raise ThreadExists from None
-        except DATABASE_FAULTS as error:
-            raise StoreUnavailable(type(error).__name__) from error
+        except TimeoutError as error:
+            raise NotConfirmed(type(error).__name__) from error
 
 
 async def _fork(connection: PoolConnectionProxy, *arguments: str) -> None:
     async with connection.transaction(isolation="repeatable_read"):
-        # The server's own limit, as it does not notice that nobody waits any more.
-        await connection.execute(f"SET LOCAL statement_timeout = '{FORK_BUDGET_S:.0f}s'")
+        await connection.execute(f"SET LOCAL statement_timeout = '{FORK_BUDGET_S:.0f}s'; SET LOCAL lock_timeout = 0")
         await connection.execute(FORK_THREAD, *arguments)
 
 

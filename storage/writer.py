@@ -17,7 +17,8 @@ import asyncpg
 import orjson
 
 from chat import Conflict, Overloaded, RunFailure
-from storage.faults import BACKOFF_S, CONFLICTS, DATABASE_FAULTS, is_refused_content, within
+from storage.closing import Closing, within
+from storage.faults import BACKOFF_S, CONFLICTS, DATABASE_FAULTS, is_refused_content
 from storage.sql import Statement, Write
 from storage.units import Unit, in_one_attempt, statements, without_void
 
@@ -70,6 +71,7 @@ class Writer:
         self._on_commit = on_commit
         self._queue: asyncio.Queue[Unit | None] = asyncio.Queue(queue_size)
         self._connection: asyncpg.Connection | None = None
+        self._closing = Closing()
         self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
         self._queued_at: dict[Unit, float] = {}  # of each unit that is not committed, oldest first
         self._in_hand: list[Unit] = []  # the batch
@@ -163,6 +165,7 @@ class Writer:
             raise
         finally:
             self._drop_connection()
+            await self._closing.wait()
 
     async def _take(self) -> None:
         """Take the next batch out of the queue."""
@@ -220,7 +223,7 @@ class Writer:
             self._connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
         began = time.monotonic()
         budget_s = units[0].budget_s or COMMIT_BUDGET_S
-        await within(budget_s, self._connection, self._transaction(self._connection, units))
+        await within(budget_s, self._connection, self._transaction(self._connection, units), self._closing)
         if self._on_commit is not None:
             self._on_commit(time.monotonic() - began)
 
@@ -259,7 +262,7 @@ class Writer:
 
     def _drop_connection(self) -> None:
         if self._connection is not None:
-            self._connection.terminate()
+            self._closing.add(self._connection)
             self._connection = None
 
 

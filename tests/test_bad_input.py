@@ -28,7 +28,7 @@ from conftest import Service, rows, run
 from openai_server import OpenAIServer, finish, text
 from sse_client import Stream, chat, check, frames, take
 
-from storage.database import POOL_CONNECTIONS
+from storage.pool import POOL_CONNECTIONS
 
 Start = Callable[..., Service]
 

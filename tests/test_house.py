@@ -91,8 +91,8 @@ def test_the_order_of_the_files_has_no_circle() -> None:
     assert list(TopologicalSorter(order).static_order())
 
 
-def test_only_storage_and_its_front_door_know_the_driver() -> None:
-    assert {part_of(path) for path in SOURCES if "asyncpg" in imports(path)} == {"storage", "store"}
+def test_only_storage_knows_the_driver() -> None:
+    assert {part_of(path) for path in SOURCES if "asyncpg" in imports(path)} == {"storage"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=dotted)

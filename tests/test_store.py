@@ -19,7 +19,8 @@ from access import shared_limits
 from chat import LEASE_S, Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus
 from storage import checkpoints, reads, writer
 from storage import statements as sql_statements
-from storage.database import POOL_CONNECTIONS, where
+from storage.database import where
+from storage.pool import POOL_CONNECTIONS
 from storage.sql import Statement, Write
 from storage.statements import RENAME_THREAD, end_writes, start_writes
 from storage.units import Unit, statements

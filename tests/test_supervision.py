@@ -37,7 +37,8 @@ SHORT_TASKS = {
     ("agent.py", "self._model.reply(messages, tools, hear)"): "the graph's node awaits it",
     ("runs/registry.py", "self._run_to_end(run, run.started, turn)"): "a run; a drain waits for it",
     ("storage/batched_reads.py", "self._query()"): "those that read get its failure",
-    ("storage/faults.py", "work"): "`within` awaits it",
+    ("storage/closing.py", "close(connection, work)"): "the owner of `Closing` waits for it",
+    ("storage/closing.py", "work"): "`within` awaits it",
     ("web/chats.py", "call.request.disconnected()"): "the stream's handler ends it",
     ("web/server.py", "self._runs.drain()"): "the server's end waits for it",
 }

@@ -1,0 +1,114 @@
+"""The pool: connections for reads, each with a time limit that the server itself keeps.
+
+PostgreSQL ends a statement after STATEMENT_LIMIT_S, so the connection stays usable and nothing goes on behind the
+answer. The limit is set when a connection is made. `RESET ALL` would undo it at each release, so releases send nothing.
+A role may have a smaller limit of its own, which is kept.
+
+A pooler in transaction mode shares its sessions, so a limit set there would hold for other clients. It tells a made-up
+process id, by which it is known, and no limit is set. There, as on a network that freezes, READ_BUDGET_S ends the wait:
+the statement is cancelled by a cancel request, and the connection closed.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from storage.closing import Closing, within
+from storage.faults import DATABASE_FAULTS, unavailable
+from storage.sql import Row
+
+log = logging.getLogger("draftstream.reader")
+
+POOL_CONNECTIONS = 8
+READ_BUDGET_S = 1.0
+STATEMENT_LIMIT_S = 0.9  # below READ_BUDGET_S, so that the server is the first to give up
+LOCK_LIMIT_S = 0.7  # below STATEMENT_LIMIT_S, so that a wait for a lock is told from a slow statement
+LOG_AGAIN_S = 10.0  # between two lines about failed reads with the same cause
+
+# `current_setting` gives a time with its unit, as an interval is written; 0 is no limit.
+SET_LIMITS = """SELECT set_config(name, most || ' ms', false)
+FROM (VALUES ('statement_timeout', {}), ('lock_timeout', {})) AS ours(name, most)
+WHERE pg_backend_pid() = {}
+    AND current_setting(name)::interval NOT BETWEEN '1 ms' AND make_interval(secs => most / 1000.0)"""
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def open_pool(dsn: str) -> AsyncIterator["ReadPool"]:
+    """Connections for reads, opened on demand."""
+    closing = Closing()
+
+    async def connect(*_: object, **__: object) -> asyncpg.Connection:
+        connection: asyncpg.Connection = await asyncpg.connect(dsn, timeout=READ_BUDGET_S)
+        limits = (int(1000 * limit_s) for limit_s in (STATEMENT_LIMIT_S, LOCK_LIMIT_S))
+        set_limits = connection.execute(SET_LIMITS.format(*limits, connection.get_server_pid()))
+        await within(READ_BUDGET_S, connection, set_limits, closing)
+        return connection
+
+    pool = asyncpg.create_pool(min_size=0, max_size=POOL_CONNECTIONS, connect=connect, reset=_no_reset)
+    try:
+        await pool
+        yield ReadPool(pool, closing)
+    finally:
+        await closing.wait()
+        pool.terminate()
+
+
+async def _no_reset(_: asyncpg.Connection) -> None:
+    """Reads change nothing on a connection, so its release needs no round trip for a reset."""
+
+
+class ReadPool:
+    def __init__(self, pool: asyncpg.Pool, closing: Closing) -> None:
+        self._pool = pool
+        self._closing = closing
+        self._failures = Failures()
+
+    async def fetch(self, sql: str, *arguments: object) -> list[Row]:
+        """The rows of one statement. Raises StoreUnavailable."""
+        return await self.run(READ_BUDGET_S, lambda connection: connection.fetch(sql, *arguments))
+
+    async def run(self, budget_s: float, work: Callable[[PoolConnectionProxy], Awaitable[T]]) -> T:
+        """The result of `work` on a connection.
+
+        Raises StoreUnavailable, and the database's refusals of content. The place of a connection in the pool is free
+        again when its statement is over at the server, or after CANCEL_BUDGET_S.
+        """
+        try:
+            connection = await self._pool.acquire(timeout=READ_BUDGET_S)
+            try:
+                return await within(budget_s, connection, work(connection), self._closing)
+            finally:
+                if connection not in self._closing:
+                    await self._pool.release(connection, timeout=READ_BUDGET_S)
+        except asyncpg.UniqueViolationError:
+            raise
+        except DATABASE_FAULTS as error:
+            self._failures.tell(error)
+            raise unavailable(error) from error
+
+
+class Failures:
+    """The log of failed reads. Under load there may be thousands, so each cause is told once in LOG_AGAIN_S."""
+
+    def __init__(self) -> None:
+        self._counts: dict[type[Exception], int] = {}
+
+    def tell(self, error: Exception) -> None:
+        cause = type(error)
+        if cause in self._counts:
+            self._counts[cause] += 1
+            return
+        self._counts[cause] = 0
+        log.warning("a read failed (%s)", error)
+        asyncio.get_running_loop().call_later(LOG_AGAIN_S, self._sum_up, error)
+
+    def _sum_up(self, error: Exception) -> None:
+        if count := self._counts.pop(type(error)):
+            log.warning("%d more reads failed within %d s (%s)", count, LOG_AGAIN_S, error)
