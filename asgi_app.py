@@ -73,7 +73,7 @@ CANNOT_START = (SettingsError, StoreUnavailable, SchemaError, JournalError, Embe
 # Routes
 
 ROUTES: Mapping[str, Methods] = {
-    "/chat": {"GET": Route(get_chat, "chat", fields.CHAT_QUERY, stream=True)},
+    "/chat": {"GET": Route(get_chat, "chat", fields.CHAT_QUERY, stream=True, starts=True)},
     "/api/chat": {"POST": Route(post_chat, "chat")},
     "/api/runs/{run_id}/events": {"GET": Route(get_run_events, "read", fields.EVENTS_QUERY, stream=True)},
     "/api/runs/{run_id}/cancel": {"POST": Route(cancel_run, "chat")},

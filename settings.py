@@ -1,5 +1,6 @@
 """The environment, read once into one frozen object."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
@@ -13,6 +14,7 @@ VERSION = "0.1.0"  # the one place: pyproject.toml refers to it, and a test hold
 DEFAULT_MODEL = "gpt-5.1"
 DEFAULT_DATA_DIR = Path(".data")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+HOST_NAME = re.compile(r"(?:\*\.[a-z0-9_-]+\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 NOT_SHOWN = ("DATABASE_URL", "OPENAI_API_KEY", "JWT_PUBLIC_KEY")  # a private key may stand there by mistake
 
 
@@ -98,6 +100,14 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _host_names(text: str) -> tuple[str, ...]:
+    """`*.example.com` takes in what is below it. A bare `*` would take in the names of attackers."""
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if not all(HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError
+    return names
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # A setting: its default, and how its text is read
 
@@ -167,6 +177,9 @@ class Settings:
     tokens_per_day: int | None = _limit()
     thread_ttl_days: int | None = _limit(36_500)
     cors_allow_origins: tuple[str, ...] = _setting(_origins, (), "a comma-separated list of origins, or *")
+    allowed_hosts: tuple[str, ...] = _setting(
+        _host_names, (), "a comma-separated list of host names without ports, such as draft.lan or *.example.com"
+    )
     allow_anonymous: bool = _switch(default=False)
     jwt_jwks_url: str | None = _setting(_secure_url, None, "an https:// URL (http:// on a loopback address)")
     # The PEM itself, also where the variable has a path to it.

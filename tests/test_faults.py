@@ -324,7 +324,7 @@ def test_a_client_that_reads_nothing_is_cut_off_and_costs_nobody_else(service: S
     deaf = socket.socket()
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the kernel does not take it all
     deaf.connect(("127.0.0.1", running.port))
-    deaf.sendall(b"GET /chat?message=Hi&thread_id=t HTTP/1.1\r\nHost: h\r\n\r\n")
+    deaf.sendall(b"GET /chat?message=Hi&thread_id=t HTTP/1.1\r\nHost: localhost\r\n\r\n")
     wait_for(lambda: openai.requests)
     busy = chat(running.url, "Hi", thread_id="t")
     gate.set()

@@ -239,7 +239,7 @@ def test_a_client_that_leaves_with_a_second_request_in_line_has_its_run_go_on_un
     slowly = [step for word in ("two ", "three ", "four ", "five") for step in (text(word), pause(0.2))]
     openai.reply(text("one "), wait(gate), *slowly, finish())
     running = service(openai=openai)
-    get = f"GET /chat?message=Hi&thread_id=t&on_disconnect={on_disconnect} HTTP/1.1\r\nHost: x\r\n\r\n"
+    get = f"GET /chat?message=Hi&thread_id=t&on_disconnect={on_disconnect} HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
         client.sendall(get.encode() * 2)
         while b'"one "' not in client.recv(65536):
@@ -447,7 +447,7 @@ def raw(port: int, data: bytes, *, then: bytes = b"", delay: float = 0.0) -> byt
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(service: Start) -> None:
     running = service(MAX_BODY_BYTES="2000")
-    head = b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     declared = raw(running.port, head + b"Content-Length: 100000000\r\nExpect: 100-continue\r\n\r\n")
     assert declared.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in declared.lower()
@@ -464,12 +464,12 @@ def test_odd_requests_do_no_harm(service: Start, openai: OpenAIServer) -> None:
     assert two_hosts.startswith(b"HTTP/1.1 400 ")
     no_host = raw(running.port, b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
     assert no_host.startswith(b"HTTP/1.1 400 ")
-    assert b'"ok"' in raw(running.port, b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert b'"ok"' in raw(running.port, b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
     with socket.create_connection(("127.0.0.1", running.port)) as client:
         client.sendall(
-            b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+            b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
         )
-    upgrade = b"GET /chat?message=Hi HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    upgrade = b"GET /chat?message=Hi HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     with socket.create_connection(("127.0.0.1", running.port)) as client:
         client.sendall(upgrade)
         assert client.recv(100).startswith(b"HTTP/1.1 200 ")
@@ -607,7 +607,7 @@ def test_ctrl_c_while_the_server_waits_for_readers_cuts_them_and_not_the_shutdow
     running = service(DATABASE_URL=proxy.dsn, SAVE_TIMEOUT_S="0.1")
     with socket.create_connection(("127.0.0.1", running.port)) as reader:
         reader.sendall(
-            b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+            b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
         )
         proxy.frozen = True
         assert chat(running.url, "Hello").last["saved"] is False

@@ -25,7 +25,10 @@ UNSENT_BYTES = 16384  # below it a transport never asks to wait: asyncio's low-w
 MAX_HEADER_BYTES = 65536  # twice the default limit of nginx
 BROKEN_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 JSON = "application/json"
-COMMON_HEADERS = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
+OWN_SITES = ("same-origin", "none")  # Sec-Fetch-Site; "none": the person did it, or no page
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+SAFE_TO_READ = (("x-content-type-options", "nosniff"), ("cross-origin-resource-policy", "same-origin"))
+COMMON_HEADERS = (*SAFE_TO_READ, ("cache-control", "no-store"))
 
 
 class Disconnected(Exception):
@@ -42,10 +45,12 @@ class Request:
     headers: Mapping[str, str]
     raw_query: bytes
     receive: Receive
+    scheme: str = "http"  # behind a proxy "https" only if that says so, from an address that uvicorn trusts
+    target_host: str | None = None  # of a request line with a whole URL, which counts before the Host header (RFC 9112)
 
     @classmethod
     def from_scope(cls, scope: ConnectionScope, receive: Receive) -> "Request":
-        """Raises Refusal (headers_too_large, bad_host)."""
+        """Raises Refusal (headers_too_large, malformed_host)."""
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             detail = f"The headers have more than {MAX_HEADER_BYTES} bytes; send fewer or shorter ones."
             raise Refusal("headers_too_large", detail, limit=MAX_HEADER_BYTES)
@@ -53,11 +58,20 @@ class Request:
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             if name == "host" and name in headers:
-                raise Refusal("bad_host", "A request must have exactly one Host header.")
+                raise Refusal("malformed_host", "A request must have exactly one Host header.")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if "host" not in headers and scope["http_version"] == "1.1":
-            raise Refusal("bad_host", "A request must have exactly one Host header.")
-        return cls(scope["method"], scope["path"], scope["http_version"], headers, scope["query_string"], receive)
+            raise Refusal("malformed_host", "A request must have exactly one Host header.")
+        return cls(
+            scope["method"],
+            scope["path"],
+            scope["http_version"],
+            headers,
+            scope["query_string"],
+            receive,
+            scope.get("scheme", "http"),
+            _target_host(scope, receive),
+        )
 
     def query(self) -> dict[str, str]:
         """The parameters. Raises Refusal (bad_query) for a repeated name, and for bad percent encoding or UTF-8."""
@@ -124,11 +138,27 @@ class Request:
 
     @property
     def foreign_origin(self) -> str | None:
-        """The origin of the page that sent this, unless it is the service's own; "null" where the browser hides it."""
+        """The origin of the page that sent this, unless it is the service's own; "null" where the browser hides it.
+
+        Both headers must say that it is the own one. Another port or a subdomain ("same-site") is foreign.
+        """
         origin = self.headers.get("origin")
-        if origin is not None:
-            return None if origin.partition("://")[1:] == ("://", self.headers.get("host")) else origin
-        return "null" if self.headers.get("sec-fetch-site") == "cross-site" else None
+        from_own_site = self.headers.get("sec-fetch-site", "none") in OWN_SITES
+        if from_own_site and (origin is None or self.is_own(origin)):
+            return None
+        return "null" if origin is None else origin
+
+    def is_own(self, origin: str) -> bool:
+        """Whether `origin` is that of the service, as the client addresses it.
+
+        Behind a proxy that ends TLS the service may not know its scheme. An http:// page of the same name passes then;
+        current browsers tell such a page in Sec-Fetch-Site.
+        """
+        scheme, _, host = origin.partition("://")
+        port = DEFAULT_PORTS.get(scheme)
+        if port is None or (self.scheme == "https" and scheme == "http"):
+            return False
+        return host.removesuffix(port) == self.headers.get("host", "").lower().removesuffix(port) != ""
 
 
 def _unquote(part: bytes) -> str:
@@ -144,6 +174,19 @@ def _transport_of(call: Receive | Send) -> asyncio.Transport | None:
     """uvicorn's transport, found through its `receive` or `send` method: ASGI does not offer it."""
     transport: asyncio.Transport | None = getattr(getattr(call, "__self__", None), "transport", None)
     return transport
+
+
+def _target_host(scope: ConnectionScope, receive: Receive) -> str | None:
+    """The host of a request line with a whole URL. uvicorn keeps it out of the scope.
+
+    It is not known for a request with others behind it on the connection, which no browser sends.
+    """
+    transport = _transport_of(receive)
+    protocol = transport.get_protocol() if transport is not None else None
+    target: bytes = getattr(protocol, "url", b"")
+    if getattr(protocol, "scope", None) is not scope or b"://" not in target.partition(b"?")[0]:
+        return None
+    return target.partition(b"://")[2].partition(b"/")[0].partition(b"?")[0].decode("latin-1")
 
 
 class Response:

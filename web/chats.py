@@ -2,19 +2,16 @@
 
 import asyncio
 
-from chat import NotFound, Refusal, StopCause, StreamMode
+from chat import NotFound, StopCause, StreamMode
 from runs.run import Run
 from runs.sse import EventId
-from web import cors, fields
-from web.asgi import Disconnected, Headers
+from web import fields
+from web.asgi import SAFE_TO_READ, Disconnected, Headers
 from web.service import Call
 
 
 async def get_chat(call: Call) -> None:
-    headers = call.request.headers
-    if "prefetch" in headers.get("sec-purpose", headers.get("purpose", "")):
-        raise Refusal("prefetch", "A prefetch starts no chat; send the request when a person asks for it.")
-    if (last_event_id := headers.get("last-event-id")) is not None:
+    if (last_event_id := call.request.headers.get("last-event-id")) is not None:
         await resume(call, last_event_id)
         return
     query = call.request.query()
@@ -29,13 +26,8 @@ async def post_chat(call: Call) -> None:
 
 
 async def start_chat(call: Call, values: object, *, idempotency_key: str | None) -> None:
-    settings = call.service.settings
-    if not cors.allows(settings.cors_allow_origins, call.request):
-        raise Refusal(
-            "bad_origin",
-            "Pages of this origin may not use the service; the operator can name the origin in CORS_ALLOW_ORIGINS.",
-        )
-    chat = fields.chat_request(values, max_message_chars=settings.max_message_chars, idempotency_key=idempotency_key)
+    limit = call.service.settings.max_message_chars
+    chat = fields.chat_request(values, max_message_chars=limit, idempotency_key=idempotency_key)
     run = await call.service.runs.start(call.owner, chat)
     await stream(call, run, after=None, mode=chat.stream, cancel_on_disconnect=chat.on_disconnect == "cancel")
 
@@ -114,7 +106,7 @@ def stream_headers(call: Call, run_id: str) -> Headers:
         ("content-type", "text/event-stream; charset=utf-8"),
         ("cache-control", "no-cache, no-transform"),
         ("x-accel-buffering", "no"),
-        ("x-content-type-options", "nosniff"),
+        *SAFE_TO_READ,
         ("location", f"/api/runs/{run_id}/events"),
         ("referrer-policy", "no-referrer"),
         *call.service.limits.headers(call.owner),

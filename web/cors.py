@@ -10,8 +10,15 @@ PREFLIGHT_S = 600
 
 
 def allows(origins: Collection[str], request: Request) -> bool:
-    """Whether the page that sent this may use the service. Clients that are not browsers send no origin."""
-    return request.foreign_origin is None or "*" in origins or request.headers.get("origin") in origins
+    """Whether the page that sent this may use the service. Clients that are not browsers send no origin.
+
+    A foreign page that has to be allowed says its origin. Without one it is an image, a link or the like, for which no
+    origin is allowed, not even by "*".
+    """
+    if request.foreign_origin is None:
+        return True
+    origin = request.headers.get("origin")
+    return origin is not None and ("*" in origins or origin in origins)
 
 
 def headers(origins: Collection[str], request: Request) -> Headers:

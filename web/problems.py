@@ -34,13 +34,15 @@ class ProblemType:
 
 
 PROBLEM_TYPES: Mapping[str, ProblemType] = {
-    "bad_host": ProblemType(400),
     "bad_query": ProblemType(400),
     "connection_closed": ProblemType(400),
     "invalid_json": ProblemType(400),
+    "malformed_host": ProblemType(400),
     "two_credentials": ProblemType(400, ["www-authenticate"], shown_as="invalid_request"),  # as RFC 6750 calls it
     "unauthorized": ProblemType(401, ["www-authenticate"]),
+    "bad_host": ProblemType(403),
     "bad_origin": ProblemType(403),
+    "event_stream_only": ProblemType(403),
     "insufficient_scope": ProblemType(403, ["www-authenticate"], ["scope"]),
     "prefetch": ProblemType(403),
     "not_found": ProblemType(404),

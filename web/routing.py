@@ -1,4 +1,4 @@
-"""Routing: finds the route of a path and method, authenticates the caller, and calls the handler."""
+"""The dispatcher: checks host and sender, finds the route and the caller of a request, and calls the handler."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 from access.callers import Caller, Scope
 from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
 from runs.sse import EventId
-from web import cors
+from web import boundary, cors
 from web.asgi import Request, Response
 from web.service import Call, Service
 
@@ -22,12 +22,16 @@ FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`query`: the names of its parameters. `stream`: an EventSource may call it, with a stream token."""
+    """`query`: the names of its parameters. `stream`: an EventSource may call it, with a stream token.
+
+    `starts`: a GET that starts a run.
+    """
 
     handler: Handler
     who: Who
     query: Sequence[str] = ()
     stream: bool = False
+    starts: bool = False
 
 
 Methods = Mapping[str, Route]
@@ -64,6 +68,11 @@ class Router:
 
     async def answer(self, service: Service, request: Request, response: Response) -> None:
         """Call the handler. Raises Refusal, and as the handler does."""
+        origins, is_open = service.settings.cors_allow_origins, service.access.is_open
+        if is_open:
+            boundary.check_host(request, service.settings.allowed_hosts)
+        if request.method not in boundary.SAFE_METHODS:
+            boundary.check_sender(request, origins)
         found = self.find(request.path)
         if found is None:
             raise Refusal("not_found", "There is nothing at this path.")
@@ -72,9 +81,11 @@ class Router:
             allowed = ", ".join(found.allowed)
             if request.method != "OPTIONS":
                 raise Refusal("method_not_allowed", f"This path answers {allowed}.", [("allow", allowed)])
-            more = cors.preflight(service.settings.cors_allow_origins, request, found.allowed)
+            more = cors.preflight(origins, request, found.allowed)
             await response.whole(204, None, b"", [("allow", allowed), *more])
             return
+        if route.starts:
+            boundary.check_start_by_get(request, origins, is_open=is_open)
         caller = await _caller(service, request, route)
         await route.handler(Call(service, request, response, found.ids, caller))
 

@@ -13,7 +13,7 @@ async def get_root(call: Call) -> None:
 async def get_page(call: Call) -> None:
     headers = [
         ("content-security-policy", call.service.page.policy),
-        ("referrer-policy", "no-referrer"),
+        ("referrer-policy", "same-origin"),  # see boundary: how its EventSource is known over plain http
         ("cache-control", "no-cache"),
     ]
     await call.response.whole(200, "text/html; charset=utf-8", call.service.page.html, headers)
