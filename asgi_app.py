@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from access.callers import ANONYMOUS, open_access
 from access.limits import Limits
 from access.shared_limits import exchanging
 from agent import Agent, ChatModel
-from drafting.offline import OfflineModel
+from drafting.deltas import ProxyError
+from drafting.models import offline_model, openai_model
 from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
@@ -29,6 +30,7 @@ from store import JournalError, SchemaError, Store, StoreUnavailable, UnsavedTur
 from telemetry import logs, tracing
 from telemetry.metrics import Telemetry
 from telemetry.supervision import GaveUp, Supervisor
+from telemetry.tracers import TracerError, tracers
 from threads.checkpointer import Checkpointer
 from threads.retention import Retention
 from threads.search import keep_searchable
@@ -65,7 +67,10 @@ EXIT_FAILED = 1  # an error of ours ended the process, or came in the shutdown
 EXIT_START = 3  # uvicorn's own, for a start that failed
 EXIT_UNSAVED = 4  # turns were lost
 
-CANNOT_START = (SettingsError, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError, CannotListen)
+CANNOT_START = (
+    *(SettingsError, TracerError, ProxyError, CannotListen),
+    *(StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError),
+)
 """The faults of a start whose text is for a person, and says the way out."""
 
 
@@ -114,14 +119,18 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
     telemetry = Telemetry(VERSION)
     async with AsyncExitStack() as stack:
         opened = stack.enter_async_context
+        await opened(tracers(to_langsmith=settings.trace_to_langsmith))
+        tracing.name_exporters()
         supervisor = stack.enter_context(Supervisor(give_up=partial(signal.raise_signal, signal.SIGTERM)))
         store = await opened(open_database(settings, telemetry, supervisor))
         stack.callback(supervisor.close)
         limits = limits_of(settings)
         await opened(exchanging(limits, store, supervisor.keep))
         only_loopback = listens_on_loopback_only(server)
+        if settings.jwt_jwks_url is not None:
+            log.info("keys of the identity provider: at %s, without a proxy", logs.origin_of(settings.jwt_jwks_url))
         access = await opened(open_access(settings, store.fetch, supervisor.keep, only_loopback=only_loopback))
-        model = await opened(open_model(settings, telemetry))
+        model = await opened(model_of(settings, telemetry))
         checkpointer = Checkpointer(store)
         agent = agent_of(settings, model, checkpointer)
         runs = await opened(runs_of(settings, agent, model, store, limits, telemetry, supervisor))
@@ -211,25 +220,15 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
     )
 
 
-@asynccontextmanager
-async def open_model(settings: Settings, telemetry: Telemetry) -> AsyncIterator[ChatModel]:
+def model_of(settings: Settings, telemetry: Telemetry) -> AbstractAsyncContextManager[ChatModel]:
     if settings.offline:
-        log.info("model: offline (set OPENAI_API_KEY for a real one)")
-        yield OfflineModel()
-        return
-    from drafting.openai_model import OpenAIModel  # noqa: PLC0415  # half of what a start imports, and only this branch needs it
-
-    model = OpenAIModel(
+        return offline_model()
+    return openai_model(
         settings.openai_model,
         api_key=settings.openai_api_key,
         base_url=settings.openai_base_url,
         on_reply=telemetry.model_replied,
     )
-    log.info("model: %s", model.name)
-    try:
-        yield model
-    finally:
-        await model.aclose()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -322,7 +321,7 @@ def cannot_start(error: Exception) -> str:
 
 
 def begin_log(settings: Settings) -> None:
-    secrets = [settings.openai_api_key or "", settings.database_url or ""]
+    secrets = [settings.openai_api_key or "", settings.database_url or "", os.environ.get("LANGSMITH_API_KEY", "")]
     logs.set_up(settings.log_level, settings.log_format, content=settings.log_content, secrets=secrets)
     log.info("Draftstream %s", VERSION)
 

@@ -161,6 +161,7 @@ class Settings:
     log_level: str = _setting(_log_level, "INFO", f"one of {', '.join(LOG_LEVELS)}")
     log_format: Literal["text", "json"] = _setting(_log_format, "text", "text or json")
     log_content: bool = _switch(default=False)
+    trace_to_langsmith: bool = _switch(default=False)
     max_body_bytes: int = _whole(2**20, 1024)
     max_message_chars: int = _whole(32_000, 1)
     max_runs: int = _whole(1000, 1)

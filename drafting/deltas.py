@@ -28,4 +28,8 @@ class ModelError(RunFailure):
     """The model did not answer, or its reply broke off."""
 
 
+class ProxyError(Exception):
+    """The proxy that the environment names can't be used; one line says why."""
+
+
 TOO_LONG = "This thread has become too long for the model; go on from an earlier message, or in a new thread."

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, cast
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
 
 import aiohttp
 import httpx2
@@ -20,9 +20,10 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from chat import Finished
-from drafting.deltas import TOO_LONG, Hear, ModelError
+from drafting.deltas import TOO_LONG, Hear, ModelError, ProxyError
 from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder
+from telemetry.logs import NO_ORIGIN, origin_of
 from telemetry.tracing import ModelCall
 
 log = logging.getLogger("draftstream.model")
@@ -31,10 +32,16 @@ CONNECT_TIMEOUT_S = 5.0  # three attempts fit into MODEL_FIRST_TOKEN_TIMEOUT_S
 RETRY_AFTER_S = 5.0  # the longest Retry-After that is waited for; beyond it a person is better served by an error
 BODY_END_S = 1.0  # for the rest of a body behind the reply's end
 NO_KEY = "none"  # the client insists on a key, and a private server may have none
+UNREADABLE_PROXY = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY of the environment can't be read"
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 
 class OpenAIModel:
-    """The model of that name. `base_url` may carry a query (Azure's `api-version`). The caller limits the time."""
+    """The model of that name. `base_url` may carry a query (Azure's `api-version`). The caller limits the time.
+
+    The settings alone say where the requests go. ChatOpenAI would also obey OPENAI_API_BASE, OPENAI_PROXY and
+    LANGSMITH_GATEWAY, and its client would follow a redirect with the whole prompt. Raises ProxyError.
+    """
 
     def __init__(
         self,
@@ -48,19 +55,41 @@ class OpenAIModel:
         self._on_reply = on_reply  # is called with the path of each reply's body
         self._logged: set[Path] = set()
         timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
-        self._http = openai.DefaultAioHttpClient(timeout=timeout, event_hooks={"response": [self._bound_retry_after]})
-        url, query = _split_query(base_url)
+        try:
+            self._http = openai.DefaultAioHttpClient(
+                timeout=timeout, follow_redirects=False, event_hooks={"response": [self._bound_retry_after]}
+            )
+        except (ValueError, httpx2.InvalidURL):  # its text has the proxy's password
+            raise ProxyError(UNREADABLE_PROXY) from None
+        url, query = _split_query(base_url or DEFAULT_BASE_URL)
         self._chat = ChatOpenAI(
             model=name,
             api_key=SecretStr(api_key or NO_KEY),
             base_url=url,
             default_query=query,
             http_async_client=self._http,
+            openai_proxy=None,
             timeout=timeout,  # without it ChatOpenAI switches the HTTP client's own off
             use_responses_api=False,
             stream_usage=True,
         )
         self._base_url = str(self._chat.root_async_client.base_url)
+        self.origin = origin_of(self._base_url)
+        self.proxy = self._proxy()  # its origin, if the client goes through one to the model
+
+    def _proxy(self) -> str | None:
+        transport = self._http._transport_for_url(httpx2.URL(self._base_url))  # noqa: SLF001  # the client's own decision
+        proxy: httpx2.Proxy | None = getattr(transport, "proxy", None)
+        if proxy is None:
+            return None
+        if proxy.url.scheme not in ("http", "https"):
+            raise ProxyError(
+                f"it can't reach the model through a {proxy.url.scheme} proxy: set HTTPS_PROXY to an http:// one, or "
+                "NO_PROXY to the model's host"
+            )
+        if (origin := origin_of(str(proxy.url))) == NO_ORIGIN:
+            raise ProxyError(UNREADABLE_PROXY)
+        return origin
 
     def __repr__(self) -> str:
         return f"<OpenAIModel {self.name}>"
@@ -140,9 +169,7 @@ class OpenAIModel:
         return cast("httpx2.Response", response)
 
 
-def _split_query(base_url: str | None) -> tuple[str | None, dict[str, str] | None]:
-    if not base_url:
-        return None, None
+def _split_query(base_url: str) -> tuple[str, dict[str, str] | None]:
     parts = urlsplit(base_url)
     return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query)) or None
 
@@ -181,7 +208,25 @@ def _model_error(error: openai.APIError) -> ModelError:
         return ModelError(
             "model_quota", "The quota at the model's provider is used up; the operator can raise it.", retryable=False
         )
+    if isinstance(error, openai.APIStatusError) and httpx2.codes.is_redirect(error.status_code):
+        return _redirected(error)
     for kind, code, content, retryable in STATUS_ERRORS:
         if isinstance(error, kind):
             return ModelError(code, content, retryable=retryable)
     return ModelError("model_unavailable", "The model's provider has a fault; please try again.", retryable=True)
+
+
+def _redirected(error: openai.APIStatusError) -> ModelError:
+    """A chat completion is never redirected by a provider, so the address is wrong, or somebody stands in between."""
+    try:
+        target = origin_of(urljoin(str(error.request.url), error.response.headers.get("location", "")))
+    except ValueError:
+        target = NO_ORIGIN
+    log.warning(
+        "the model's address redirects (%d) to %s, and the service follows no redirect: correct OPENAI_BASE_URL",
+        error.status_code,
+        target,
+    )
+    return ModelError(
+        "model_unreachable", "The model's address leads elsewhere; the operator must correct it.", retryable=False
+    )

@@ -7,6 +7,7 @@ model, the duration and the number of tokens, and never a text of the conversati
 `tracestate` is not passed on: a service that has no entry in it may drop it.
 """
 
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,11 +19,14 @@ from typing import Concatenate, ParamSpec, Self
 from urllib.parse import urlsplit
 
 from chat import Finished, Outcome, RunFailure, Turn, Usage
+from telemetry.logs import origin_of
 
 try:
     from opentelemetry import trace as otel
 except ImportError:  # not installed: no spans are recorded
     otel = None  # type: ignore[assignment]
+
+log = logging.getLogger("draftstream.tracing")
 
 # version "-" trace-id "-" parent-id "-" flags, in lower case. Later versions may add more after a further "-".
 TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -92,6 +96,25 @@ def _context_of(span: "otel.Span") -> TraceContext | None:
 # Spans
 
 
+def name_exporters() -> None:
+    """One line for each place that spans go to; none where OpenTelemetry is not configured."""
+    if not _is_configured():
+        return
+    # Private, but the SDK has no other way to ask, and a line is all that is lost if it changes.
+    processors = getattr(getattr(otel.get_tracer_provider(), "_active_span_processor", None), "_span_processors", ())
+    exporters = [getattr(processor, "span_exporter", None) for processor in processors] or [None]
+    for exporter in exporters:
+        address = getattr(exporter, "_endpoint", None)
+        place = origin_of(address if "//" in address else f"grpc://{address}") if isinstance(address, str) else None
+        log.info("spans without any text of conversations: %s to %s", type(exporter).__name__, place or "unknown")
+
+
+def _is_configured() -> bool:
+    return otel is not None and not isinstance(
+        otel.get_tracer_provider(), otel.ProxyTracerProvider | otel.NoOpTracerProvider
+    )
+
+
 class TraceSpan:
     """A place in the request's trace, if there is one; recorded as a span if OpenTelemetry is configured.
 
@@ -147,7 +170,7 @@ class TraceSpan:
 def _start(
     name: str, attributes: Mapping[str, str | int | bool], parent: TraceContext | None, *, client: bool
 ) -> "otel.Span | None":
-    if otel is None or isinstance(otel.get_tracer_provider(), otel.ProxyTracerProvider | otel.NoOpTracerProvider):
+    if not _is_configured():
         return None
     context = None
     if parent is not None:

@@ -487,6 +487,62 @@ MUTANTS = (
         "    return True",
         "test_boundary.py:referer",
     ),
+    Mutant(
+        "LangSmith's tracer is off",
+        "telemetry/tracers.py",
+        "langsmith.configure(enabled=False)\n        if",
+        "if",
+        "test_outbound.py:stay_off",
+    ),
+    Mutant(
+        "the tracers' variables leave the environment",
+        "telemetry/tracers.py",
+        "(value := env.pop(name))",
+        "(value := env.get(name, ''))",
+        "test_outbound.py:variables_are_taken or whatever_the_environment",
+    ),
+    Mutant(
+        "the traces go to the address that the log names",
+        "telemetry/tracers.py",
+        "session.max_redirects = 0",
+        "pass",
+        "test_outbound.py:collector_that_redirects",
+    ),
+    Mutant(
+        "the settings alone name the model's address",
+        "drafting/openai_model.py",
+        "_split_query(base_url or DEFAULT_BASE_URL)",
+        "_split_query(base_url) if base_url else (None, None)",
+        "test_outbound.py:names_its_own_address",
+    ),
+    Mutant(
+        "the model's client follows no redirect",
+        "drafting/openai_model.py",
+        "follow_redirects=False",
+        "follow_redirects=True",
+        "test_outbound.py:not_followed",
+    ),
+    Mutant(
+        "an exception of a thread goes through the log",
+        "telemetry/logs.py",
+        "threading.excepthook = _of_thread",
+        "pass",
+        "test_logs.py:nobody_caught",
+    ),
+    Mutant(
+        "the arguments of a callback stay out of the log",
+        "telemetry/logs.py",
+        "return found[0] if found is not None else template",
+        "return template",
+        "test_logs.py:nobody_caught",
+    ),
+    Mutant(
+        "a short secret takes no words out of the log",
+        "telemetry/logs.py",
+        "SHORTEST_SECRET = 8",
+        "SHORTEST_SECRET = 1",
+        "test_logs.py:short_secret",
+    ),
 )
 
 

@@ -1,10 +1,12 @@
 """Log lines: they have the events, and never the content."""
 
+import json
 import logging
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import asyncpg
 import orjson
@@ -16,13 +18,14 @@ from hypothesis import strategies as st
 from chat import RunStatus
 from drafting.deltas import ModelError
 from store import Store
+from telemetry.logs import HIDDEN as SECRET
 from telemetry.logs import Lines, Style, kind
 
 CANARY = "canary of a message"
 KEY = "sk-canary-key"
 QUOTED_KEY = 'canary-with-"quotes"'
 DSN = "postgresql://user:canary-password@db.example/drafts"
-STYLES = ("text", "json")
+STYLES: tuple[Style, ...] = ("text", "json")
 
 
 def line(
@@ -188,3 +191,119 @@ asyncio.run(main())
         "Task exception was never retrieved",
     ]
     assert lines[-1]["exception"].endswith("ValueError")
+
+
+UNCAUGHT = {
+    "a thread": ("threading.Thread(target=fail, name='tracer').start()", "the thread tracer failed", "KeyError"),
+    "a pool's thread with words in its name": (
+        "threading.Thread(target=fail, name='canary (of a message)').start()",
+        "the thread [",
+        "KeyError",
+    ),
+    "a thread that exits": ("threading.Thread(target=sys.exit, args=['canary']).start()", None, None),
+    "the main thread": ("fail()", "the process failed", "KeyError"),
+    "a cause": ("raise RuntimeError('canary') from ValueError('canary')", "the process failed", "RuntimeError"),
+    "a group with notes": ("noted()", "the process failed", "ExceptionGroup"),
+    "Ctrl-C": ("raise KeyboardInterrupt('canary')", "interrupted", None),
+    "a finalizer": ("Finalized(); gc.collect()", "an exception was ignored in a function", "KeyError"),
+    "a callback of the loop": ("asyncio.run(called_back())", "Exception in callback fail", "KeyError"),
+    "a task": ("asyncio.run(forgotten())", "Task exception was never retrieved", "KeyError"),
+    "a task of uvloop": ("uvloop.run(forgotten())", "Task exception was never retrieved", "KeyError"),
+    "a callback of uvloop": ("uvloop.run(called_back())", "Exception in callback ", "KeyError"),
+    "a warning": ("warnings.warn('canary', ResourceWarning)", "ResourceWarning in ", None),
+    "a coroutine that nobody awaited": ("forgotten(); gc.collect()", "RuntimeWarning in ", None),
+    "a line that does not fit": ("logging.getLogger('draftstream').error('%d of %d', 'canary')", "do not fit", None),
+    "a logger that passes nothing on": ("alone('canary')", "a record of alone", None),
+    "a package's own handler": ("handled('canary')", "a record of handled", None),
+    "an exception without a text": ("raise Untold", "the process failed", "Untold"),
+}
+PREPARED = """import asyncio, gc, logging, sys, threading, uvloop, warnings
+from telemetry import logs
+warnings.simplefilter("always")
+own = logging.getLogger("handled"); own.addHandler(logging.StreamHandler()); own.propagate = False
+logs.set_up("DEBUG", STYLE, content=False, secrets=[])
+def fail(*_):
+    raise KeyError("canary of a message")
+class Finalized:
+    def __del__(self):
+        fail()
+class Untold(Exception):
+    def __str__(self):
+        raise ValueError("canary")
+def noted():
+    error = ValueError("canary"); error.add_note("canary")
+    raise ExceptionGroup("canary", [error])
+async def called_back():
+    asyncio.get_running_loop().call_soon(fail, "canary of an argument")
+    await asyncio.sleep(0.01)
+async def forgotten():
+    task = asyncio.create_task(asyncio.to_thread(fail)); await asyncio.wait([task]); del task; gc.collect()
+def alone(text):
+    logger = logging.getLogger("alone"); logger.propagate = False; logger.error(text)
+def handled(text):
+    own.error(text)
+"""
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("case", UNCAUGHT)
+def test_what_nobody_caught_is_a_line_of_the_log_without_its_text(case: str, style: Style) -> None:
+    script, message, exception = UNCAUGHT[case]
+    answer = subprocess.run(
+        [sys.executable, "-c", f"{PREPARED.replace('STYLE', repr(style))}{script}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "canary" not in answer.stderr + answer.stdout
+    if message is None:
+        assert answer.stderr == ""
+        return
+    if style == "json":
+        lines = [orjson.loads(text) for text in answer.stderr.splitlines()]
+        assert any(message in fields["message"] for fields in lines), answer.stderr
+        assert exception is None or any(fields.get("exception", "").endswith(exception) for fields in lines)
+    else:
+        assert message in answer.stderr
+        assert exception is None or f"\n{exception}\n" in answer.stderr
+
+
+def test_with_log_content_an_uncaught_exception_shows_its_text_and_no_secret() -> None:
+    script = """import threading; from telemetry import logs
+logs.set_up("INFO", "text", content=True, secrets=["sk-canary-key"])
+def fail(): raise KeyError("the text, and sk-canary-key")
+threading.Thread(target=fail).start()
+"""
+    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "KeyError: 'the text, and [secret]'" in answer.stderr
+
+
+def test_a_stream_that_is_closed_takes_no_line_and_stops_nothing() -> None:
+    script = """import logging, os, sys; from telemetry import logs
+logs.set_up("INFO", "text", content=False, secrets=[])
+os.close(2)
+logging.getLogger("draftstream").error("at %s", "canary")
+print("went on")
+"""
+    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout == "went on\n"
+
+
+@pytest.mark.parametrize("secret", ["x", "key", "no", "1234567"])
+def test_a_short_secret_takes_no_words_out_of_the_log(secret: str) -> None:
+    text = f"a key of {secret}"
+    assert (
+        Lines("text", content=False, secrets=(secret,)).format(
+            logging.makeLogRecord({"name": "draftstream", "msg": text, "levelname": "INFO"})
+        )
+        == f"INFO:     {text}"
+    )
+
+
+@given(st.text(min_size=8, max_size=30))
+def test_a_secret_is_hidden_however_it_is_escaped(secret: str) -> None:
+    forms = [secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1], repr(secret)[1:-1]]
+    forms += [json.dumps(quote(secret))[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]]
+    for formatter in (Lines(style, content=True, secrets=(secret,)) for style in STYLES):
+        for form in forms:
+            record = logging.makeLogRecord({"name": "x", "msg": f"<{form}>", "levelname": "INFO"})
+            shown = formatter.format(record)
+            assert SECRET in shown, (form, shown)

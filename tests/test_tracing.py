@@ -267,6 +267,29 @@ def test_a_service_that_has_it_configured_records_its_turns(
     calls = [span for span in spans if span["name"] == "chat gpt-test"]
     assert [call["parent_id"] for call in calls] == [turn["context"]["span_id"]] * len(openai.requests)
     assert "canary" not in running.log
+    assert "spans without any text of conversations: ConsoleSpanExporter to unknown" in running.log
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("https://user:canary@otel.example:4318/v1/traces?canary", "https://otel.example:4318"),
+        ("otel.example:4317", "grpc://otel.example:4317"),
+        (None, "unknown"),
+    ],
+)
+def test_the_place_that_spans_go_to_is_named(
+    endpoint: str | None, shown: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = InMemorySpanExporter()
+    if endpoint is not None:
+        exporter._endpoint = endpoint  # type: ignore[attr-defined]  # as the exporters of OTLP have it
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(otel, "get_tracer_provider", lambda: provider)
+    with caplog.at_level("INFO", "draftstream"):
+        tracing.name_exporters()
+    assert caplog.messages == [f"spans without any text of conversations: InMemorySpanExporter to {shown}"]
 
 
 def test_it_works_without_the_package() -> None:
