@@ -29,16 +29,19 @@ from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgr
 from store import JournalError, SchemaError, Store, StoreUnavailable, UnsavedTurns, open_store, where
 from telemetry import logs, tracing
 from telemetry.metrics import Telemetry
+from telemetry.resources import Descriptors
 from telemetry.supervision import GaveUp, Supervisor
 from telemetry.tracers import TracerError, tracers
 from threads.checkpointer import Checkpointer
 from threads.retention import Retention
 from threads.search import keep_searchable
 from web import cors, fields
+from web.admission import Admission
 from web.asgi import ConnectionScope, Disconnected, Receive, Request, Response, Send
 from web.branches import get_checkpoints, post_fork
 from web.chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
 from web.downloads import get_diff, get_export
+from web.listener import bounded
 from web.page import read_page
 from web.problems import refusal_of, send_problem, shown_code
 from web.readiness import Readiness
@@ -78,10 +81,10 @@ CANNOT_START = (
 # Routes
 
 ROUTES: Mapping[str, Methods] = {
-    "/chat": {"GET": Route(get_chat, "chat", fields.CHAT_QUERY, stream=True, starts=True)},
-    "/api/chat": {"POST": Route(post_chat, "chat")},
-    "/api/runs/{run_id}/events": {"GET": Route(get_run_events, "read", fields.EVENTS_QUERY, stream=True)},
-    "/api/runs/{run_id}/cancel": {"POST": Route(cancel_run, "chat")},
+    "/chat": {"GET": Route(get_chat, "chat", fields.CHAT_QUERY, stream=True, starts=True, load="long")},
+    "/api/chat": {"POST": Route(post_chat, "chat", load="long")},
+    "/api/runs/{run_id}/events": {"GET": Route(get_run_events, "read", fields.EVENTS_QUERY, stream=True, load="long")},
+    "/api/runs/{run_id}/cancel": {"POST": Route(cancel_run, "chat", load="none")},
     "/api/threads": {
         "GET": Route(get_threads, "read", fields.THREADS_QUERY),
         "DELETE": Route(delete_old_threads, "admin", fields.OLD_THREADS_QUERY),
@@ -93,8 +96,10 @@ ROUTES: Mapping[str, Methods] = {
     },
     "/api/threads/{thread_id}/checkpoints": {"GET": Route(get_checkpoints, "read")},
     "/api/threads/{thread_id}/fork": {"POST": Route(post_fork, "chat")},
-    "/api/threads/{thread_id}/export": {"GET": Route(get_export, "read", fields.EXPORT_QUERY)},
-    "/api/threads/{thread_id}/documents/{doc_id}/diff": {"GET": Route(get_diff, "read", fields.DIFF_QUERY)},
+    "/api/threads/{thread_id}/export": {"GET": Route(get_export, "read", fields.EXPORT_QUERY, load="long")},
+    "/api/threads/{thread_id}/documents/{doc_id}/diff": {
+        "GET": Route(get_diff, "read", fields.DIFF_QUERY, load="long")
+    },
     "/api/stream-tokens": {"POST": Route(post_stream_token, "any caller")},
     "/": {"GET": Route(get_root, "anyone")},
     "/debug": {"GET": Route(get_page, "anyone")},
@@ -117,6 +122,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
     `server` runs us, if it is uvicorn; of another one nothing can be known.
     """
     telemetry = Telemetry(VERSION)
+    admission = Admission(Descriptors())
     async with AsyncExitStack() as stack:
         opened = stack.enter_async_context
         await opened(tracers(to_langsmith=settings.trace_to_langsmith))
@@ -130,12 +136,15 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         if settings.jwt_jwks_url is not None:
             log.info("keys of the identity provider: at %s, without a proxy", logs.origin_of(settings.jwt_jwks_url))
         access = await opened(open_access(settings, store.fetch, supervisor.keep, only_loopback=only_loopback))
-        model = await opened(model_of(settings, telemetry))
+        model = await opened(model_of(settings, telemetry, admission))
         checkpointer = Checkpointer(store)
         agent = agent_of(settings, model, checkpointer)
-        runs = await opened(runs_of(settings, agent, model, store, limits, telemetry, supervisor))
+        runs = await opened(runs_of(settings, agent, model, store, limits, admission, telemetry, supervisor))
+        needing_model = (lambda: 0) if settings.offline else lambda: runs.in_progress
+        admission.watch(runs=needing_model, close_idle=bounded(server, admission))
+        admission.warn_of_few(settings.max_runs)
         stack.enter_context(draining_on_signals(runs, server))
-        readiness = Readiness(store, runs, supervisor)
+        readiness = Readiness(store, runs, admission, supervisor)
         stack.callback(readiness.end)
         await opened(supervisor.running("readiness", readiness.run))
         telemetry.watch(
@@ -150,7 +159,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         if settings.thread_ttl_days is not None:
             expire = partial(retention.expire, timedelta(days=settings.thread_ttl_days))
             await opened(supervisor.running("thread_expiry", expire))
-        parts = (settings, store, runs, access, limits, telemetry, readiness, retention)
+        parts = (settings, store, runs, access, limits, admission, telemetry, readiness, retention)
         yield Service(*parts, read_page(), OPENAPI.read_bytes())
 
 
@@ -203,6 +212,7 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
     model: ChatModel,
     store: Store,
     limits: Limits,
+    admission: Admission,
     telemetry: Telemetry,
     supervisor: Supervisor,
 ) -> Runs:
@@ -213,6 +223,7 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
         limits=limits,
         telemetry=telemetry,
         max_runs=settings.max_runs,
+        check_room=admission.check_run,
         run_timeout_s=settings.run_timeout_s,
         save_timeout_s=settings.save_timeout_s,
         drain_timeout_s=settings.drain_timeout_s,
@@ -220,7 +231,7 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
     )
 
 
-def model_of(settings: Settings, telemetry: Telemetry) -> AbstractAsyncContextManager[ChatModel]:
+def model_of(settings: Settings, telemetry: Telemetry, admission: Admission) -> AbstractAsyncContextManager[ChatModel]:
     if settings.offline:
         return offline_model()
     return openai_model(
@@ -228,6 +239,7 @@ def model_of(settings: Settings, telemetry: Telemetry) -> AbstractAsyncContextMa
         api_key=settings.openai_api_key,
         base_url=settings.openai_base_url,
         on_reply=telemetry.model_replied,
+        connection=admission.model_connection,
     )
 
 

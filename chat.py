@@ -76,11 +76,14 @@ class ThreadBusy(Refusal):
         self.run_id = run_id
 
 
+OVERLOADED = "The service is at its limit and takes no more now; try again in a few seconds."
+
+
 class Overloaded(Refusal):
     """The service has as much work as its settings allow."""
 
     def __init__(self) -> None:
-        super().__init__("overloaded", "The service is at its limit and takes no more now; try again in a few seconds.")
+        super().__init__("overloaded", OVERLOADED)
 
 
 # ---------------------------------------------------------------------------------------------------------------

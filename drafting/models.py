@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from drafting.offline import OfflineModel
@@ -22,13 +22,18 @@ async def offline_model() -> AsyncIterator[OfflineModel]:
 
 @asynccontextmanager
 async def openai_model(
-    name: str, *, api_key: str | None, base_url: str | None, on_reply: "Callable[[Path], None]"
+    name: str,
+    *,
+    api_key: str | None,
+    base_url: str | None,
+    on_reply: "Callable[[Path], None]",
+    connection: "Callable[[], AbstractContextManager[None]]",
 ) -> "AsyncIterator[OpenAIModel]":
     """Raises ProxyError."""
     # Half of what a start imports, and only a real model needs it.
     from drafting.openai_model import OpenAIModel  # noqa: PLC0415
 
-    model = OpenAIModel(name, api_key=api_key, base_url=base_url, on_reply=on_reply)
+    model = OpenAIModel(name, api_key=api_key, base_url=base_url, on_reply=on_reply, connection=connection)
     if model.proxy is None:
         log.info("model: %s at %s, without a proxy", model.name, model.origin)
     else:

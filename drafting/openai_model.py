@@ -5,9 +5,10 @@
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from typing import Any, cast
 from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
 
@@ -19,7 +20,7 @@ from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from chat import Finished
+from chat import OVERLOADED, Finished
 from drafting.deltas import TOO_LONG, Hear, ModelError, ProxyError
 from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder
@@ -50,9 +51,11 @@ class OpenAIModel:
         api_key: str | None,
         base_url: str | None,
         on_reply: Callable[[Path], None] = lambda _: None,
+        connection: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.name = name
         self._on_reply = on_reply  # is called with the path of each reply's body
+        self._connection = connection  # is entered while the body of a reply arrives
         self._logged: set[Path] = set()
         timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
         try:
@@ -118,7 +121,8 @@ class OpenAIModel:
                             hear(deltas)
                         return decoder.done
 
-                    await body.feed(take)
+                    with self._connection():
+                        await body.feed(take)
                     finished = decoder.finished()
                     call.finished(finished)
                     # The rest of the body has usually arrived. Unless it is read, the connection can't be used again.
@@ -127,9 +131,9 @@ class OpenAIModel:
                             await body.skip()
                     return finished
             except openai.APIError as error:
-                raise _model_error(error) from error
+                raise _own_fault(error) or _model_error(error) from error
             except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-                raise ModelError(
+                raise _own_fault(error) or ModelError(
                     "model_disconnected",
                     "The connection to the model broke off; you can send the message again.",
                     retryable=True,
@@ -172,6 +176,18 @@ class OpenAIModel:
 def _split_query(base_url: str) -> tuple[str, dict[str, str] | None]:
     parts = urlsplit(base_url)
     return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query)) or None
+
+
+OWN_FAULTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def _own_fault(error: BaseException | None) -> ModelError | None:
+    """The failure of a connection for which this process or machine lacked the means: the model is not to blame."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in OWN_FAULTS):
+            return ModelError("overloaded", OVERLOADED, retryable=True)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 STATUS_ERRORS: Sequence[tuple[type[openai.APIError], str, str, bool]] = (

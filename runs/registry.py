@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
@@ -103,6 +103,7 @@ class Runs:
         limits: RunLimits,
         telemetry: Telemetry,
         max_runs: int,
+        check_room: Callable[[], None] = lambda: None,
         run_timeout_s: float,
         save_timeout_s: float,
         drain_timeout_s: float,
@@ -121,6 +122,7 @@ class Runs:
         self._limits = limits
         self._telemetry = telemetry
         self._max_runs = max_runs
+        self._check_room = check_room  # raises Overloaded where the process lacks descriptors or memory
         self._drain_timeout_s = drain_timeout_s
         self._runs: dict[str, Run] = {}  # by run_id; the ended ones linger
         self._busy: dict[tuple[str, str], Run] = {}  # by owner and thread
@@ -223,6 +225,7 @@ class Runs:
             raise ThreadBusy(busy.run_id)
         if self.full:
             raise TooManyRuns
+        self._check_room()
         self._limits.check(owner)
         run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint)
         self._limits.run_started(owner, run.run_id)

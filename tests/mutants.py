@@ -543,6 +543,48 @@ MUTANTS = (
         "SHORTEST_SECRET = 1",
         "test_logs.py:short_secret",
     ),
+    Mutant(
+        "descriptors: no run beyond those that are left",
+        "web/admission.py",
+        "        if self.is_short:\n            raise Short",
+        "        if False:\n            raise Short",
+        "test_admission.py:each_client or never_reach",
+    ),
+    Mutant(
+        "descriptors: no connection beyond those that are left",
+        "web/listener.py",
+        "if self._doorkeeper.connections_left <= 0:",
+        "if False:",
+        "test_admission.py:each_client or send_nothing",
+    ),
+    Mutant(
+        "descriptors: idle connections close first",
+        "web/listener.py",
+        "            connection.shutdown()",
+        "            pass",
+        "test_admission.py:idle or send_nothing",
+    ),
+    Mutant(
+        "descriptors: a run's descriptor for its model is kept",
+        "web/admission.py",
+        " - max(0, self._runs() - self._model_connections)",
+        "",
+        "test_admission.py:never_reach",
+    ),
+    Mutant(
+        "descriptors: the soft limit is raised",
+        "telemetry/resources.py",
+        "    if soft < wanted:",
+        "    if False:",
+        "test_admission.py:soft_limit",
+    ),
+    Mutant(
+        "descriptors: the model is not to blame for ours",
+        "drafting/openai_model.py",
+        "error.errno in OWN_FAULTS",
+        "False",
+        "test_model.py:lack",
+    ),
 )
 
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
+import resource
 import socket
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import openai as openai_package
@@ -34,6 +36,7 @@ from drafting.deltas import ModelDelta, ModelError, ToolCallDelta
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from drafting.wire import ReplyDecoder
+from telemetry.resources import Descriptors
 
 pytestmark = pytest.mark.anyio
 
@@ -289,6 +292,24 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
     with pytest.raises(ModelError) as failed:
         await ask(gone)
     assert failed.value.code == "model_unreachable"
+
+
+async def test_a_connection_that_this_process_lacks_the_descriptor_for_is_no_fault_of_the_model(
+    openai: OpenAIServer,
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    short_of_means = OpenAIModel("m", api_key=openai.key, base_url=openai.base_url)
+    with ExitStack() as taken:
+        taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (Descriptors().used + 20, hard))
+        with suppress(OSError):  # too many open files
+            while True:
+                taken.callback(os.close, os.dup(0))
+        with pytest.raises(ModelError) as failed:
+            await short_of_means.reply([HumanMessage("Hi")], (), deaf)
+    assert (failed.value.code, failed.value.retryable) == ("overloaded", True)
+    assert (await short_of_means.reply([HumanMessage("Hi")], (), deaf)).reason == "stop"
+    await short_of_means.aclose()
 
 
 async def test_a_server_that_takes_no_connection_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,9 @@ from test_store import ended, started
 from storage.writer import Writer
 from store import StoreUnavailable, UnsavedTurns, open_store
 from telemetry import supervision
+from telemetry.resources import Descriptors
 from telemetry.supervision import GaveUp, Supervisor
+from web.admission import Admission
 from web.readiness import Readiness
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +42,7 @@ SHORT_TASKS = {
     ("storage/closing.py", "close(connection, work)"): "the owner of `Closing` waits for it",
     ("storage/closing.py", "work"): "`within` awaits it",
     ("web/chats.py", "call.request.disconnected()"): "the stream's handler ends it",
+    ("web/listener.py", "self._open(connection)"): "a client's connection; the listener's end waits for it",
     ("web/server.py", "self._runs.drain()"): "the server's end waits for it",
 }
 # Calls that make a loop's coroutine, and those that give a loop its name.
@@ -298,7 +301,7 @@ class Parts:
     @property
     def readiness(self) -> Readiness:
         parts: Any = self
-        return Readiness(parts, parts, parts)
+        return Readiness(parts, parts, Admission(Descriptors()), parts)
 
 
 async def test_a_batch_that_is_sent_again_at_once_does_not_change_readiness() -> None:

@@ -7,6 +7,7 @@ from typing import NoReturn
 from runs.registry import Runs
 from store import Store, StoreUnavailable
 from telemetry.supervision import Supervisor
+from web.admission import Admission
 
 log = logging.getLogger("draftstream.readiness")
 
@@ -18,9 +19,10 @@ FAILED_WRITES_S = 0.5
 class Readiness:
     """The reasons on request. `run` checks them all the time, for the log and the metrics."""
 
-    def __init__(self, store: Store, runs: Runs, supervisor: Supervisor) -> None:
+    def __init__(self, store: Store, runs: Runs, admission: Admission, supervisor: Supervisor) -> None:
         self._store = store
         self._runs = runs
+        self._admission = admission
         self._supervisor = supervisor
         self._checks = 0
         self._newest = 0  # the number of the check that `_was_ready` comes from
@@ -45,6 +47,7 @@ class Readiness:
             *(["shutting_down"] if self._runs.draining else []),
             *(["too_many_runs"] if self._runs.full else []),
             *(["write_queue_full"] if self._store.full else []),
+            *(["descriptors_short"] if self._admission.is_short else []),
             *database,
             *(f"{part}_down" for part in self._supervisor.down),
         ]

@@ -9,6 +9,7 @@ from access.callers import Caller, Scope
 from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
 from runs.sse import EventId
 from web import boundary, cors
+from web.admission import Load
 from web.asgi import Request, Response
 from web.service import Call, Service
 
@@ -24,7 +25,7 @@ FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
 class Route:
     """`query`: the names of its parameters. `stream`: an EventSource may call it, with a stream token.
 
-    `starts`: a GET that starts a run.
+    `starts`: a GET that starts a run. `load`: see web/admission.py.
     """
 
     handler: Handler
@@ -32,6 +33,7 @@ class Route:
     query: Sequence[str] = ()
     stream: bool = False
     starts: bool = False
+    load: Load = "short"
 
 
 Methods = Mapping[str, Route]
@@ -86,6 +88,8 @@ class Router:
             return
         if route.starts:
             boundary.check_start_by_get(request, origins, is_open=is_open)
+        if route.who != "anyone":
+            await service.admission.check(route.load)
         caller = await _caller(service, request, route)
         await route.handler(Call(service, request, response, found.ids, caller))
 

@@ -11,6 +11,7 @@ from store import Store
 from telemetry.metrics import Telemetry
 from threads.histories import Threads
 from threads.retention import Retention
+from web.admission import Admission
 from web.asgi import Request, Response
 from web.page import Page
 from web.readiness import Readiness
@@ -25,6 +26,7 @@ class Service:
     runs: Runs
     access: Access
     limits: Limits
+    admission: Admission
     telemetry: Telemetry
     readiness: Readiness
     retention: Retention

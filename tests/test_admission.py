@@ -1,0 +1,243 @@
+"""Admission: beyond its descriptors and its memory the service answers 503 `overloaded`, and serves on afterwards."""
+
+import asyncio
+import json
+import os
+import resource
+import socket
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import Service, rows
+from openai_server import OpenAIServer, finish, role, text, wait
+from sse_client import chat
+from test_access import until
+
+from chat import Overloaded
+from telemetry.resources import Descriptors, raise_descriptor_limit
+from web.admission import DOOR, RESERVED, Admission
+
+pytestmark = pytest.mark.anyio
+
+Start = Callable[..., Service]
+Answer = tuple[int, dict[str, str], bytes]
+
+ASGI_APP = [sys.executable, "asgi_app.py"]
+UVICORN = ["sh", "-c", f'exec {sys.executable} -m uvicorn "$0" "$@" --port "$PORT"', "asgi_app:app", "--ws", "none"]
+SERVERS = {
+    "python asgi_app.py": ASGI_APP,
+    "uvicorn": UVICORN,
+    "uvicorn on asyncio's loop": [*UVICORN, "--loop", "asyncio", "--http", "h11"],
+}
+
+
+def limited(limit: str, command: Sequence[str] = ASGI_APP) -> list[str]:
+    """The command under limits of the shell's `ulimit`."""
+    return ["sh", "-c", f'{limit} && exec "$@"', "sh", *command]
+
+
+async def ask(port: int, message: str = "hello", settled: Callable[[], None] = lambda: None) -> Answer:
+    """POST on a connection of its own. An answer that is cut, or none, raises.
+
+    `settled` is called when the chat is refused, or the model has said something.
+    """
+    body = json.dumps({"message": message}).encode()
+    head = "POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        if "content-length" in headers:
+            settled()
+            return int(status.split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+        content = b""
+        while size := int(await reader.readuntil(b"\r\n"), 16):
+            begun = b'"message"' in content
+            content += (await reader.readexactly(size + 2))[:-2]
+            if not begun and b'"message"' in content:
+                settled()
+        return int(status.split()[1]), headers, content
+    finally:
+        writer.close()
+
+
+def is_whole(answer: Answer) -> bool:
+    status, headers, content = answer
+    if status == 200:
+        return bool(json.loads(content.strip().rsplit(b"data: ", 1)[1])["type"] == "end")
+    problem = json.loads(content)
+    return (status, problem["code"], problem["status"]) == (503, "overloaded", 503) and headers["retry-after"] != ""
+
+
+async def ask_at_once(
+    port: int, count: int, gate: threading.Event | None = None, message: str = "hello"
+) -> Counter[int]:
+    """So many chats at once; gives the number of each status. `gate` opens when all are refused or begun."""
+    waiting = count
+
+    def settled() -> None:
+        nonlocal waiting
+        waiting -= 1
+        if not waiting and gate is not None:
+            gate.set()
+
+    whole = await asyncio.gather(*(ask(port, message, settled) for _ in range(count)))
+    assert [answer for answer in whole if not is_whole(answer)] == []
+    return Counter(status for status, _, _ in whole)
+
+
+def holds(openai: OpenAIServer) -> threading.Event:
+    """The model begins each reply, and ends it when the gate opens."""
+    gate = threading.Event()
+    openai.default = (role(), text("As far"), wait(gate), text(" as this."), finish())
+    return gate
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Descriptors
+
+
+@pytest.mark.parametrize("command", SERVERS.values(), ids=SERVERS)
+async def test_beyond_its_descriptors_each_client_is_answered_and_no_run_fails(
+    service: Start, openai: OpenAIServer, database_url: str, command: Sequence[str]
+) -> None:
+    gate = holds(openai)
+    started = service(openai=openai, command=limited("ulimit -n 256", command), RUNS_PER_OWNER="1000")
+    answered = await ask_at_once(started.port, 400, gate)
+    assert answered[200] > 40
+    assert answered[200] + answered[503] == 400
+    stored = await asyncio.to_thread(rows, database_url, "SELECT status, count(*) FROM runs GROUP BY 1")
+    assert [tuple(row) for row in stored] == [("completed", answered[200])]
+    assert "can't be written to" not in started.log
+    assert "Too many open files" not in started.log
+    assert (await ask_at_once(started.port, 20))[200] == 20
+    assert requests.get(f"{started.url}/readyz", timeout=30).json()["reasons"] == []
+
+
+async def test_a_soft_limit_of_descriptors_is_raised(service: Start, openai: OpenAIServer) -> None:
+    """1024 is what shells and systemd give, and 700 runs need 1400."""
+    gate = holds(openai)
+    started = service(openai=openai, command=limited("ulimit -Sn 1024 && ulimit -Hn 5000"), RUNS_PER_OWNER="1000")
+    assert "Max open files            5000 " in Path(f"/proc/{started.process.pid}/limits").read_text()
+    assert await ask_at_once(started.port, 700, gate) == {200: 700}
+
+
+def test_idle_connections_make_room_for_chats(service: Start) -> None:
+    started = service(command=limited("ulimit -n 128"), RUNS_PER_OWNER="1000")
+    with ExitStack() as sessions:
+        for _ in range(200):
+            session = sessions.enter_context(requests.Session())
+            assert session.get(f"{started.url}/healthz", timeout=30).status_code == 200
+        assert chat(started.url, "Draft an NDA").last["type"] == "end"
+
+
+def test_clients_that_send_nothing_do_not_close_the_service(service: Start) -> None:
+    started = service(command=limited("ulimit -n 128"))
+    with ExitStack() as silent:
+        for _ in range(200):
+            silent.enter_context(socket.create_connection(("127.0.0.1", started.port)))
+        assert requests.get(f"{started.url}/healthz", timeout=60).status_code == 200
+        assert chat(started.url, "Draft an NDA").last["type"] == "end"
+
+
+def test_readers_beyond_the_descriptors_are_refused_and_the_state_stays_readable(
+    service: Start, openai: OpenAIServer
+) -> None:
+    gate = holds(openai)
+    started = service(openai=openai, command=limited("ulimit -n 128"))
+    with ExitStack() as readers:
+
+        def read(method: str, path: str, **more: Any) -> requests.Response:
+            answer = requests.request(method, f"{started.url}{path}", stream=True, timeout=60, **more)
+            readers.callback(answer.close)
+            return answer
+
+        first = read("POST", "/api/chat", json={"message": "hello"})
+        run_id = json.loads(next(line for line in first.iter_lines() if line.startswith(b"data: "))[6:])["run_id"]
+        statuses = [read("GET", f"/api/runs/{run_id}/events").status_code for _ in range(150)]
+        assert Counter(statuses).keys() == {200, 503}
+        ready = requests.get(f"{started.url}/readyz", timeout=30)
+        assert (ready.status_code, ready.json()["reasons"]) == (503, ["descriptors_short"])
+        assert requests.get(f"{started.url}/healthz", timeout=30).status_code == 200
+        assert requests.get(f"{started.url}/metrics", timeout=30).status_code == 200
+        assert requests.get(f"{started.url}/api/threads", timeout=30).headers["connection"] == "close"
+        assert requests.post(f"{started.url}/api/runs/{run_id}/cancel", timeout=30).status_code == 202
+    gate.set()
+    until(lambda: requests.get(f"{started.url}/readyz", timeout=30).status_code == 200)
+    assert chat(started.url, "Draft an NDA").last["type"] == "end"
+    assert "not ready: descriptors_short" in started.log
+    assert "128 descriptors" in started.log
+
+
+class Opened(Descriptors):
+    """Descriptors whose number a test sets."""
+
+    def __init__(self, limit: int, used: int = 0) -> None:
+        self.limit = limit
+        self.count = used
+
+    @property
+    def used(self) -> int:
+        return self.count
+
+
+@pytest.mark.parametrize("limit", [16, 64, 128, 256, 1024, 4096, 20_000, 2**20])
+@pytest.mark.parametrize("replies", [0.0, 0.5, 1.0])
+def test_runs_with_their_clients_and_models_never_reach_what_is_reserved(limit: int, replies: float) -> None:
+    """Whichever part of the runs has its connection to the model already."""
+    descriptors = Opened(limit)
+    admission = Admission(descriptors)
+    runs = 0
+    admission.watch(runs=lambda: runs, close_idle=lambda: 0)
+    refused = False
+    with ExitStack() as replying:
+        while not refused and runs < limit:
+            descriptors.count += 1
+            try:
+                admission.check_run()
+            except Overloaded:
+                refused = True
+                break
+            runs += 1
+            if runs * replies >= 1 and runs % max(1, round(1 / replies)) == 0:
+                replying.enter_context(admission.model_connection())
+                descriptors.count += 1
+        assert refused
+        unopened = runs - admission._model_connections
+        assert descriptors.count + unopened <= limit - min(RESERVED, limit // 4)
+        assert admission.connections_left >= min(DOOR, limit // 16) - 1, "the door is open for the next to be refused"
+
+
+async def test_the_count_of_descriptors_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptors = Descriptors()
+    for platform in (sys.platform, "other"):
+        monkeypatch.setattr("telemetry.resources.sys.platform", platform)
+        monkeypatch.setattr(descriptors, "_listed_at", -1.0)
+        before = descriptors.used
+        with ExitStack() as files:
+            for _ in range(50):
+                files.callback(os.close, os.dup(0))
+            monkeypatch.setattr(descriptors, "_listed_at", -1.0)
+            assert descriptors.used == before + 50
+
+
+def test_a_limit_that_is_no_limit_is_not_raised_beyond_what_libraries_can_loop_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+    infinite = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, infinite))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    assert raise_descriptor_limit() == 2**20
+    assert asked == [(2**20, infinite)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (infinite, infinite))
+    assert raise_descriptor_limit() == 2**20
+    assert len(asked) == 1

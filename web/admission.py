@@ -1,0 +1,116 @@
+"""Admission: whether the descriptors and the memory that are left allow more work.
+
+A run needs two descriptors: its client's connection, which is open when the request arrives, and the model's. RESERVED
+of them are for the database, the journal, processes and names; nothing here takes those. Of the others the last few are
+the door: through it come clients that are refused, and answers that are soon over. So a client is told 503
+`overloaded`, and is never cut, and a run that has begun finds a descriptor for its model.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from chat import Overloaded
+from telemetry.resources import Descriptors
+
+log = logging.getLogger("draftstream.admission")
+
+Load = Literal["none", "short", "long"]
+"""The work behind a route. `none`: always answered. `long`: a stream, or work with descriptors of its own."""
+
+RESERVED = 48  # 8 connections for reads and a cancel request for each, the writer's two, workers, names, files
+RESERVED_PART = 4  # and at most this part of the limit
+DOOR = 64
+DOOR_PART = 16
+CLOSE = ("connection", "close")  # a client that was refused, and waits with its connection, would hold a place
+
+
+class Short(Overloaded):
+    """A resource of the process is short."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers = [CLOSE]
+
+
+class Admission:
+    """Counts what is left at each question: that costs microseconds."""
+
+    def __init__(self, descriptors: Descriptors) -> None:
+        self._descriptors = descriptors
+        self._runs: Callable[[], int] = lambda: 0
+        self._model_connections = 0
+        self._close_idle: Callable[[], int] = lambda: 0
+        limit = descriptors.limit
+        self._places = limit - min(RESERVED, limit // RESERVED_PART)
+        self._door = min(DOOR, limit // DOOR_PART)
+
+    def __repr__(self) -> str:
+        return f"<Admission {self.connections_left} of {self._descriptors.limit} descriptors left>"
+
+    def watch(self, *, runs: Callable[[], int], close_idle: Callable[[], int]) -> None:
+        """`runs`: those in progress that need a connection to the model.
+
+        `close_idle` closes the connections that wait between two requests, and gives their number.
+        """
+        self._runs = runs
+        self._close_idle = close_idle
+
+    def connected(self) -> None:
+        """A client's connection was accepted."""
+        self._descriptors.opened()
+
+    @contextmanager
+    def model_connection(self) -> Iterator[None]:
+        """While a reply of the model arrives."""
+        self._model_connections += 1
+        try:
+            yield
+        finally:
+            self._model_connections -= 1
+
+    def warn_of_few(self, max_runs: int) -> None:
+        """At the start."""
+        runs = max(0, self._left - self._door) // 2
+        if runs < max_runs:
+            text = "%d descriptors (ulimit -n) are enough for about %d runs at once, and not for MAX_RUNS=%d"
+            log.warning(text, self._descriptors.limit, runs, max_runs)
+
+    @property
+    def _left(self) -> int:
+        """Less the descriptors that runs need for their model, and have not opened yet."""
+        return self._places - self._descriptors.used - max(0, self._runs() - self._model_connections)
+
+    @property
+    def connections_left(self) -> int:
+        """How many more clients may connect now."""
+        return self._left
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether connections that wait between two requests should be closed."""
+        return self._left < 2 * self._door
+
+    @property
+    def is_short(self) -> bool:
+        """Whether there are no descriptors for another run or stream."""
+        return self._left <= self._door
+
+    def check_run(self) -> None:
+        """Raises Overloaded. Nothing is awaited between this and the run's claim."""
+        if self.is_short:
+            raise Short
+
+    async def check(self, load: Load) -> None:
+        """Before a request's body is read. Raises Overloaded."""
+        if load == "none" or not self.is_scarce:
+            return
+        closed = self._close_idle()
+        if load == "short" or not self.is_short:
+            return
+        if closed:
+            await asyncio.sleep(0)  # the loop closes them in its next pass
+            await asyncio.sleep(0)
+        self.check_run()
