@@ -9,13 +9,14 @@ a part of the end. So the history that a person reads and the agent's memory are
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from chat import (
+    End,
     RunEnded,
     RunProgress,
     RunStarted,
@@ -28,10 +29,11 @@ from chat import (
 from storage.batched_reads import BatchedReads
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.closing import within
+from storage.commits import real_write
 from storage.database import SchemaError, open_connection, where
 from storage.faults import NotConfirmed, NotWritten, StatementTooSlow, StoreUnavailable
 from storage.journal import Journal, JournalError
-from storage.pending import PendingTurns
+from storage.pending import PendingTurns, UnsavedTurns
 from storage.pool import READ_BUDGET_S, ReadPool, open_pool
 from storage.reader import Reader, ThreadExists, stored_run
 from storage.reads import ITEMS_OF_THREAD, StoredItem, item_of
@@ -45,7 +47,7 @@ from storage.statements import (
     progress_write,
     start_writes,
 )
-from storage.writer import BATCH_UNITS, GivenUp, QueueFull, Writer
+from storage.writer import BATCH_UNITS, GivenUp, QueueFull, Writer, writing
 
 # The front door of storage/: these are its own, or come from there.
 __all__ = [
@@ -78,13 +80,6 @@ __all__ = [
 FOREVER = datetime.max  # noqa: DTZ901  # asyncpg's word for infinity
 CHANGE_WAIT_S = 5.0  # of a person, for the commit of a change
 CHANGE_BUDGET_S = 30.0  # of the writer, for a change; a thread of 28 MB is deleted in 1.6 s
-
-
-class UnsavedTurns(Exception):
-    """So many turns could not be written until the end and are lost; none of them was acknowledged."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(f"{count} turns were not saved; none of them had been acknowledged")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -282,12 +277,27 @@ class Store:
         return await self._reader.items(owner, thread_id, seqs)
 
     async def run(self, owner: str, run_id: str | None = None, idempotency_key: str | None = None) -> StoredRun | None:
-        """A run by its id, or by the key of its request, as far as it is stored. Raises StoreUnavailable."""
+        """A run by its id, or by the key of its request, as far as it is stored. Raises StoreUnavailable.
+
+        Rows are visible, too, if no standby has them: their COMMIT may have been cancelled in its wait. So this
+        acknowledges a run only after a later commit was waited for.
+        """
         row = await self._reader.run_row(owner, run_id, idempotency_key)
         if row is None:
             return None
         await self.settled(graph_thread_id(owner, row["thread_id"]))
-        return stored_run(row, await self.items(owner, row["thread_id"], [row["seq"]]))
+        run = stored_run(row, await self.items(owner, row["thread_id"], [row["seq"]]))
+        if isinstance(run.last, End) and row["is_replicated"] and not await self._commits_are_confirmed():
+            return replace(run, last=replace(run.last, saved=False))
+        return run
+
+    async def _commits_are_confirmed(self) -> bool:
+        """Whether everything that is visible now is on the standby, too. False after READ_BUDGET_S."""
+        if self._writer.failing or self._free_places < 1:
+            return False
+        saved = self._writer.put_nowait("", real_write()).saved
+        await asyncio.wait({saved}, timeout=READ_BUDGET_S)
+        return saved.done() and saved.exception() is None
 
     async def close(self) -> None:
         """Return when no batched read is under way any more."""
@@ -333,18 +343,3 @@ async def open_store(
         finally:
             if store.unsaved:
                 raise UnsavedTurns(store.unsaved)
-
-
-@asynccontextmanager
-async def writing(writer: Writer, drain_timeout_s: float, supervise: Supervise) -> AsyncIterator[None]:
-    """Own the writer's task."""
-    task = asyncio.create_task(supervise("writer", writer.run), name="writer")
-    try:
-        yield
-    finally:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(drain_timeout_s):
-                await writer.close()
-                await asyncio.wait({task})
-        task.cancel()
-        await asyncio.wait({task})

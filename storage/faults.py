@@ -10,8 +10,22 @@ BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 # The schema's own rules refuse a second run in one place of a thread, and the end of a run that ended already.
 CONFLICTS = (asyncpg.UniqueViolationError, asyncpg.RestrictViolationError)
 
+TOO_SLOW = (TimeoutError, asyncpg.QueryCanceledError)  # by our own time limit, and by the server's
+
+
+class Unconfirmed(Exception):
+    """A COMMIT was sent, and it may have been carried out, perhaps on one machine alone.
+
+    `committed`: it was, and the connection can go on. A later commit on it then proves this one, too.
+    """
+
+    def __init__(self, why: str, *, committed: bool) -> None:
+        super().__init__(why)
+        self.committed = committed
+
+
 DATABASE_FAULTS = (
-    *(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError),
+    *(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, Unconfirmed),
     asyncpg.InternalClientError,  # of a connection that the server ended between two statements
 )
 
@@ -62,6 +76,8 @@ def unavailable(error: Exception) -> StoreUnavailable:
             return StatementTooSlow(type(error).__name__)
         case asyncpg.LockNotAvailableError():
             return WaitsForLock(type(error).__name__)
+        case Unconfirmed():
+            return NotConfirmed(str(error))
         case TimeoutError():
             return NoAnswer(type(error).__name__)
     return StoreUnavailable(type(error).__name__)

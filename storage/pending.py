@@ -10,6 +10,13 @@ from storage.recovery import JournaledTurn
 log = logging.getLogger("draftstream.store")
 
 
+class UnsavedTurns(Exception):
+    """So many turns could not be written until the end and are lost; none of them was acknowledged."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} turns were not saved; none of them had been acknowledged")
+
+
 class PendingTurns:
     """Each turn is added when its run ends, and settled when the writer is done with it."""
 

@@ -23,6 +23,7 @@ from chat import (
     graph_thread_id,
 )
 from storage.batched_reads import BatchedReads
+from storage.commits import transaction
 from storage.faults import NotConfirmed
 from storage.pool import ReadPool
 from storage.reads import (
@@ -130,8 +131,8 @@ class Reader:
 
 
 async def _fork(connection: PoolConnectionProxy, *arguments: str) -> None:
-    async with connection.transaction(isolation="repeatable_read"):
-        await connection.execute(f"SET LOCAL statement_timeout = '{FORK_BUDGET_S:.0f}s'; SET LOCAL lock_timeout = 0")
+    async with transaction(connection, FORK_BUDGET_S, "ISOLATION LEVEL REPEATABLE READ"):
+        await connection.execute("SET LOCAL lock_timeout = 0")
         await connection.execute(FORK_THREAD, *arguments)
 
 

@@ -20,7 +20,8 @@ READ_LOST = """WITH RECURSIVE line AS (
 ) SELECT run_id, seq, checkpoint_id FROM line ORDER BY seq"""
 
 READ_RUN = """SELECT run_id, thread_id, seq, model, status, reason, error::text, usage::text, checkpoint_id,
-    fingerprint, begun_by, in_progress(r) AS in_progress
+    fingerprint, begun_by, in_progress(r) AS in_progress,
+    current_setting('synchronous_standby_names') <> '' AS is_replicated
 FROM runs r WHERE owner = $1 AND """
 READ_RUN_BY_ID = READ_RUN + "run_id = $2"
 READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"

@@ -3,6 +3,9 @@
 A turn is put in its place once, however often that is tried. If its thread has moved on meanwhile, the turn becomes a
 branch of the thread. Then the thread's head stays, nothing is overwritten, and neither branch remembers the other. A
 turn whose thread was deleted is left out.
+
+The journals are deleted after one last commit, for which a synchronous standby is waited. If that is not confirmed they
+stay for the next start, which finds their turns and only has them confirmed.
 """
 
 import hashlib
@@ -10,6 +13,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +32,9 @@ from storage.checkpoints import (
     CheckpointRow,
     TaskWriteRow,
 )
-from storage.faults import CONFLICTS, is_refused_content
+from storage.closing import within
+from storage.commits import real_write, transaction
+from storage.faults import CONFLICTS, Unconfirmed, is_refused_content
 from storage.journal import orphan, orphans
 from storage.reads import READ_PLACE
 from storage.sql import Statement, Write
@@ -37,6 +43,7 @@ from storage.statements import end_writes, start_writes
 log = logging.getLogger("draftstream.recovery")
 
 ANY_LENGTH = 2**62  # code points
+CONFIRM_BUDGET_S = 5.0  # for a standby that is there; a start doesn't wait for one that is not
 ATTEMPTS = 10  # an attempt fails when another process begins a run of the same thread
 Outcome = Literal["put back", "were there already", "put back as branches", "were deleted", "set aside"]
 LOG_LINES: Mapping[Outcome, str] = {
@@ -109,15 +116,25 @@ def _write_of(name: str, row: dict[str, Any] | list[Any]) -> Write:
 async def replay(connection: asyncpg.Connection, folder: Path) -> None:
     """Put back the turns of every journal in the folder whose process is gone.
 
-    Raises the database's error when it goes away; then the remaining journals stay.
+    Raises the database's error when it goes away; then the journals stay.
     """
-    for path in orphans(folder):
-        with orphan(path) as contents:
-            if contents is None:
-                continue
-            outcomes = Counter([await _replay_record(connection, record, path) for record in contents.records])
-            for outcome, count in outcomes.items():
-                log.warning(LOG_LINES[outcome], path.name, count)
+    try:
+        with ExitStack() as held:
+            found = [(path, contents) for path in orphans(folder) if (contents := held.enter_context(orphan(path)))]
+            for path, contents in found:
+                outcomes = Counter([await _replay_record(connection, record, path) for record in contents.records])
+                for outcome, count in outcomes.items():
+                    log.warning(LOG_LINES[outcome], path.name, count)
+            if found:
+                await within(CONFIRM_BUDGET_S, connection, _confirm(connection))
+    except (Unconfirmed, TimeoutError):
+        log.warning("no standby has confirmed the turns that were put back; their journals stay for the next start")
+
+
+async def _confirm(connection: asyncpg.Connection) -> None:
+    async with transaction(connection, CONFIRM_BUDGET_S):
+        for statement, row in real_write():
+            await connection.execute(statement.sql, *row)
 
 
 async def _replay_record(connection: asyncpg.Connection, record: bytes, path: Path) -> Outcome:
@@ -146,6 +163,7 @@ async def _attempt(connection: asyncpg.Connection, turn: JournaledTurn) -> Outco
     run = turn.ended.started
     branch_id = str(uuid.uuid5(BRANCHES, run.run_id))
     async with connection.transaction():
+        await connection.execute("SET LOCAL synchronous_commit = local")  # `replay` has all of them confirmed together
         [place] = await connection.fetch(
             READ_PLACE, run.owner, run.thread_id, run.run_id, branch_id, run.idempotency_key
         )

@@ -2,7 +2,7 @@
 
 It makes three promises. `put` waits while the queue is full. Units are committed in the order in which they came, in
 batches, by one task on its own connection. After `close` the task ends when all units are committed. Every statement is
-idempotent, so a batch whose COMMIT got no answer is sent again.
+idempotent, so a batch whose COMMIT got no answer is sent again. commits.py says when a unit counts as committed.
 """
 
 import asyncio
@@ -10,22 +10,23 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-import asyncpg
 import orjson
 
-from chat import Conflict, Overloaded, RunFailure
-from storage.closing import Closing, within
-from storage.faults import BACKOFF_S, CONFLICTS, DATABASE_FAULTS, is_refused_content
+from chat import Conflict, Overloaded, RunFailure, Supervise
+from storage.commits import Committer
+from storage.faults import BACKOFF_S, CONFLICTS, DATABASE_FAULTS, TOO_SLOW, Unconfirmed, is_refused_content
 from storage.sql import Statement, Write
-from storage.units import Unit, in_one_attempt, statements, without_void
+from storage.units import Unit, in_one_attempt, without_void
 
 log = logging.getLogger("draftstream.writer")
 
+UNWRITABLE_LINE = "the database can't be written to (%s); units that wait: %d"
+UNCONFIRMED_LINE = "a commit is not confirmed, so no turn is acknowledged (%s); units that wait: %d"
 BATCH_UNITS = 64  # 20,700 small turns a second in batches of 64, 2,300 one by one
-COMMIT_BUDGET_S = 2.0  # a frozen connection is given up after this; a healthy batch takes milliseconds
 
 
 class Unstorable(RunFailure):
@@ -46,7 +47,10 @@ class DeadLetterRow(NamedTuple):
 
 
 ADD_DEAD_LETTER = Statement(
-    "add_dead_letter", DeadLetterRow, "INSERT INTO dead_letters (thread, error, writes) VALUES ($1, $2, $3)"
+    "add_dead_letter",
+    DeadLetterRow,
+    """INSERT INTO dead_letters (thread, error, writes) SELECT $1::text, $2::text, $3::bytea
+WHERE NOT EXISTS (SELECT FROM dead_letters WHERE thread = $1 AND writes = $3)""",
 )
 
 
@@ -67,11 +71,8 @@ class Writer:
     """The queue and its task. The module's docstring has its promises."""
 
     def __init__(self, dsn: str, queue_size: int, on_commit: Callable[[float], None] | None = None) -> None:
-        self._dsn = dsn
-        self._on_commit = on_commit
+        self._committer = Committer(dsn, on_commit)
         self._queue: asyncio.Queue[Unit | None] = asyncio.Queue(queue_size)
-        self._connection: asyncpg.Connection | None = None
-        self._closing = Closing()
         self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
         self._queued_at: dict[Unit, float] = {}  # of each unit that is not committed, oldest first
         self._in_hand: list[Unit] = []  # the batch
@@ -164,8 +165,7 @@ class Writer:
             self._start_failing()
             raise
         finally:
-            self._drop_connection()
-            await self._closing.wait()
+            await self._committer.close()
 
     async def _take(self) -> None:
         """Take the next batch out of the queue."""
@@ -189,16 +189,18 @@ class Writer:
     async def _commit(self, units: Sequence[Unit]) -> None:
         """Commit the units in order: by halves if one is refused, with retries while the database is away."""
         failures = 0
+        in_doubt = False  # whether some of the part may be stored
         size = len(units)
         while units := without_void(units):
             part = in_one_attempt(units[:size])
             try:
-                await self._attempt(part)
+                await self._committer.commit(part)
             except Exception as error:  # noqa: BLE001  # of any kind: if this task ended, nothing would be saved any more
                 if not is_refused_content(error):
                     failures += 1
+                    in_doubt = in_doubt or isinstance(error, Unconfirmed)
                     await self._wait_out(error, failures)
-                    if isinstance(error, TimeoutError) and part[0].budget_s is not None:
+                    if isinstance(error, TOO_SLOW) and part[0].budget_s is not None and not in_doubt:
                         log.error("gave up a change of %s: it takes too long", part[0].thread)
                         part[0].refuse(GivenUp())
                         units = units[1:]
@@ -213,35 +215,17 @@ class Writer:
                     unit.saved.set_result(None)
             units = units[len(part) :]
             size = len(units)
-            failures = 0
+            failures, in_doubt = 0, False
             if self.failing:
                 log.warning("the database can be written to again")
             self._failing_since = None
 
-    async def _attempt(self, units: Sequence[Unit]) -> None:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
-        began = time.monotonic()
-        budget_s = units[0].budget_s or COMMIT_BUDGET_S
-        await within(budget_s, self._connection, self._transaction(self._connection, units), self._closing)
-        if self._on_commit is not None:
-            self._on_commit(time.monotonic() - began)
-
-    @staticmethod
-    async def _transaction(connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
-        async with connection.transaction():
-            for statement, rows in statements(units):
-                if len(rows) == 1:
-                    await connection.execute(statement.sql, *rows[0])
-                else:
-                    await connection.executemany(statement.sql, rows)
-
     async def _wait_out(self, error: Exception, failures: int) -> None:
         if not self.failing:
             bug = None if isinstance(error, DATABASE_FAULTS) else error
-            log.warning("the database can't be written to (%s); units that wait: %d", error, self.unsaved, exc_info=bug)
+            line = UNCONFIRMED_LINE if isinstance(error, Unconfirmed) else UNWRITABLE_LINE
+            log.warning(line, error, self.unsaved, exc_info=bug)
         self._start_failing()
-        self._drop_connection()
         await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
 
     async def _set_aside(self, unit: Unit, error: Exception) -> bool:
@@ -253,17 +237,27 @@ class Writer:
         log.error("set aside a unit of %s: the database refused it (%s)", unit.thread, type(error).__name__)
         letter = ADD_DEAD_LETTER(unit.thread, type(error).__name__, _dump(unit.writes))
         try:
-            await self._attempt([Unit(unit.thread, [letter], unit.saved)])
+            await self._committer.commit([Unit(unit.thread, [letter], unit.saved)])
         except DATABASE_FAULTS as away:
             await self._wait_out(away, 1)
             return False
         unit.refuse(Unstorable())
         return True
 
-    def _drop_connection(self) -> None:
-        if self._connection is not None:
-            self._closing.add(self._connection)
-            self._connection = None
+
+@asynccontextmanager
+async def writing(writer: Writer, drain_timeout_s: float, supervise: Supervise) -> AsyncIterator[None]:
+    """Own the writer's task."""
+    task = asyncio.create_task(supervise("writer", writer.run), name="writer")
+    try:
+        yield
+    finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_timeout_s):
+                await writer.close()
+                await asyncio.wait({task})
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def _dump(writes: Sequence[Write]) -> bytes:

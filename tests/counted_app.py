@@ -11,9 +11,9 @@ import asyncpg
 
 from asgi_app import app as service
 from drafting.tap import Tap
+from storage.commits import Committer
 from storage.reader import Reader
 from storage.units import Unit
-from storage.writer import Writer
 from threads.statements import FIND_WORDS
 from web import asgi
 from web.asgi import ConnectionScope, Receive, Response, Send
@@ -23,7 +23,7 @@ BESIDE = (FIND_WORDS, "SELECT owner, count(*)", "SELECT 1")  # reads beside the 
 
 done: Counter[str] = Counter()
 fetch = Reader.fetch
-transaction = Writer._transaction  # every statement of the writer goes through it
+commit = Committer.commit  # every statement of the writer goes through it
 
 
 async def counted_fetch(self: Reader, sql: str, *arguments: object) -> list[asyncpg.Record]:
@@ -31,14 +31,14 @@ async def counted_fetch(self: Reader, sql: str, *arguments: object) -> list[asyn
     return await fetch(self, sql, *arguments)
 
 
-async def counted_transaction(connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
+async def counted_commit(self: Committer, units: Sequence[Unit]) -> None:
     done["rows"] += sum(len(unit.writes) for unit in units)
     done["units"] += len(units)
-    await transaction(connection, units)
+    await commit(self, units)
 
 
 Reader.fetch = counted_fetch  # type: ignore[method-assign]
-Writer._transaction = staticmethod(counted_transaction)  # type: ignore[method-assign]
+Committer.commit = counted_commit  # type: ignore[method-assign]
 
 
 class Counted:

@@ -23,9 +23,9 @@ from test_access import until
 from test_checkpointer import at, ids, turn
 
 from storage import database
+from storage.commits import COMMIT_BUDGET_S
 from storage.database import BEFORE_VERSIONS, MIGRATIONS, SCHEMA, VERSION, check_schema, read_shape
 from storage.embedded import _binaries
-from storage.writer import COMMIT_BUDGET_S
 from store import SchemaError, StoreUnavailable, open_store
 from threads.checkpointer import Checkpointer
 

@@ -17,7 +17,7 @@ from fault_proxy import FaultProxy
 import store as store_room
 from access import shared_limits
 from chat import LEASE_S, Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus
-from storage import checkpoints, reads, writer
+from storage import checkpoints, commits, reads, writer
 from storage import statements as sql_statements
 from storage.database import where
 from storage.pool import POOL_CONNECTIONS
@@ -349,7 +349,7 @@ def statements_of(module: ModuleType) -> list[Statement[...]]:
     return [value for value in [*values, *chain(*groups)] if isinstance(value, Statement)]
 
 
-WITH_STATEMENTS = (sql_statements, checkpoints, writer, thread_statements, shared_limits)
+WITH_STATEMENTS = (sql_statements, checkpoints, writer, commits, thread_statements, shared_limits)
 ALL_STATEMENTS = {statement for module in WITH_STATEMENTS for statement in statements_of(module)}
 
 
@@ -471,7 +471,7 @@ async def test_a_change_that_takes_long_is_committed_alone_and_given_up_in_the_e
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It must neither be sent again for ever nor fail the units beside it."""
-    monkeypatch.setattr(writer, "COMMIT_BUDGET_S", 1.0)
+    monkeypatch.setattr(commits, "COMMIT_BUDGET_S", 1.0)
     await (await store.end_run(ended(await begun(store))))
     await store.fetch(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2); RETURN NULL; END $$"
