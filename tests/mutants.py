@@ -541,7 +541,7 @@ MUTANTS = (
         "web/routing.py",
         "        if route.starts:",
         "        if False:",
-        "test_boundary.py:every_route_that_changes test_service.py:refus",
+        "test_service.py:refus",
     ),
     Mutant(
         "the Accept of an EventSource, where a browser tells nothing else",
@@ -654,6 +654,27 @@ MUTANTS = (
         "error.errno in OWN_FAULTS",
         "False",
         "test_model.py:lack",
+    ),
+    Mutant(
+        "a file's name: normalised before it is cleaned",
+        "web/file_names.py",
+        'map(_in_a_name, unicodedata.normalize("NFKC", title))',
+        "map(_in_a_name, title)",
+        "test_file_names.py:middle or foreign or nothing_else",
+    ),
+    Mutant(
+        "a file's name: no device of Windows",
+        "web/file_names.py",
+        "if DEVICE.match(name) else name",
+        "if False else name",
+        "test_file_names.py:nothing_else",
+    ),
+    Mutant(
+        "a file's name in ASCII: a list of what may stand there",
+        "web/file_names.py",
+        'NOT_PLAIN.sub(" ", plain)',
+        "plain",
+        "test_file_names.py",
     ),
 )
 

@@ -20,7 +20,7 @@ from test_docx_file import pdf_text
 from documents import files
 from store import Store
 from threads.histories import RUNS_A_PAGE, ThreadGone, Threads
-from web.downloads import EXPORTS, REDLINES, disposition
+from web.downloads import EXPORTS, REDLINES
 from web.fields import DIFF_FORMATS, EXPORT_FORMATS
 
 Start = Callable[..., Service]
@@ -223,37 +223,6 @@ async def test_what_is_deleted_while_it_is_sent_is_not_sent_as_a_whole(
     await asyncio.to_thread(rows, database_url, "DELETE FROM messages")
     with pytest.raises(ThreadGone):
         [item async for item in items]
-
-
-@pytest.mark.parametrize(
-    ("title", "name"),
-    [
-        ("Mutual NDA", "Mutual NDA.md"),
-        ("../../etc/passwd", "etc passwd.md"),
-        ('a "quoted" title\r\nX-Evil: 1', "a quoted title X-Evil 1.md"),
-        ("Geheimhaltung für Müller & Söhne", "Geheimhaltung für Müller & Söhne.md"),
-        ("保密协议", "保密协议.md"),
-        ("😀" * 300, "😀" * 37 + ".md"),
-        ("100% mine; filename=x", "100% mine; filename=x.md"),
-        ("...", "thread.md"),
-        ("\u202egnp.exe", "gnp.exe.md"),
-    ],
-)
-def test_a_title_is_the_files_name_and_nothing_else(title: str, name: str) -> None:
-    _, value = disposition(title, "md")
-    assert value.isascii()
-    assert "\r" not in value
-    assert "\n" not in value
-    assert name_in(value) == name
-    plain = value.partition('filename="')[2].partition('"')[0]
-    assert plain.endswith(".md")
-    assert "/" not in plain
-
-
-def test_however_long_its_title_a_file_can_be_stored_and_tells_its_version() -> None:
-    names = [name_in(disposition("保密协议" * 50, "docx", version)[1]) for version in ("v1", "v1-v3")]
-    assert [name.rpartition(" ")[2] for name in names] == ["v1.docx", "v1-v3.docx"]
-    assert max(len(name.encode()) for name in names) < 200
 
 
 def test_a_docx_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

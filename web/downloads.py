@@ -1,11 +1,8 @@
 """The handlers of downloads: a thread, a document, or a comparison of two of its versions, as a file."""
 
 import asyncio
-import re
-import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import NamedTuple, ParamSpec
-from urllib.parse import quote
 
 from chat import Refusal
 from documents import files
@@ -14,6 +11,7 @@ from threads.histories import Branch, StoredVersion, Threads
 from web import fields
 from web.asgi import COMMON_HEADERS, Headers, Response
 from web.fields import DiffFormat, ExportFormat
+from web.file_names import disposition
 from web.service import Call
 
 P = ParamSpec("P")
@@ -23,11 +21,8 @@ MARKDOWN = "text/markdown; charset=utf-8"
 JSON = "application/json"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 HTML = "text/html; charset=utf-8"
-TITLE_BYTES = 150  # in a file's name, of which most file systems take 255 bytes
 CHUNK_BYTES = 65536
 FILES_AT_ONCE = asyncio.Semaphore(2)  # in threads beside the streams
-# Characters that some file system refuses, and those that reverse the direction of text, which can hide an extension.
-NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 
 
 async def get_export(call: Call) -> None:
@@ -163,16 +158,3 @@ async def send(response: Response, media_type: str, headers: Headers, chunks: Ch
         await response.end(bytes(waiting))
     else:
         await response.whole(200, media_type, bytes(waiting), headers)
-
-
-def disposition(title: str, extension: str, version: str = "") -> tuple[str, str]:
-    """The header that names the file (RFC 6266): in Unicode, and in ASCII for clients that don't read Unicode."""
-    words = " ".join(NOT_IN_FILE_NAMES.sub(" ", title).split())
-    name = words.encode()[:TITLE_BYTES].decode(errors="ignore").strip(" .") or "thread"
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    plain = " ".join(plain.replace("%", " ").split()).strip(" .") or "thread"
-    end = f" {version}.{extension}" if version else f".{extension}"
-    return (
-        "content-disposition",
-        f"attachment; filename=\"{plain}{end}\"; filename*=UTF-8''{quote(name + end, safe='')}",
-    )
