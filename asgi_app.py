@@ -41,6 +41,7 @@ from web.asgi import ConnectionScope, Disconnected, Receive, Request, Response, 
 from web.branches import get_checkpoints, post_fork
 from web.chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
 from web.downloads import get_diff, get_export
+from web.file_workers import FileWorkers
 from web.listener import bounded
 from web.page import read_page
 from web.problems import refusal_of, send_problem, shown_code
@@ -143,7 +144,11 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         needing_model = (lambda: 0) if settings.offline else lambda: runs.in_progress
         admission.watch(runs=needing_model, close_idle=bounded(server, admission))
         admission.warn_of_few(settings.max_runs)
-        stack.enter_context(draining_on_signals(runs, server))
+        files = FileWorkers(
+            per_owner=settings.exports_per_owner, timeout_s=settings.export_timeout_s, everyone=ANONYMOUS.owner
+        )
+        stack.push_async_callback(files.aclose)
+        stack.enter_context(draining_on_signals(runs, files.close, server))
         readiness = Readiness(store, runs, admission, supervisor)
         stack.callback(readiness.end)
         await opened(supervisor.running("readiness", readiness.run))
@@ -159,7 +164,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         if settings.thread_ttl_days is not None:
             expire = partial(retention.expire, timedelta(days=settings.thread_ttl_days))
             await opened(supervisor.running("thread_expiry", expire))
-        parts = (settings, store, runs, access, limits, admission, telemetry, readiness, retention)
+        parts = (settings, store, runs, access, limits, admission, telemetry, readiness, retention, files)
         yield Service(*parts, read_page(), OPENAPI.read_bytes())
 
 

@@ -176,6 +176,8 @@ class Settings:
     requests_per_minute: int | None = _limit()
     runs_per_owner: int | None = _limit()
     tokens_per_day: int | None = _limit()
+    exports_per_owner: int | None = _limit(2)  # as many as there are processes that make them
+    export_timeout_s: float = _seconds(15)
     thread_ttl_days: int | None = _limit(36_500)
     cors_allow_origins: tuple[str, ...] = _setting(_origins, (), "a comma-separated list of origins, or *")
     allowed_hosts: tuple[str, ...] = _setting(

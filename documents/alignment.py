@@ -16,6 +16,7 @@ MOST_EDITS = 128  # of one search for the shortest edit; beyond them it goes on 
 
 STRETCH = 6  # elements: so many words in a row, or three and the spaces between them, are seldom there twice
 LOOKS_A_STEP = 4  # the search for anchors looks an element up in tables, each time faster than a step
+EQUALS_A_STEP = 4  # likewise, a step past equal elements costs a comparison
 
 
 @dataclass
@@ -30,6 +31,10 @@ class Effort:
             return False
         self.left -= steps
         return True
+
+    def took(self, steps: int) -> None:
+        """So many were taken, as many as there are left or more."""
+        self.left -= steps
 
 
 def common(before: Sequence[Hashable], after: Sequence[Hashable], effort: Effort) -> list[tuple[int, int]]:
@@ -117,15 +122,19 @@ def _walk(old: Sequence[int], new: Sequence[int], effort: Effort) -> tuple[list[
         if not effort.spend(edits + 1):
             break
         trail.append(furthest[zero - edits - 1 : zero + edits + 2])
+        equal = 0
         for diagonal in range(-edits, edits + 1, 2):
             down = _comes_down(diagonal, edits, furthest[zero + diagonal - 1], furthest[zero + diagonal + 1])
             x = furthest[zero + diagonal + 1] if down else furthest[zero + diagonal - 1] + 1
             y = x - diagonal
+            start = x
             while x < len(old) and y < len(new) and old[x] == new[y]:
                 x, y = x + 1, y + 1
+            equal += x - start
             furthest[zero + diagonal] = x
             if x >= len(old) and y >= len(new):
                 return _back(trail, x, y), (x, y)
+        effort.took(equal // EQUALS_A_STEP)
     edits = len(trail) - 1
     reached = [
         (x, x - diagonal)

@@ -3,22 +3,24 @@
 A conversation is one branch, as a person sees it: each message with its author, and each document at its newest
 version, in the place where that version was written. Earlier versions are named in their places. The JSON of a thread
 has all branches and all versions. Markdown and JSON are made item by item, so a very long thread costs little memory.
-A DOCX is a zip file, which is made as a whole, and therefore has a limit.
+A DOCX and a comparison are made as a whole, of parsed text, and therefore have two limits: CHARS and PARTS.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import orjson
 
+from documents.markdown import Block, Room, Span, TooManyParts, blocks
 from documents.redline import block_json, count_words, redline
 from documents.redline_page import page
 
-if TYPE_CHECKING:
-    from documents.markdown import Block
-
-DOCX_CHARS = 1_000_000  # some hundred pages, and some seconds of work
+CHARS = 1_000_000  # some hundred pages
+PARTS = 20_000  # paragraphs, cells and spans: the dearest of them take a third of a millisecond each in a DOCX
+LINE_END = re.compile(r"\r\n|\r|\n")  # as in Markdown; str.splitlines() also splits at characters that nobody sees
 JSON_FORMAT = "draftstream-thread/1"
 
 Newest = Mapping[str, int]
@@ -49,8 +51,8 @@ class Version(TypedDict):
     created_at: datetime
 
 
-class TooLargeForDocx(Exception):
-    """The text is larger than DOCX_CHARS; the other formats have no limit."""
+class TooLarge(Exception):
+    """The text is above a limit of what a DOCX or a comparison is made of; the argument says which one."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def _markdown(item: Item, newest: Newest) -> str:
     said = f"**{_spoken(item)}**\n\n"
     if item["role"] == "user":
         # As a quotation, so that a person's words can't be taken for the reply, whatever they look like.
-        return said + "".join(f"> {line}\n" if line else ">\n" for line in item["content"].splitlines())
+        return said + "".join(f"> {line}\n" if line else ">\n" for line in LINE_END.split(item["content"]))
     end = "" if item["complete"] else "\n*(broke off here)*\n"
     return f"{said}{item['content'].rstrip()}\n{end}"
 
@@ -119,70 +121,80 @@ class Conversation:
     """A conversation that is collected for a DOCX."""
 
     def __init__(self, title: str, newest: Newest) -> None:
-        self._title = title
-        self._newest = newest
-        self._items: list[Item] = []
-        self._size = 0
+        self.title = title
+        self.newest = newest
+        self.items: list[Item] = []
+        self._chars = 0
 
     def add(self, item: Item) -> None:
-        """Raises TooLargeForDocx."""
-        self._items.append(item)
-        self._size += len(item["content"])
-        _check_size(self._size)
-
-    def as_docx(self) -> bytes:
-        from documents.word import write_docx  # noqa: PLC0415  # see above
-
-        return write_docx(self._title, self._blocks())
-
-    def _blocks(self) -> "Iterator[Block]":
-        from documents.markdown import Block, Span  # noqa: PLC0415  # see above
-
-        yield Block("title", (Span(self._title),))
-        for item in self._items:
-            if item["type"] == "doc":
-                yield from _document_blocks(item, self._newest)
-            else:
-                yield from _message_blocks(item)
+        """Raises TooLarge."""
+        self._chars += len(item["content"])
+        check_chars(self._chars)
+        self.items.append(item)
 
 
-def _document_blocks(item: Item, newest: Newest) -> "Iterator[Block]":
-    from documents.markdown import Block, Span, blocks  # noqa: PLC0415  # see above
+def conversation_as_docx(title: str, newest: Newest, items: Iterable[Item]) -> bytes:
+    """Raises TooLarge, as all that follow."""
+    from documents.word import write_docx  # noqa: PLC0415  # see above
 
+    with _limited() as room:
+        return write_docx(title, list(_conversation_blocks(title, newest, items, room)))
+
+
+@contextmanager
+def _limited() -> Iterator[Room]:
+    """Room for the parts of one file."""
+    try:
+        yield Room(PARTS)
+    except TooManyParts:
+        raise TooLarge(f"has more than {PARTS:,} paragraphs, table cells and passages of one style") from None
+
+
+def check_chars(chars: int) -> None:
+    """Raises TooLarge."""
+    if chars > CHARS:
+        raise TooLarge(f"has more than {CHARS:,} characters")
+
+
+def _conversation_blocks(title: str, newest: Newest, items: Iterable[Item], room: Room) -> Iterator[Block]:
+    yield Block("title", (Span(title),))
+    for item in items:
+        if item["type"] == "doc":
+            yield from _document_blocks(item, newest, room)
+        else:
+            yield from _message_blocks(item, room)
+
+
+def _document_blocks(item: Item, newest: Newest, room: Room) -> Iterator[Block]:
     replaced = _is_replaced(item, newest)
     note = f"{_named(item)}{': replaced by a later version below' if replaced else ''}"
     yield Block("paragraph", (Span(note, italic=True),))
     if not replaced:
-        yield from (Block("rule"), *blocks(item["content"]), Block("rule"))
+        yield from (Block("rule"), *blocks(item["content"], room), Block("rule"))
 
 
-def _message_blocks(item: Item) -> "Iterator[Block]":
-    from documents.markdown import Block, Span, blocks  # noqa: PLC0415  # see above
-
+def _message_blocks(item: Item, room: Room) -> Iterator[Block]:
     yield Block("paragraph", (Span(_spoken(item), bold=True),))
     if item["role"] == "user":  # set in and as it was written, so that it can't be taken for a document
-        lines = (line for line in item["content"].splitlines() if line.strip())
-        yield from (Block("paragraph", (Span(line),), 1) for line in lines)
+        for line in LINE_END.split(item["content"]):
+            if line.strip(" \t"):
+                block = Block("paragraph", (Span(line),), 1)
+                room.take(block)
+                yield block
         return
-    yield from blocks(item["content"])
+    yield from blocks(item["content"], room)
     if not item["complete"]:
         yield Block("paragraph", (Span("(broke off here)", italic=True),))
 
 
 def document_as_docx(version: Version) -> bytes:
-    """Raises TooLargeForDocx."""
-    from documents.markdown import Block, Span, blocks  # noqa: PLC0415  # see above
     from documents.word import write_docx  # noqa: PLC0415  # see above
 
-    _check_size(len(version["content"]))
+    check_chars(len(version["content"]))
     text = f"{_named(version)}: it broke off"
     note = [] if version["complete"] else [Block("paragraph", (Span(text, italic=True),))]
-    return write_docx(version["title"], [*note, *blocks(version["content"])], at=version["created_at"])
-
-
-def _check_size(chars: int) -> None:
-    if chars > DOCX_CHARS:
-        raise TooLargeForDocx
+    with _limited() as room:
+        return write_docx(version["title"], [*note, *blocks(version["content"], room)], at=version["created_at"])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -192,11 +204,11 @@ def _check_size(chars: int) -> None:
 def redline_as_html(old: Version, new: Version) -> bytes:
     notes = [f"Version {one['version']} is incomplete: it broke off." for one in (old, new) if not one["complete"]]
     versions = f"version {old['version']} to version {new['version']}"
-    return page(new["title"], versions, redline(old["content"], new["content"]), notes).encode()
+    return page(new["title"], versions, _redline(old, new), notes).encode()
 
 
 def redline_as_json(old: Version, new: Version) -> bytes:
-    marked = redline(old["content"], new["content"])
+    marked = _redline(old, new)
     return orjson.dumps(
         {
             "doc_id": new["doc_id"],
@@ -206,6 +218,16 @@ def redline_as_json(old: Version, new: Version) -> bytes:
             "blocks": [block_json(block) for block in marked],
         }
     )
+
+
+def _redline(old: Version, new: Version) -> list[Block]:
+    check_chars(len(old["content"]) + len(new["content"]))
+    with _limited() as room:
+        marked = redline(old["content"], new["content"], room)
+    with _limited() as room:  # a passage that changed word by word is many
+        for block in marked:
+            room.take(block)
+    return marked
 
 
 def _described(version: Version) -> dict[str, object]:
@@ -218,8 +240,7 @@ def _described(version: Version) -> dict[str, object]:
 
 
 def redline_as_docx(old: Version, new: Version) -> bytes:
-    """With tracked changes, each of the time at which the new version was written. Raises TooLargeForDocx."""
+    """With tracked changes, each of the time at which the new version was written."""
     from documents.word import write_docx  # noqa: PLC0415  # see above
 
-    _check_size(len(old["content"]) + len(new["content"]))
-    return write_docx(new["title"], redline(old["content"], new["content"]), at=new["created_at"])
+    return write_docx(new["title"], _redline(old, new), at=new["created_at"])

@@ -1,16 +1,18 @@
 """A document's Markdown as the paragraphs of a legal document: titles, headings, numbered clauses, tables. Pure.
 
 All formats of an export, and the comparison of two versions, are made of these blocks.
+
+The rule of sizes: a text makes at most PARTS_A_CHARACTER parts (blocks, cells of tables, spans) for each of its
+characters, none of its words is lost by that, and the work grows with the text as a straight line. commonmark.py
+bounds the parser. `Room` bounds the parts in all, while they are made.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
 Mark = Literal["kept", "inserted", "deleted"]
@@ -28,6 +30,8 @@ NEXT_CLAUSE = re.compile(
     rf"(?<=[.:;*])[^\S\n]*\\?\n\s*(?=\**{_DECIMAL}\**\s)"
     rf"|(?:(?<=[.:;,*])|(?<=\band)|(?<=\bor))[^\S\n]*\\?\n\s*(?=\**{_BRACKETED}\**\s)"
 )
+PARTS_A_CHARACTER = 4
+TOKENS_A_PART = 10  # of the parser's, for each part that there is room for; an item of a list has seven
 BLANK_TO_FILL = "__"  # in a line that is to be signed or filled in, which keeps its own line
 
 
@@ -75,44 +79,79 @@ class Block:
         )
 
 
-def blocks(markdown: str) -> list[Block]:
-    """The document's blocks, in order."""
-    return list(_blocks(_parser().parse(markdown)))
+class TooManyParts(Exception):
+    """A text, or several that go into one file, would make more parts than there is room for."""
 
 
-@cache
-def _parser() -> "MarkdownIt":
-    # Imported here, as a service that nobody asks for a file does not need it to start.
-    from markdown_it import MarkdownIt  # noqa: PLC0415  # see above
+class Room:
+    """How many more parts may be made. Raises TooManyParts."""
 
-    # Nothing of a document is HTML, a link's definition or a setext heading: a line above "---" is a line to sign on.
-    # A line that is indented by four spaces is no program, but a clause of a clause.
-    return (
-        MarkdownIt("commonmark").enable("table").disable(["html_block", "html_inline", "reference", "lheading", "code"])
-    )
+    def __init__(self, parts: int) -> None:
+        self.parts = parts
+        self._tokens = parts * TOKENS_A_PART
+
+    def take(self, block: Block) -> None:
+        self.parts -= 1 + sum(map(len, block.rows)) + sum(map(len, block.texts))
+        if self.parts < 0:
+            raise TooManyParts
+
+    def count_tokens(self, tokens: int) -> None:
+        """The parser's, which it makes before there is a block of them."""
+        self._tokens -= tokens
+        if self._tokens < 0:
+            raise TooManyParts
 
 
-def _blocks(tokens: Sequence["Token"]) -> Iterator[Block]:
-    lists = _Lists()
-    clauses = _Clauses()
-    for place, token in enumerate(tokens):
-        match token.type:
-            case "heading_open":
-                yield from clauses.heading(int(token.tag[1:]), _spans(tokens[place + 1]))
-            case "paragraph_open":
-                for spans in _paragraphs(tokens[place + 1]):
-                    if (item := lists.item(spans)) is not None:
-                        yield item
-                    elif spans:
-                        yield clauses.paragraph(spans, lists.depth)
-            case "fence":
-                yield from _code(token.content.rstrip("\n"))
-            case "hr":
-                yield _rule(token.markup)
-            case "table_open":
-                yield _table(tokens, place)
-            case _:
-                lists.follow(token)
+def blocks(markdown: str, room: Room | None = None) -> list[Block]:
+    """The document's blocks, in order. Raises TooManyParts."""
+    room = room or Room(PARTS_A_CHARACTER * (len(markdown) + 1))
+    found = []
+    for block in _Reader(room.count_tokens).blocks(markdown):
+        room.take(block)
+        found.append(block)
+    return found
+
+
+class _Reader:
+    def __init__(self, count: Callable[[int], None]) -> None:
+        # Imported here, as a service that nobody asks for a file does not need it to start.
+        from documents import commonmark  # noqa: PLC0415  # see above
+
+        self._commonmark = commonmark
+        self._count = count
+
+    def blocks(self, markdown: str) -> Iterator[Block]:
+        lists = _Lists()
+        clauses = _Clauses()
+        tokens = self._commonmark.parse(markdown, self._count)
+        for place, token in enumerate(tokens):
+            match token.type:
+                case "heading_open":
+                    yield from clauses.heading(int(token.tag[1:]), self._spans(tokens[place + 1].content))
+                case "paragraph_open":
+                    for line in NEXT_CLAUSE.split(tokens[place + 1].content):
+                        spans = self._spans(line)
+                        if (item := lists.item(spans)) is not None:
+                            yield item
+                        elif spans:
+                            yield clauses.paragraph(spans, lists.depth)
+                case "fence":
+                    yield from _code(token.content.rstrip("\n"))
+                case "hr":
+                    yield _rule(token.markup)
+                case self._commonmark.TABLE:
+                    rows = tuple(tuple(self._spans(cell) for cell in row) for row in token.meta["rows"])
+                    yield Block("table", rows=rows, aligned=tuple(token.meta["aligned"]))
+                case _:
+                    lists.follow(token)
+
+    def _spans(self, content: str) -> tuple[Span, ...]:
+        """The text by style."""
+        # A line that is to be filled in keeps its own line, and so do the lines above and below it.
+        text = _Text("\n" if BLANK_TO_FILL in content else " ")
+        for token in self._commonmark.inline(content, self._count):
+            text.take(token)
+        return text.spans()
 
 
 class _Lists:
@@ -215,66 +254,19 @@ def _rule(markup: str) -> Block:
     return Block("paragraph", (Span(markup[1:]),)) if markup.startswith("_") else Block("rule")
 
 
-def _table(tokens: Sequence["Token"], start: int) -> Block:
-    end = next(place for place in range(start, len(tokens)) if tokens[place].type == "table_close")
-    table = tokens[start:end]
-    return Block("table", rows=tuple(_rows(table)), aligned=tuple(_aligned(table)))
-
-
-def _rows(tokens: Sequence["Token"]) -> Iterator[tuple[tuple[Span, ...], ...]]:
-    row: list[tuple[Span, ...]] = []
-    for token in tokens:
-        if token.type == "tr_open":
-            row = []
-        elif token.type == "inline":
-            row.append(_spans(token))
-        elif token.type == "tr_close":
-            yield tuple(row)
-
-
-def _aligned(tokens: Sequence["Token"]) -> Iterator[Align]:
-    for token in tokens:
-        if token.type == "th_open":
-            match token.attrGet("style"):
-                case "text-align:center":
-                    yield "center"
-                case "text-align:right":
-                    yield "right"
-                case _:
-                    yield "left"
-
-
-def _paragraphs(inline: "Token") -> Iterator[tuple[Span, ...]]:
-    """The spans of a paragraph, or of each clause where it has one on each line."""
-    lines = NEXT_CLAUSE.split(inline.content)
-    if len(lines) == 1:
-        yield _spans(inline)
-        return
-    for line in lines:
-        yield _spans(_parser().parseInline(line)[0])
-
-
-def _spans(inline: "Token") -> tuple[Span, ...]:
-    """An inline token's text by style."""
-    # A line that is to be filled in keeps its own line, and so do the lines above and below it.
-    text = _Text("\n" if BLANK_TO_FILL in inline.content else " ")
-    for token in inline.children or ():
-        text.take(token)
-    return tuple(text.spans)
-
-
 class _Text:
     """Spans out of the tokens of a paragraph; neighbours of one style become one span."""
 
     def __init__(self, line_end: str) -> None:
-        self.spans: list[Span] = []
+        self._pieces: list[str] = []
+        self._styles: list[tuple[int, tuple[bool, bool, bool]]] = []  # the first piece of each span; its style
         self._line_end = line_end  # of a line that ends without a mark
         self._bold = self._italic = 0
         self._link = ""
 
     def take(self, token: "Token") -> None:
         match token.type:
-            case "text" | "image":
+            case "text" | "text_special" | "image":
                 self._add(token.content)
             case "code_inline":
                 self._add(token.content, code=True)
@@ -288,14 +280,28 @@ class _Text:
                 self._italic += token.nesting
             case "link_open":
                 self._link = str(token.attrGet("href") or "")
-            case "link_close" if self._link and not "".join(span.text for span in self.spans).endswith(self._link):
+            case "link_close" if self._link and not self._ends_with(self._link):
                 self._add(f" ({self._link})")
 
+    def spans(self) -> tuple[Span, ...]:
+        ends = [*(start for start, _ in self._styles), len(self._pieces)][1:]
+        return tuple(
+            Span("".join(self._pieces[start:end]), *style)
+            for (start, style), end in zip(self._styles, ends, strict=True)
+        )
+
     def _add(self, text: str, *, code: bool = False) -> None:
-        bold, italic = bool(self._bold), bool(self._italic)
-        if self.spans:
-            last = self.spans[-1]
-            if (last.bold, last.italic, last.code) == (bold, italic, code):
-                text = self.spans.pop().text + text
+        style = bool(self._bold), bool(self._italic), code
         if text:
-            self.spans.append(Span(text, bold, italic, code))
+            if not self._styles or self._styles[-1][1] != style:
+                self._styles.append((len(self._pieces), style))
+            self._pieces.append(text)
+
+    def _ends_with(self, link: str) -> bool:
+        missing, last = len(link), []
+        for piece in reversed(self._pieces):
+            last.append(piece)
+            missing -= len(piece)
+            if missing <= 0:
+                break
+        return "".join(reversed(last)).endswith(link)

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Generic, TypedDict, TypeVar
 
 from documents.alignment import Effort, common
-from documents.markdown import Block, Kind, Mark, Span, blocks
+from documents.markdown import Block, Kind, Mark, Room, Span, blocks
 
 EFFORT = 2_000_000  # steps, which is about a second; two versions of 300 KB with most in common take a tenth of them
 ALIKE = 0.4  # of the letters of both are shared; two unrelated clauses of an agreement share 0.1, and seldom 0.3
@@ -34,15 +34,15 @@ Token = tuple[str, bool, bool, bool]  # its text, and whether that is bold, ital
 T = TypeVar("T")
 
 
-def redline(old: str, new: str) -> list[Block]:
-    """Both versions, given as Markdown, in one list of blocks with marks.
+def redline(old: str, new: str, room: Room | None = None) -> list[Block]:
+    """Both versions, given as Markdown, in one list of blocks with marks. Raises TooManyParts.
 
     A block that is inserted or deleted whole has the mark itself, and so have its spans. A row of a table is inserted
     or deleted if all its spans are. Each of its cells then has a span: an empty cell has one without text.
     """
     effort = Effort(EFFORT)
     marked: list[Block] = []
-    for before, after in _pairs(_parts(blocks(old)), _parts(blocks(new)), effort):
+    for before, after in _pairs(_parts(blocks(old, room)), _parts(blocks(new, room)), effort):
         if before is not None and after is not None:
             marked.append(_merged(before, after, effort))
         elif before is not None:

@@ -225,19 +225,32 @@ async def test_what_is_deleted_while_it_is_sent_is_not_sent_as_a_whole(
         [item async for item in items]
 
 
-def test_a_docx_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "DOCX_CHARS", 10)
-    at = datetime(2026, 11, 24, tzinfo=UTC)
-    half: files.Item = {"type": "message", "role": "user", "content": "a" * 6, "complete": True, "created_at": at}
+VERSION = files.Version(
+    doc_id="d1", title="NDA", version=1, content="", complete=True, created_at=datetime(2026, 11, 24, tzinfo=UTC)
+)
+
+
+@pytest.mark.parametrize("limit", ["CHARS", "PARTS"])
+def test_each_format_that_is_made_as_a_whole_has_the_same_limits(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    half: files.Item = {
+        "type": "message", "role": "assistant", "content": "a\n\nb\n\nc", "complete": True, "created_at": VERSION["created_at"]
+    }  # fmt: skip
+    whole = files.Version(**{**VERSION, "content": "a\n\nb\n\nc\n\nd\n\ne"})
+    monkeypatch.setattr(files, limit, 10)
+    files.conversation_as_docx("t", {}, [half])
+    made: tuple[Callable[[], bytes], ...] = (
+        lambda: files.document_as_docx({**whole, "content": whole["content"] * 2}),
+        lambda: files.redline_as_docx(whole, whole),
+        lambda: files.redline_as_html(whole, whole),
+        lambda: files.redline_as_json(whole, whole),
+    )
+    for make in made:
+        with pytest.raises(files.TooLarge, match="more than 10"):
+            make()
     conversation = files.Conversation("t", {})
     conversation.add(half)
-    with pytest.raises(files.TooLargeForDocx):
-        conversation.add(half)
-    old = files.Version(doc_id="d1", title="NDA", version=1, content="a" * 6, complete=True, created_at=at)
-    with pytest.raises(files.TooLargeForDocx):
-        files.redline_as_docx(old, old)
-    with pytest.raises(files.TooLargeForDocx):
-        files.document_as_docx({**old, "content": "a" * 11})
+    with pytest.raises(files.TooLarge, match="more than 10"):
+        conversation.add(half) if limit == "CHARS" else files.conversation_as_docx("t", {}, [half, half])
 
 
 def test_there_is_a_file_for_each_format_that_can_be_asked_for() -> None:

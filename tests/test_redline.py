@@ -232,9 +232,11 @@ def long_document(word: Callable[[int], str]) -> str:
         (lambda n: f"a{n}", lambda n: f"b{n}"),
         (lambda n: f"a{n}", lambda n: f"a{5999 - n}"),
         (lambda n: COMMON_WORDS[n * n % 4], lambda n: COMMON_WORDS[n * n * n % 7 % 4]),
+        (lambda n: "ab"[n % 2], lambda n: "bac"[n % 3]),
+        (lambda n: "aab"[n % 3], lambda n: "aba"[n % 3] if n % 97 else "c"),
         (lambda n: "x" if n * n % 7 < 3 else "y", lambda n: "y" if n * n % 11 < 5 else "x"),
     ],
-    ids=["nothing in common", "reversed", "four words", "two words"],
+    ids=["nothing in common", "reversed", "four words", "by turns", "nearly by turns", "two words"],
 )
 def test_versions_with_little_in_common_take_no_more_than_their_effort(
     old: Callable[[int], str], new: Callable[[int], str], monkeypatch: pytest.MonkeyPatch

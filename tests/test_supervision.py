@@ -43,6 +43,7 @@ SHORT_TASKS = {
     ("storage/closing.py", "work"): "`within` awaits it",
     ("web/chats.py", "call.request.disconnected()"): "the stream's handler ends it",
     ("web/listener.py", "self._open(connection)"): "a client's connection; the listener's end waits for it",
+    ("web/file_workers.py", "request.disconnected()"): "the download's handler ends it",
     ("web/server.py", "self._runs.drain()"): "the server's end waits for it",
 }
 # Calls that make a loop's coroutine, and those that give a loop its name.

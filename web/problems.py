@@ -52,7 +52,8 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "thread_exists": ProblemType(409),
     "body_too_large": ProblemType(413, ["connection"], ["limit"]),  # closed, as the rest of the body may never end
     "message_too_long": ProblemType(413, [], ["limit"]),
-    "too_large_for_docx": ProblemType(413),
+    "export_too_complex": ProblemType(413),
+    "export_too_large": ProblemType(413),
     "not_json": ProblemType(415),
     "invalid_request": ProblemType(422, [], ["errors"]),
     "rate_limited": ProblemType(429, ["retry-after"], ["limit"]),

@@ -75,6 +75,8 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
     """At SIGTERM, SIGINT or SIGHUP ends the runs, and then the server. A second SIGINT stops the runs at once, and a
     later one cuts the readers that the server waits for.
 
+    `at_once` ends other work that the server would wait for.
+
     uvicorn by itself refuses connections from the signal on. It leaves the lifespan after every open response has
     ended, and tells the responses nothing. Here the service listens until its runs have ended: `/readyz` is red, a new
     chat is refused with a reason, and a broken stream can be resumed.
@@ -83,8 +85,9 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
     uvicorn, as it makes some of them reload.
     """
 
-    def __init__(self, runs: Runs, server: uvicorn.Server | None) -> None:
+    def __init__(self, runs: Runs, at_once: Callable[[], None], server: uvicorn.Server | None) -> None:
         self._runs = runs
+        self._at_once = at_once
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._before: dict[signal.Signals, object] = {}
@@ -125,6 +128,7 @@ class draining_on_signals:  # noqa: N801  # reads as the context manager it is
     def _start_drain(self) -> asyncio.Task[None]:
         if self._drain is None:  # Runs awaits the same end when its block is left
             log.info("shutting down; runs in progress: %d", self._runs.in_progress)
+            self._at_once()
             self._drain = asyncio.create_task(self._runs.drain(), name="drain")
         return self._drain
 

@@ -13,6 +13,7 @@ from threads.histories import Threads
 from threads.retention import Retention
 from web.admission import Admission
 from web.asgi import Request, Response
+from web.file_workers import FileWorkers
 from web.page import Page
 from web.readiness import Readiness
 
@@ -30,6 +31,7 @@ class Service:
     telemetry: Telemetry
     readiness: Readiness
     retention: Retention
+    files: FileWorkers
     page: Page
     openapi: bytes
 
