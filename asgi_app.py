@@ -18,8 +18,11 @@ from pathlib import Path
 import uvicorn
 
 from access.callers import ANONYMOUS, open_access
+from access.forks import Forks
 from access.limits import Limits
+from access.places import Places
 from access.shared_limits import exchanging
+from access.stored_bytes import StoredBytes
 from agent import Agent, ChatModel
 from drafting.deltas import ProxyError
 from drafting.models import offline_model, openai_model
@@ -67,6 +70,7 @@ OPENAPI = Path(__file__).with_name("web") / "openapi.json"
 CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
 FLUSH_TIMEOUT_S = 2.5  # how long a shutdown waits for the queue, after the runs have ended: one attempt, and a little
 RUNS_PER_OWNER = 100  # at once, where nothing else is set: a tenth of MAX_RUNS, so that one key can't fill a process
+STREAMS_A_RUN = 2  # where STREAMS_PER_OWNER is not set, for each of RUNS_PER_OWNER: a client, and one more that follows
 EXIT_FAILED = 1  # an error of ours ended the process, or came in the shutdown
 EXIT_START = 3  # uvicorn's own, for a start that failed
 EXIT_UNSAVED = 4  # turns were lost
@@ -81,33 +85,36 @@ CANNOT_START = (
 # ---------------------------------------------------------------------------------------------------------------
 # Routes
 
+# Of what weighs more or less than 1, docs/limits.md has the reasons.
 ROUTES: Mapping[str, Methods] = {
-    "/chat": {"GET": Route(get_chat, "chat", fields.CHAT_QUERY, stream=True, starts=True, load="long")},
-    "/api/chat": {"POST": Route(post_chat, "chat", load="long")},
-    "/api/runs/{run_id}/events": {"GET": Route(get_run_events, "read", fields.EVENTS_QUERY, stream=True, load="long")},
-    "/api/runs/{run_id}/cancel": {"POST": Route(cancel_run, "chat", load="none")},
+    "/chat": {"GET": Route(get_chat, "chat", 1, fields.CHAT_QUERY, stream=True, starts=True, reader=True, load="long")},
+    "/api/chat": {"POST": Route(post_chat, "chat", 1, reader=True, load="long")},
+    "/api/runs/{run_id}/events": {
+        "GET": Route(get_run_events, "read", 1, fields.EVENTS_QUERY, stream=True, reader=True, load="long")
+    },
+    "/api/runs/{run_id}/cancel": {"POST": Route(cancel_run, "chat", 0, load="none")},
     "/api/threads": {
-        "GET": Route(get_threads, "read", fields.THREADS_QUERY),
-        "DELETE": Route(delete_old_threads, "admin", fields.OLD_THREADS_QUERY),
+        "GET": Route(get_threads, "read", 1, fields.THREADS_QUERY, heavier={"q": 5}),
+        "DELETE": Route(delete_old_threads, "admin", 10, fields.OLD_THREADS_QUERY),
     },
     "/api/threads/{thread_id}": {
-        "GET": Route(get_thread, "read"),
-        "PATCH": Route(patch_thread, "chat"),
-        "DELETE": Route(delete_thread, "admin"),
+        "GET": Route(get_thread, "read", 2),
+        "PATCH": Route(patch_thread, "chat", 1),
+        "DELETE": Route(delete_thread, "admin", 2),
     },
-    "/api/threads/{thread_id}/checkpoints": {"GET": Route(get_checkpoints, "read")},
-    "/api/threads/{thread_id}/fork": {"POST": Route(post_fork, "chat")},
-    "/api/threads/{thread_id}/export": {"GET": Route(get_export, "read", fields.EXPORT_QUERY, load="long")},
+    "/api/threads/{thread_id}/checkpoints": {"GET": Route(get_checkpoints, "read", 2)},
+    "/api/threads/{thread_id}/fork": {"POST": Route(post_fork, "chat", 10)},
+    "/api/threads/{thread_id}/export": {"GET": Route(get_export, "read", 5, fields.EXPORT_QUERY, load="long")},
     "/api/threads/{thread_id}/documents/{doc_id}/diff": {
-        "GET": Route(get_diff, "read", fields.DIFF_QUERY, load="long")
+        "GET": Route(get_diff, "read", 5, fields.DIFF_QUERY, load="long")
     },
-    "/api/stream-tokens": {"POST": Route(post_stream_token, "any caller")},
-    "/": {"GET": Route(get_root, "anyone")},
-    "/debug": {"GET": Route(get_page, "anyone")},
-    "/openapi.json": {"GET": Route(get_openapi, "anyone")},
-    "/healthz": {"GET": Route(get_health, "anyone")},
-    "/readyz": {"GET": Route(get_readiness, "anyone")},
-    "/metrics": {"GET": Route(get_metrics, "anyone")},
+    "/api/stream-tokens": {"POST": Route(post_stream_token, "any caller", 1)},
+    "/": {"GET": Route(get_root, "anyone", 0)},
+    "/debug": {"GET": Route(get_page, "anyone", 0)},
+    "/openapi.json": {"GET": Route(get_openapi, "anyone", 0)},
+    "/healthz": {"GET": Route(get_health, "anyone", 0)},
+    "/readyz": {"GET": Route(get_readiness, "anyone", 0)},
+    "/metrics": {"GET": Route(get_metrics, "anyone", 0)},
 }
 ROUTER = Router(ROUTES)
 
@@ -140,7 +147,11 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         model = await opened(model_of(settings, telemetry, admission))
         checkpointer = Checkpointer(store)
         agent = agent_of(settings, model, checkpointer)
-        runs = await opened(runs_of(settings, agent, model, store, limits, admission, telemetry, supervisor))
+        stored_bytes = StoredBytes(store.fetch, settings.bytes_per_owner)
+        stack.push_async_callback(stored_bytes.close)
+        runs = await opened(
+            runs_of(settings, agent, model, store, limits, stored_bytes, admission, telemetry, supervisor)
+        )
         needing_model = (lambda: 0) if settings.offline else lambda: runs.in_progress
         admission.watch(runs=needing_model, close_idle=bounded(server, admission))
         admission.warn_of_few(settings.max_runs)
@@ -164,7 +175,8 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         if settings.thread_ttl_days is not None:
             expire = partial(retention.expire, timedelta(days=settings.thread_ttl_days))
             await opened(supervisor.running("thread_expiry", expire))
-        parts = (settings, store, runs, access, limits, admission, telemetry, readiness, retention, files)
+        per_owner = (limits, streams_of(settings), Forks(settings.fork_bytes_per_hour), stored_bytes)
+        parts = (settings, store, runs, access, *per_owner, admission, telemetry, readiness, retention, files)
         yield Service(*parts, read_page(), OPENAPI.read_bytes())
 
 
@@ -201,6 +213,14 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
+def streams_of(settings: Settings) -> Places:
+    at_once, everyone = settings.streams_per_owner, None
+    if at_once is None:
+        at_once = STREAMS_A_RUN * (RUNS_PER_OWNER if settings.runs_per_owner is None else settings.runs_per_owner)
+        everyone = ANONYMOUS.owner
+    return Places("streams", "open streams", at_once, everyone)
+
+
 def agent_of(settings: Settings, model: ChatModel, checkpointer: Checkpointer) -> Agent:
     return Agent(
         model,
@@ -217,6 +237,7 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
     model: ChatModel,
     store: Store,
     limits: Limits,
+    stored_bytes: StoredBytes,
     admission: Admission,
     telemetry: Telemetry,
     supervisor: Supervisor,
@@ -226,6 +247,7 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
         model=model.name,
         store=store,
         limits=limits,
+        check_stored_bytes=stored_bytes.check,
         telemetry=telemetry,
         max_runs=settings.max_runs,
         check_room=admission.check_run,

@@ -176,6 +176,9 @@ class Settings:
     requests_per_minute: int | None = _limit()
     runs_per_owner: int | None = _limit()
     tokens_per_day: int | None = _limit()
+    streams_per_owner: int | None = _limit()
+    bytes_per_owner: int | None = _limit()
+    fork_bytes_per_hour: int = _whole(2**26, 1, 2**53)
     exports_per_owner: int | None = _limit(2)  # as many as there are processes that make them
     export_timeout_s: float = _seconds(15)
     thread_ttl_days: int | None = _limit(36_500)

@@ -27,6 +27,7 @@ from chat import (
     unsupervised,
 )
 from storage.batched_reads import BatchedReads
+from storage.changes import PendingChanges, TooManyChanges
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.closing import within
 from storage.commits import real_write
@@ -36,7 +37,7 @@ from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns, UnsavedTurns
 from storage.pool import READ_BUDGET_S, ReadPool, open_pool
 from storage.reader import Reader, ThreadExists, stored_run
-from storage.reads import ITEMS_OF_THREAD, StoredItem, item_of
+from storage.reads import ITEMS_OF_THREAD, READ_STORED_BYTES, StoredItem, item_of
 from storage.recovery import JournaledTurn, replay
 from storage.sql import Row, Statement, Write
 from storage.statements import (
@@ -56,6 +57,7 @@ __all__ = [
     "PUT_BLOB",
     "PUT_CHECKPOINT",
     "PUT_TASK_WRITE",
+    "READ_STORED_BYTES",
     "REPLACE_TASK_WRITE",
     "BatchedReads",
     "JournalError",
@@ -68,6 +70,7 @@ __all__ = [
     "StoreUnavailable",
     "StoredItem",
     "ThreadExists",
+    "TooManyChanges",
     "UnsavedTurns",
     "Write",
     "item_of",
@@ -101,6 +104,7 @@ class Store:
         self._writer = writer
         self._queue_bytes = queue_bytes
         self._turns = PendingTurns(journal)
+        self._changes = PendingChanges()
         self._open_runs: dict[str, OpenRun] = {}  # by the thread's name in the graph
 
     # The queue
@@ -222,22 +226,25 @@ class Store:
         """
         await self._change(owner, thread_id, DELETE_THREAD(owner, thread_id, before))
 
-    async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> None:
-        """Make a new thread of the history of the run `tip`, and of the state that it left.
+    async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> int:
+        """Make a new thread of the history of the run `tip`, and of the state that it left. Gives the bytes copied.
 
         Nothing is made of a thread that was deleted meanwhile. Raises ThreadExists, and StoreUnavailable; after that it
         may have been done.
         """
-        await self._reader.fork_thread(owner, thread_id, tip, new_id)
+        return await self._reader.fork_thread(owner, thread_id, tip, new_id)
 
     async def _change(self, owner: str, thread_id: str, write: Write) -> None:
         """Write behind all that is queued, also while a run is in progress.
 
-        Raises QueueFull, and StoreUnavailable when it takes longer than CHANGE_WAIT_S; then it may still be done.
+        Raises QueueFull, TooManyChanges, and StoreUnavailable when it takes longer than CHANGE_WAIT_S; then it may
+        still be done.
         """
+        self._changes.check(owner)
         if self._free_places < 1:
             raise QueueFull
         saved = self._writer.put_nowait(graph_thread_id(owner, thread_id), [write], CHANGE_BUDGET_S).saved
+        self._changes.add(owner, saved)
         await asyncio.wait({saved}, timeout=CHANGE_WAIT_S)
         if not saved.done():
             raise NotConfirmed

@@ -1,5 +1,8 @@
 """How often an owner may call: requests a minute, runs at once, model tokens a day.
 
+Requests are counted by the dispatcher, one by one and by the weight of their route. Runs and tokens are checked at the
+start of a run. The two are apart: a run that is refused has counted as a request.
+
 Counts in memory decide, at once and without an `await`. The counts of the other processes on the same database arrive
 afterwards, by an exchange about once a second (shared_limits.py). So a limit can be exceeded, by this much:
 
@@ -10,6 +13,8 @@ afterwards, by an exchange about once a second (shared_limits.py). So a limit ca
   each process grants all that it knows to be free. A caller who sends everything at once to all of P processes gets at
   most P times the limit, once. Slots are numbered by the clock of each machine, so clocks must agree to a second or so,
   as with NTP.
+- A request is granted while anything of the minute is left, whatever it weighs. So the heaviest one is possible under
+  the lowest limit, and a minute has at most the limit and the weight of one request.
 - Tokens are known when a run ends. The runs then in progress, at most RUNS_PER_OWNER, go on and may exceed the limit.
   Tokens are estimated for a model call that was cut off, or whose provider reports no usage.
 - While the database is away, each process goes by its own counts, and by the last known counts of the others for
@@ -19,29 +24,19 @@ A process that starts again finds the counts of its predecessor in the database.
 """
 
 import math
-import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from chat import LEASE_S, Refusal
+from access.places import LimitExceeded, jitter
+from chat import LEASE_S
 
 SLOTS = 12  # of a window: a call counts for at most a twelfth of it too long or too short
 MINUTE_S = 60
+HOUR_S = 3600
 DAY_S = 86_400
-JITTER_S = 2  # spreads the retries of requests that were refused together
-
-
-class LimitExceeded(Refusal):
-    """The owner has used up a limit. `retry_after_s`: whole seconds, not less than the `t` of the RateLimit field."""
-
-    def __init__(self, limit: str, detail: str, retry_after_s: int, headers: Sequence[tuple[str, str]]) -> None:
-        super().__init__("rate_limited", detail, [("retry-after", str(retry_after_s)), *headers], limit=limit)
-        self.limit = limit
-        self.retry_after_s = retry_after_s
-
 
 # ---------------------------------------------------------------------------------------------------------------
 # Counts
@@ -116,7 +111,7 @@ class Tally:
 
 
 class Limits:
-    """Decides whether an owner may start a run now. Nothing here waits, and only `check` raises.
+    """Decides whether an owner may call, and start a run, now. Nothing here waits, and only these two checks raise.
 
     `clock` gives seconds since the epoch. `everyone` is the owner that stands for all callers without a key, if there
     is one: its runs at once are not limited, as they are not one tally's.
@@ -135,7 +130,6 @@ class Limits:
         self.runs_at_once = runs_at_once
         self._everyone = everyone
         self._clock = clock
-        # The longest window first: where several quotas are used up, its wait counts.
         self._quotas: list[Quota] = []
         if tokens_a_day is not None:
             self._quotas.append(Quota("tokens", "tokens", tokens_a_day, DAY_S))
@@ -153,24 +147,28 @@ class Limits:
 
     # Deciding
 
-    def check(self, owner: str) -> None:
-        """Count a request for a run. Raises LimitExceeded, and then counts nothing.
+    def count_request(self, owner: str, weight: int) -> None:
+        """Count a request of this weight. Raises LimitExceeded, and then counts nothing.
 
-        Call `run_started` with no await in between; otherwise two requests may see the same last place.
+        The check and the count are one step without an await: two requests can't see the same last unit.
         """
         now = self._clock()
         self._forget_idle(now)
-        tally = self._tally(owner)
-        for quota in self._quotas:
-            used = _used(tally, quota)
-            if used.total(quota, now) >= quota.units:
-                wait_s = used.until_below(quota.units, quota, now)
-                detail = f"You have used your {quota.units} {quota.name} of the last {_WINDOWS[quota.window_s]}."
-                raise LimitExceeded(quota.name, detail, wait_s + _jitter(), self.headers(owner))
+        if weight > 0:
+            self._check("requests", owner, now)
+            self._count(owner, "requests", weight, now)
+
+    def check_run(self, owner: str) -> None:
+        """Raises LimitExceeded if the owner may not start a run now.
+
+        Call `run_started` with no await in between; otherwise two runs may see the same last place.
+        """
+        now = self._clock()
+        self._forget_idle(now)
+        self._check("tokens", owner, now)
         if self._limits_runs_of(owner) and self._free_runs(owner) <= 0:
             detail = f"You have {self.runs_at_once} runs in progress, which is as many as you may have."
-            raise LimitExceeded("runs", detail, 1 + _jitter(), self.headers(owner))
-        self._count(owner, "requests", 1, now)
+            raise LimitExceeded("runs", detail, 1 + jitter())
 
     def run_started(self, owner: str, run_id: str) -> None:
         """The run has a place, until `run_ended`."""
@@ -206,6 +204,16 @@ class Limits:
         if not policies:
             return []
         return [("ratelimit-policy", ", ".join(policies)), ("ratelimit", ", ".join(limits))]
+
+    def _check(self, name: str, owner: str, now: float) -> None:
+        """Raises LimitExceeded if the quota of this name, where there is one, is used up."""
+        if (quota := self._quota(name)) is None:
+            return
+        used = _used(self._tally(owner), quota)
+        if used.total(quota, now) >= quota.units:
+            wait_s = used.until_below(quota.units, quota, now)
+            detail = f"You have used your {quota.units} {quota.name} of the last {_WINDOWS[quota.window_s]}."
+            raise LimitExceeded(quota.name, detail, wait_s + jitter())
 
     def _limits_runs_of(self, owner: str) -> bool:
         return self.runs_at_once is not None and owner != self._everyone
@@ -277,7 +285,3 @@ _WINDOWS = {MINUTE_S: "minute", DAY_S: "day"}
 
 def _used(tally: Tally, quota: Quota) -> Used:
     return tally.used.setdefault(quota.name, Used())
-
-
-def _jitter() -> int:
-    return random.randint(0, JITTER_S)  # noqa: S311  # no secret

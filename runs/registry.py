@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
@@ -61,7 +61,7 @@ class RunStore(TurnStore, Protocol):
 class RunLimits(Protocol):
     """How many runs an owner may have; see Limits."""
 
-    def check(self, owner: str) -> None: ...
+    def check_run(self, owner: str) -> None: ...
 
     def run_started(self, owner: str, run_id: str) -> None: ...
 
@@ -101,6 +101,7 @@ class Runs:
         model: str,
         store: RunStore,
         limits: RunLimits,
+        check_stored_bytes: Callable[[str], Awaitable[None]],
         telemetry: Telemetry,
         max_runs: int,
         check_room: Callable[[], None] = lambda: None,
@@ -120,6 +121,7 @@ class Runs:
         self._model = model
         self._store = store
         self._limits = limits
+        self._check_stored_bytes = check_stored_bytes
         self._telemetry = telemetry
         self._max_runs = max_runs
         self._check_room = check_room  # raises Overloaded where the process lacks descriptors or memory
@@ -226,7 +228,7 @@ class Runs:
         if self.full:
             raise TooManyRuns
         self._check_room()
-        self._limits.check(owner)
+        self._limits.check_run(owner)
         run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint)
         self._limits.run_started(owner, run.run_id)
         if request.idempotency_key is not None:
@@ -240,6 +242,7 @@ class Runs:
             del self._keyed[run.owner, key]
 
     async def _begin(self, run: Run, request: ChatRequest) -> None:
+        await self._check_stored_bytes(run.owner)
         head = ThreadHead()
         if request.thread_id is not None:
             with self._turns.starts.lookup():

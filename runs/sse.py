@@ -13,6 +13,8 @@ from chat import RUN_ID, Doc, End, Error, Event, Message, Piece, Start
 
 RETRY = b"retry: 2000\n"  # ms until an EventSource reconnects; goes before a stream's first frame
 HEARTBEAT = b":\n\n"
+EVENT_STREAM = "text/event-stream"
+MEDIA_TYPE = f"{EVENT_STREAM}; charset=utf-8"
 END = "end"
 EVENT_ID = re.compile(rf"({RUN_ID.pattern}):(0|[1-9][0-9]{{0,14}}|end)")
 
@@ -31,6 +33,11 @@ def piece_frame(run_id: bytes, position: int, piece: Piece) -> bytes:
         *(run_id, position, content, piece.item),
         *(orjson.dumps(piece.doc_id), orjson.dumps(piece.title), piece.version),
     )
+
+
+def pause(seconds: int) -> bytes:
+    """A stream that has nothing but this makes an EventSource come back after that time."""
+    return b"retry: %d\n\n" % (1000 * seconds)
 
 
 def start_frame(run_id: bytes, start: Start) -> bytes:

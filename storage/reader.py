@@ -34,6 +34,7 @@ from storage.reads import (
     READ_LOST,
     READ_RUN_BY_ID,
     READ_RUN_BY_KEY,
+    READ_THREAD_BYTES,
     StoredItem,
     item_of,
 )
@@ -119,21 +120,23 @@ class Reader:
             said[item["run_id"]].append(item)
         return state, [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
 
-    async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> None:
-        """Raises ThreadExists. After StoreUnavailable it may have been done."""
+    async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> int:
+        """Gives the bytes that were copied. Raises ThreadExists. After StoreUnavailable it may have been done."""
         try:
             async with asyncio.timeout(FORK_BUDGET_S), self._forks:
-                await self._pool.run(FORK_BUDGET_S, lambda taken: _fork(taken, owner, thread_id, tip, new_id))
+                return await self._pool.run(FORK_BUDGET_S, lambda taken: _fork(taken, owner, thread_id, tip, new_id))
         except asyncpg.UniqueViolationError:
             raise ThreadExists from None
         except TimeoutError as error:
             raise NotConfirmed(type(error).__name__) from error
 
 
-async def _fork(connection: PoolConnectionProxy, *arguments: str) -> None:
+async def _fork(connection: PoolConnectionProxy, owner: str, thread_id: str, tip: str, new_id: str) -> int:
     async with transaction(connection, FORK_BUDGET_S, "ISOLATION LEVEL REPEATABLE READ"):
         await connection.execute("SET LOCAL lock_timeout = 0")
-        await connection.execute(FORK_THREAD, *arguments)
+        await connection.execute(FORK_THREAD, owner, thread_id, tip, new_id)
+        copied: int = await connection.fetchval(READ_THREAD_BYTES, owner, new_id)
+        return copied
 
 
 def stored_run(row: Row, items: Sequence[StoredItem]) -> StoredRun:

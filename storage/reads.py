@@ -52,6 +52,35 @@ READ_PLACE = """SELECT
     EXISTS (SELECT 1 FROM deleted_runs WHERE run_id IN ($3, $4)) AS deleted,
     EXISTS (SELECT 1 FROM runs WHERE owner = $1 AND idempotency_key = $5 AND run_id <> $3) AS key_is_taken"""
 
+# The bytes of the threads of the owner $1 behind the thread $2, at most $3 threads in the order of their ids; how many
+# threads these are, and the last of them. The columns that grow count as they are stored: the size of a compressed
+# value is known without reading it. ROW_BYTES are the rest of a row and its places in the indexes.
+ROW_BYTES = 250
+
+
+def _size(table: str, condition: str, *columns: str) -> str:
+    sizes = "".join(f" + coalesce(pg_column_size({column}), 0)" for column in columns)
+    return f"(SELECT coalesce(sum({ROW_BYTES}{sizes}), 0) FROM {table} x WHERE {condition})"  # noqa: S608  # our own names
+
+
+_OF_THREAD = "x.owner = t.owner AND x.thread_id = t.thread_id"
+_OF_GRAPH = "x.thread_id = t.owner || '/' || t.thread_id"
+_SIZES = [
+    _size("runs", _OF_THREAD, "x.error"),
+    _size("messages", _OF_THREAD, "x.content", "x.words"),
+    _size("pieces", _OF_THREAD, "x.content"),
+    _size("checkpoints", _OF_GRAPH, "x.checkpoint", "x.metadata"),
+    _size("checkpoint_blobs", _OF_GRAPH, "x.blob"),
+    _size("checkpoint_writes", _OF_GRAPH, "x.blob"),
+]
+READ_STORED_BYTES = f"""SELECT coalesce(sum({" + ".join(_SIZES)}), 0)::bigint AS bytes, count(*) AS threads,
+    max(t.thread_id) AS last
+FROM (SELECT owner, thread_id FROM threads WHERE owner = $1 AND thread_id > $2 ORDER BY thread_id LIMIT $3) AS t"""  # noqa: S608  # our own text
+
+# The same of the thread $2.
+READ_THREAD_BYTES = f"""SELECT coalesce(sum({" + ".join(_SIZES)}), 0)::bigint AS bytes
+FROM threads t WHERE owner = $1 AND thread_id = $2"""  # noqa: S608  # our own text
+
 # A new thread $4 of the history of the thread's run $3.
 FORK_THREAD = "SELECT fork_thread($1, $2, $3, $4)"
 

@@ -281,7 +281,10 @@ def test_of_forks_of_one_name_at_once_one_is_made(service: Start, openai: OpenAI
         chat(processes[0].url, said, thread_id="t")
     with ThreadPoolExecutor(6) as threads:
         asked = [threads.submit(fork, processes[number % 2], "t", thread_id="f") for number in range(6)]
-    assert sorted(answer.result().status_code for answer in asked) == [201, *[409] * 5]
+    statuses = sorted(answer.result().status_code for answer in asked)
+    assert statuses[0] == 201
+    assert set(statuses[1:]) <= {409, 429}, "of one owner a process makes one fork at a time"
+    assert fork(processes[1], "t", thread_id="f").status_code == 409
     assert contents(processes[1], "f") == ["one", "Yes.", "two", "Yes."]
 
 

@@ -71,7 +71,10 @@ def shown(value: object) -> str:
 
 
 # Read from other parts where they are unset.
-ELSEWHERE = {"database_url": "embedded", "journal_dir": "none", "runs_per_owner": "100", "exports_per_owner": "1"}
+ELSEWHERE = {
+    **{"database_url": "embedded", "journal_dir": "none"},
+    **{"runs_per_owner": "100", "streams_per_owner": "200", "exports_per_owner": "1"},
+}
 
 
 def test_every_setting_is_in_operating_with_its_default() -> None:

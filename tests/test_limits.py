@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import requests
@@ -17,14 +18,8 @@ from hypothesis import strategies as st
 from openai_server import OpenAIServer, finish, status, text, wait
 from sse_client import Stream, chat
 
-from access.limits import (
-    DAY_S,
-    JITTER_S,
-    MINUTE_S,
-    SLOTS,
-    LimitExceeded,
-    Limits,
-)
+from access.limits import DAY_S, MINUTE_S, SLOTS, Limits
+from access.places import JITTER_S, LimitExceeded
 from access.shared_limits import FORGET_EXPIRED, READ_OTHERS, READ_RUNNING, exchanging
 from chat import RunStarted
 from store import Store, open_store
@@ -53,9 +48,15 @@ def new(
     return Limits(requests_a_minute=requests, runs_at_once=runs, tokens_a_day=tokens, everyone=everyone, clock=clock)
 
 
+def ask(limits: Limits, owner: str = "o", weight: int = 1) -> None:
+    """A chat: the dispatcher counts the request, and the start of its run asks for a place."""
+    limits.count_request(owner, weight)
+    limits.check_run(owner)
+
+
 def granted(limits: Limits, owner: str = "o") -> bool:
     try:
-        limits.check(owner)
+        ask(limits, owner)
     except LimitExceeded:
         return False
     return True
@@ -63,7 +64,7 @@ def granted(limits: Limits, owner: str = "o") -> bool:
 
 def refusal(limits: Limits, owner: str = "o") -> LimitExceeded:
     with pytest.raises(LimitExceeded) as refused:
-        limits.check(owner)
+        ask(limits, owner)
     return refused.value
 
 
@@ -92,7 +93,7 @@ def test_requests_over_the_limit_are_refused_until_the_minute_is_over() -> None:
 def test_without_a_limit_nothing_is_refused_counted_or_told() -> None:
     limits = new()
     for number in range(1000):
-        limits.check("o")
+        ask(limits, "o")
         limits.run_started("o", str(number))
     assert limits.headers("o") == []
     assert limits.unpublished() == []
@@ -122,7 +123,7 @@ def test_who_waits_as_told_is_granted_and_not_much_earlier(quota: int, pauses: l
         before = clock.now
         for _ in range(quota + 1):
             try:
-                limits.check("o")
+                ask(limits, "o")
             except LimitExceeded:
                 [(_, _), (_, field)] = limits.headers("o")
                 wait_s = int(field.rpartition("t=")[2])
@@ -157,7 +158,7 @@ def test_a_refused_request_does_not_count() -> None:
 def test_runs_at_once_have_places_that_come_back() -> None:
     limits = new(runs=2)
     for run_id in "ab":
-        limits.check("o")
+        ask(limits, "o")
         limits.run_started("o", run_id)
     error = refusal(limits)
     assert error.limit == "runs"
@@ -170,7 +171,7 @@ def test_runs_at_once_have_places_that_come_back() -> None:
 def test_the_runs_of_everyone_are_not_limited_but_their_requests_are() -> None:
     limits = new(requests=3, runs=1, everyone="anonymous")
     for run_id in "abc":
-        limits.check("anonymous")
+        ask(limits, "anonymous")
         limits.run_started("anonymous", run_id)
     assert refusal(limits, "anonymous").limit == "requests"
 
@@ -189,14 +190,54 @@ def test_tokens_of_the_last_day_are_counted_when_a_run_ends() -> None:
     assert granted(limits)
 
 
-def test_a_limit_that_refuses_leaves_the_others_as_they_were() -> None:
+def test_a_run_that_is_refused_has_counted_as_a_request() -> None:
     limits = new(requests=5, runs=1)
-    limits.check("o")
+    ask(limits, "o")
     limits.run_started("o", "a")
-    for _ in range(10):
-        assert refusal(limits).limit == "runs"
+    assert [refusal(limits).limit for _ in range(6)] == ["runs"] * 4 + ["requests"] * 2
     limits.run_ended("o", "a", 0)
-    assert [granted(limits) for _ in range(5)] == [True, True, True, True, False]
+    assert not granted(limits)
+
+
+def test_used_up_tokens_refuse_runs_and_no_other_request() -> None:
+    limits = new(requests=5, tokens=10)
+    use(limits, 10)
+    limits.count_request("o", 1)
+    with pytest.raises(LimitExceeded, match="10 tokens of the last day"):
+        limits.check_run("o")
+    assert '"requests";r=4;' in told(limits)
+
+
+def test_a_request_is_granted_while_anything_is_left_whatever_it_weighs() -> None:
+    clock = Clock()
+    limits = new(clock, requests=1)
+    limits.count_request("o", 10)
+    error = refusal(limits)
+    assert error.retry_after_s <= MINUTE_S + SLOT_S + JITTER_S, "a heavy request is over in a minute, too"
+    limits.count_request("o", 0)
+    clock.now += error.retry_after_s
+    limits.count_request("o", 10)
+
+
+@given(
+    st.integers(1, 20),
+    st.lists(st.tuples(st.floats(0, 20), st.sampled_from([0, 1, 2, 5, 10])), min_size=1, max_size=100),
+)
+def test_a_minute_less_a_slot_has_at_most_the_limit_and_the_weight_of_one_request(
+    quota: int, requests: list[tuple[float, int]]
+) -> None:
+    clock = Clock()
+    limits = new(clock, requests=quota)
+    granted: list[tuple[float, int]] = []
+    for pause, weight in requests:
+        clock.now += pause
+        with suppress(LimitExceeded):
+            limits.count_request("o", weight)
+            granted.append((clock.now, weight))
+    for place, (moment, _) in enumerate(granted):
+        window = [weight for at, weight in granted[place:] if moment <= at < moment + MINUTE_S - SLOT_S]
+        assert sum(window) < quota + 10
+    assert [weight for _, weight in granted if weight == 0] == [weight for _, weight in requests if weight == 0]
 
 
 def test_the_headers_are_the_drafts() -> None:
@@ -210,7 +251,7 @@ def test_the_headers_are_the_drafts() -> None:
         ),
         ("ratelimit", '"tokens";r=1000, "requests";r=60, "runs";r=5'),
     ]
-    limits.check("o")
+    ask(limits, "o")
     limits.run_started("o", "a")
     limits.run_ended("o", "a", 1100)
     limits.run_started("o", "b")
@@ -226,7 +267,7 @@ def test_idle_owners_are_forgotten() -> None:
     clock = Clock()
     limits = new(clock, requests=10, runs=5)
     for number in range(1000):
-        limits.check(f"owner {number}")
+        ask(limits, f"owner {number}")
     limits.run_started("busy", "a")
     limits.merge_counts((f"elsewhere {number}", "requests", int(clock.now // SLOT_S), 1) for number in range(1000))
     assert "2001 owners" in repr(limits)
@@ -243,7 +284,7 @@ def test_an_owner_takes_the_same_memory_however_much_it_calls() -> None:
     clock = Clock()
     limits = new(clock, requests=10**9, tokens=10**9)
     for _ in range(5000):
-        limits.check("o")
+        ask(limits, "o")
         use(limits, 10)
         clock.now += 7.7
     counts = [len(used.ours) for used in limits._tallies["o"].used.values()]
@@ -275,16 +316,16 @@ async def test_two_processes_share_requests_and_tokens(store: Store) -> None:
     clock = Clock(time.time())
     one, two = (new(clock, requests=4, tokens=100) for _ in range(2))
     async with exchanging(one, store), exchanging(two, store):
-        one.check("o")
-        one.check("o")
-        two.check("o")
+        ask(one, "o")
+        ask(one, "o")
+        ask(two, "o")
         use(two, 30)
         use(one, 40)
         await until(lambda: '"requests";r=1;' in told(one) and '"requests";r=1;' in told(two))
         await until(lambda: '"tokens";r=30;' in told(one) and '"tokens";r=30;' in told(two))
         use(one, 10)
         await until(lambda: '"tokens";r=20;' in told(two))
-        two.check("o")
+        ask(two, "o")
         await until(lambda: not granted(one))
         assert refusal(one).limit == refusal(two).limit == "requests"
         assert granted(one, "another owner")
@@ -297,12 +338,12 @@ async def test_two_processes_share_requests_and_tokens(store: Store) -> None:
 async def test_a_process_that_starts_again_knows_what_was_used(store: Store) -> None:
     before = new(requests=3, tokens=100)
     async with exchanging(before, store):
-        before.check("o")
+        ask(before, "o")
         use(before, 150)
     after = new(requests=3, tokens=100)
     async with exchanging(after, store):
-        assert refusal(after).limit == "tokens"
         assert '"requests";r=2;' in told(after)
+        assert refusal(after).limit == "tokens"
 
 
 @pytest.mark.anyio
@@ -310,7 +351,7 @@ async def test_a_process_that_starts_again_knows_what_was_used(store: Store) -> 
 async def test_runs_of_other_processes_take_places_while_they_hold_their_lease(store: Store) -> None:
     mine, other = new(runs=2), new(runs=2)
     async with exchanging(mine, store), exchanging(other, store):
-        mine.check("o")
+        ask(mine, "o")
         mine.run_started("o", "run a")
         await store.start_run(RunStarted("o", "a", "run a", 1, "Hi", "m", time.time()))
         await until(lambda: told(other) == '"runs";r=1')
@@ -338,7 +379,7 @@ async def test_the_database_being_away_refuses_nobody(database_url: str) -> None
         async with exchanging(one, store), exchanging(two, store):
             two.run_started("o", "run a")
             await store.start_run(RunStarted("o", "a", "run a", 1, "Hi", "m", time.time()))
-            two.check("o")
+            ask(two, "o")
             await until(lambda: '"requests";r=3;' in told(one) and '"runs";r=1' in told(one))
             proxy.refuse = True
             await proxy.reset()
@@ -359,7 +400,7 @@ async def test_a_frozen_database_does_not_pile_up_writes_or_hold_up_the_end(data
         async with exchanging(one, store):
             proxy.frozen = True
             for _ in range(50):
-                one.check("o")
+                ask(one, "o")
                 await asyncio.sleep(0)
             await until(lambda: store._writer.newest_unsaved("") is not None)
             assert store._writer.waiting <= 1
@@ -381,7 +422,7 @@ async def test_counts_that_a_full_queue_has_no_place_for_are_told_later(database
             for number in range(3):  # one in the writer's hand, and two behind it
                 store._writer.put_nowait(f"t{number}", [FORGET_EXPIRED()])
                 await asyncio.sleep(0)
-            one.check("o")
+            ask(one, "o")
             await until(lambda: one._unpublished == set())
             proxy.frozen = False
             await proxy.reset()
@@ -393,10 +434,10 @@ async def test_counts_that_a_full_queue_has_no_place_for_are_told_later(database
 async def test_expired_counts_are_deleted(store: Store) -> None:
     old = new(Clock(time.time() - 2 * MINUTE_S), requests=5)
     async with exchanging(old, store):
-        old.check("o")
+        ask(old, "o")
     one = new(requests=5)
     async with exchanging(one, store):
-        one.check("p")
+        ask(one, "p")
     assert [row["owner"] for row in await store.fetch("SELECT owner FROM limit_counts")] == ["p"]
 
 
@@ -426,7 +467,7 @@ async def test_the_reads_use_their_indexes(store: Store) -> None:
 def test_a_caller_who_calls_too_often_is_told_when_to_come_back(
     service: Callable[..., Service], openai: OpenAIServer
 ) -> None:
-    running = service(openai=openai, REQUESTS_PER_MINUTE="3", RUNS_PER_OWNER="1", TOKENS_PER_DAY="1000")
+    running = service(openai=openai, REQUESTS_PER_MINUTE="6", RUNS_PER_OWNER="1", TOKENS_PER_DAY="1000")
     gate = threading.Event()
     openai.reply(text("one"), wait(gate), finish())
     with ThreadPoolExecutor(1) as threads:
@@ -439,13 +480,16 @@ def test_a_caller_who_calls_too_often_is_told_when_to_come_back(
         assert first.result().headers["ratelimit-policy"].startswith('"tokens";q=1000')
     key = {"Idempotency-Key": "k"}
     again = [chat(running.url, "Hi", headers=key) for _ in range(3)]
-    assert len({stream.run_id for stream in again}) == 1, "a repeated request counts once"
+    assert len({stream.run_id for stream in again}) == 1, "one run, of three requests"
     assert chat(running.url, "Hi").status == 200
     refused = chat(running.url, "Hi")
     assert (refused.status, refused.problem["limit"]) == (429, "requests")
     assert 1 <= int(refused.headers["retry-after"]) <= 65
     assert '"requests";r=0;t=' in refused.headers["ratelimit"]
-    assert requests.get(f"{running.url}/api/threads", timeout=10).status_code == 200, "reading is not counted"
+    assert requests.get(f"{running.url}/api/threads", timeout=10).status_code == 429
+    assert requests.get(f"{running.url}/healthz", timeout=10).status_code == 200
+    cancel = requests.post(f"{running.url}/api/runs/{again[0].run_id}/cancel", timeout=10)
+    assert cancel.status_code == 202, "a run can be stopped whatever was used"
     assert len(openai.requests) == 3
 
 

@@ -443,7 +443,7 @@ def test_answers_are_as_documented(service: Start) -> None:
 def test_refusals_for_want_of_a_scope_or_of_room_are_as_documented(
     service: Start, openai: OpenAIServer, database_url: str
 ) -> None:
-    running, gate = service(openai, MAX_RUNS="1", REQUESTS_PER_MINUTE="2"), threading.Event()
+    running, gate = service(openai, MAX_RUNS="1", REQUESTS_PER_MINUTE="4"), threading.Event()
     keys = {scope: new_key(database_url, "a", [scope]).headers for scope in get_args(Scope)}
     assert held(running, "GET", "/api/threads", headers=keys["chat"]).status_code == 403
     assert held(running, "POST", "/api/chat", json={}, headers=keys["read"]).status_code == 403

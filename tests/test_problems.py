@@ -11,7 +11,7 @@ import pytest
 from conftest import product_files
 
 from access.callers import Forbidden, TwoCredentials, Unauthorized
-from access.limits import LimitExceeded
+from access.places import LimitExceeded
 from chat import Conflict, InvalidRequest, Refusal, ThreadBusy
 from store import StoreUnavailable
 from web.asgi import Response
@@ -92,7 +92,7 @@ REFUSALS = [
     Unauthorized(sent=False),
     TwoCredentials(),
     Forbidden("read"),
-    LimitExceeded("runs", "too many", 7, [("ratelimit", "r")]),
+    LimitExceeded("runs", "too many", 7),
     InvalidRequest([{"pointer": "/a", "detail": "is wrong"}]),
     ThreadBusy("r"),
     StoreUnavailable("a reason that is not for the client"),

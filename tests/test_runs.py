@@ -113,6 +113,10 @@ class Records:
         return self.heads.get(thread_id, ThreadHead())
 
 
+async def no_limit(owner: str) -> None:
+    """Of the bytes that an owner may store."""
+
+
 @asynccontextmanager
 async def registry(agent: RunAgent, records: Records | None = None, **settings: float) -> AsyncIterator[Runs]:
     records = records or Records()
@@ -122,6 +126,7 @@ async def registry(agent: RunAgent, records: Records | None = None, **settings: 
         model="scripted",
         store=records,
         limits=Limits(requests_a_minute=None, runs_at_once=None, tokens_a_day=None),
+        check_stored_bytes=no_limit,
         telemetry=Telemetry("1.2.3"),
         supervise=Supervisor(pytest.fail).keep,
         **limits,  # type: ignore[arg-type]

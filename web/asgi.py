@@ -198,10 +198,12 @@ class Response:
         self._headers = tuple(headers)
         self._head = head
         self.started = False
+        self.at_start: Callable[[], Headers] = tuple  # more headers, as they are when the answer begins
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*headers, *self._headers)]
+        told = (*headers, *self._headers, *self.at_start())
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in told]
         await self._transmit({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, body: bytes) -> None:

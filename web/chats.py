@@ -4,7 +4,7 @@ import asyncio
 
 from chat import NotFound, StopCause, StreamMode
 from runs.run import Run
-from runs.sse import EventId
+from runs.sse import MEDIA_TYPE, EventId
 from web import fields
 from web.asgi import SAFE_TO_READ, Disconnected, Headers
 from web.service import Call
@@ -103,13 +103,12 @@ async def stream(
 
 def stream_headers(call: Call, run_id: str) -> Headers:
     headers = [
-        ("content-type", "text/event-stream; charset=utf-8"),
+        ("content-type", MEDIA_TYPE),
         ("cache-control", "no-cache, no-transform"),
         ("x-accel-buffering", "no"),
         *SAFE_TO_READ,
         ("location", f"/api/runs/{run_id}/events"),
         ("referrer-policy", "no-referrer"),
-        *call.service.limits.headers(call.owner),
     ]
     if call.request.http_version == "1.1":
         headers.append(("connection", "keep-alive"))

@@ -63,6 +63,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "provider_unavailable": ProblemType(503, ["retry-after"]),
     "shutting_down": ProblemType(503, ["retry-after", "connection"]),
     "store_unavailable": ProblemType(503, ["retry-after"]),
+    "storage_full": ProblemType(507, [], ["limit", "stored"]),
 }
 
 

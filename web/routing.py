@@ -1,13 +1,17 @@
-"""The dispatcher: checks host and sender, finds the route and the caller of a request, and calls the handler."""
+"""The dispatcher: checks host and sender, finds route and caller, meters the request, and calls the handler."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
+from urllib.parse import unquote_to_bytes
 
 from access.callers import Caller, Scope
+from access.places import LimitExceeded
 from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
-from runs.sse import EventId
+from runs.sse import EVENT_STREAM, MEDIA_TYPE, EventId, pause
 from web import boundary, cors
 from web.admission import Load
 from web.asgi import Request, Response
@@ -23,17 +27,28 @@ FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`query`: the names of its parameters. `stream`: an EventSource may call it, with a stream token.
-
-    `starts`: a GET that starts a run. `load`: see web/admission.py.
+    """`weight`: its share of REQUESTS_PER_MINUTE, and `heavier` with one of these parameters; docs/limits.md has the
+    reasons. `query`: the names of its parameters. `stream`: an EventSource may call it, with a stream token. `starts`:
+    a GET that starts a run. `reader`: its answer follows a run, so it takes a place of STREAMS_PER_OWNER.
+    `load`: see web/admission.py.
     """
 
     handler: Handler
     who: Who
+    weight: int
     query: Sequence[str] = ()
+    heavier: Mapping[str, int] = field(default_factory=dict)
     stream: bool = False
     starts: bool = False
     load: Load = "short"
+    reader: bool = False
+
+    def weight_of(self, request: Request) -> int:
+        """Also of a query that can't be read."""
+        if not self.heavier:
+            return self.weight
+        sent = {unquote_to_bytes(pair.partition(b"=")[0]) for pair in request.raw_query.split(b"&")}
+        return max([self.weight, *(weight for name, weight in self.heavier.items() if name.encode() in sent)])
 
 
 Methods = Mapping[str, Route]
@@ -90,8 +105,33 @@ class Router:
             boundary.check_start_by_get(request, origins, is_open=is_open)
         if route.who != "anyone":
             await service.admission.check(route.load)
-        caller = await _caller(service, request, route)
-        await route.handler(Call(service, request, response, found.ids, caller))
+        call = Call(service, request, response, found.ids, await _caller(service, request, route))
+        if route.who == "anyone":
+            await route.handler(call)
+        else:
+            await _metered(call, route)
+
+
+async def _metered(call: Call, route: Route) -> None:
+    """Count the request before anything else is decided about it, then call the handler."""
+    service, request, response = call.service, call.request, call.response
+    response.at_start = partial(service.limits.headers, call.owner)
+    try:
+        service.limits.count_request(call.owner, route.weight_of(request))
+        if route.who != "any caller" and route.who != "anyone":  # noqa: PLR1714  # mypy narrows the type by these
+            call.caller.need(route.who)
+        with service.streams.taken(call.owner) if route.reader else nullcontext():
+            await route.handler(call)
+    except LimitExceeded as refused:
+        if response.started or not _comes_back(request, route):
+            raise
+        service.telemetry.refused(refused.code)
+        await response.whole(200, MEDIA_TYPE, pause(refused.retry_after_s))
+
+
+def _comes_back(request: Request, route: Route) -> bool:
+    """Whether an EventSource reconnects. One that gets a 429 never comes back, so it is told to wait."""
+    return route.stream and "last-event-id" in request.headers and EVENT_STREAM in request.headers.get("accept", "")
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -101,13 +141,10 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 
 async def _caller(service: Service, request: Request, route: Route) -> Caller:
-    """Raises as Access.caller does, and Forbidden."""
+    """Raises as Access.caller does."""
     if route.who == "anyone":
         return NOBODY
     access_token = request.query().get("access_token") if route.stream else None
     seen = EventId.parse(request.headers.get("last-event-id", ""))
     seen_run = seen.run_id if seen is not None else None
-    caller = await service.access.caller(request.headers.get("authorization"), access_token, seen_run)
-    if route.who != "any caller":
-        caller.need(route.who)
-    return caller
+    return await service.access.caller(request.headers.get("authorization"), access_token, seen_run)

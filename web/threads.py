@@ -18,7 +18,11 @@ async def get_threads(call: Call) -> None:
 
 async def delete_old_threads(call: Call) -> None:
     before = fields.old_threads_query(call.request.query())
-    await call.response.json(200, {"deleted": await call.service.retention.delete_old(call.owner, before)})
+    try:
+        deleted = await call.service.retention.delete_old(call.owner, before)
+    finally:
+        call.service.stored_bytes.forget(call.owner)
+    await call.response.json(200, {"deleted": deleted})
 
 
 async def get_thread(call: Call) -> None:
@@ -35,4 +39,5 @@ async def patch_thread(call: Call) -> None:
 async def delete_thread(call: Call) -> None:
     await call.threads.summary(call.thread_id)
     await call.service.retention.delete(call.owner, call.thread_id)
+    call.service.stored_bytes.forget(call.owner)
     await call.response.whole(204, None, b"")
