@@ -72,8 +72,11 @@ def shown(value: object) -> str:
 
 # Read from other parts where they are unset.
 ELSEWHERE = {
-    **{"database_url": "embedded", "journal_dir": "none"},
-    **{"runs_per_owner": "100", "streams_per_owner": "200", "exports_per_owner": "1"},
+    "database_url": "embedded",
+    "journal_dir": "none",
+    "runs_per_owner": "100",
+    "streams_per_owner": "200",
+    "exports_per_owner": "1",
 }
 
 
