@@ -1,6 +1,7 @@
 """A PostgreSQL whose COMMIT waits for a standby, and the standby."""
 
 import asyncio
+import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -52,7 +53,9 @@ class Standby:
         self._server = _Server(folder)
         folder.mkdir(mode=0o755, exist_ok=True)
         self._server._make_reachable()
-        self._server._own(self._server._data)
+        self._server._data.mkdir(mode=0o700)
+        if (user := primary._server._user()) is not None:
+            os.chown(self._server._data, *user)
         sockets = primary._server._read(SOCKET_FOLDER_LINE)
         source = ("-h", sockets, "-p", "5432", "-U", "postgres", "-D", str(self._server._data))
         self._server._run("pg_basebackup", *source, "-R", "-X", "stream", "-c", "fast")
