@@ -29,9 +29,10 @@ from chat import (
 from storage.batched_reads import BatchedReads
 from storage.changes import PendingChanges, TooManyChanges
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
+from storage.clock import DatabaseClock
 from storage.closing import within
 from storage.commits import real_write
-from storage.database import SchemaError, open_connection, where
+from storage.database import VERSION_BUDGET_S, SchemaError, open_connection, where
 from storage.faults import NotConfirmed, NotWritten, StatementTooSlow, StoreUnavailable
 from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns, UnsavedTurns
@@ -99,12 +100,15 @@ class OpenRun:
 class Store:
     """One for the process. A thread is named by its owner and id or, for the graph, by "owner/thread_id"."""
 
-    def __init__(self, pool: ReadPool, writer: Writer, queue_bytes: int, journal: Journal | None) -> None:
+    def __init__(
+        self, pool: ReadPool, writer: Writer, queue_bytes: int, journal: Journal | None, clock: DatabaseClock
+    ) -> None:
         self._reader = Reader(pool)
         self._writer = writer
         self._queue_bytes = queue_bytes
         self._turns = PendingTurns(journal)
         self._changes = PendingChanges()
+        self._clock = clock
         self._open_runs: dict[str, OpenRun] = {}  # by the thread's name in the graph
 
     # The queue
@@ -268,8 +272,12 @@ class Store:
         return await self._reader.fetch(sql, *arguments)
 
     async def ping(self) -> None:
-        """Raises StoreUnavailable."""
-        await self.fetch("SELECT 1")
+        """Compare the clocks again. Raises StoreUnavailable."""
+        await self._clock.compare(self.fetch)
+
+    def now(self) -> float:
+        """Seconds since the epoch by the database's clock, for every time that is stored or compared with one."""
+        return self._clock.now()
 
     async def head(self, owner: str, thread_id: str, checkpoint_id: str | None = None) -> ThreadHead:
         """The head of the thread, or the run that left the state `checkpoint_id`: a new run goes on from there.
@@ -334,6 +342,8 @@ async def open_store(
     Raises StoreUnavailable, SchemaError, JournalError, and UnsavedTurns at the end.
     """
     async with open_connection(dsn, connect_timeout_s, migrates=migrate_at_start) as connection:
+        clock = DatabaseClock()
+        await within(VERSION_BUDGET_S, connection, clock.compare(connection.fetch))
         if journal_dir is not None:
             await replay(connection, journal_dir)
     async with AsyncExitStack() as stack:
@@ -342,7 +352,7 @@ async def open_store(
         if journal_dir is not None:
             journal = stack.enter_context(closing(Journal(journal_dir)))
         writer = Writer(dsn, queue_size, on_commit)
-        store = Store(pool, writer, queue_bytes, journal)
+        store = Store(pool, writer, queue_bytes, journal, clock)
         try:
             async with writing(writer, drain_timeout_s, supervise):
                 yield store

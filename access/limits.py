@@ -11,8 +11,7 @@ afterwards, by an exchange about once a second (shared_limits.py). So a limit ca
   constant memory, whatever it does.
 - Across processes the others' counts are up to two exchanges and a commit old: two to three seconds. Until they arrive,
   each process grants all that it knows to be free. A caller who sends everything at once to all of P processes gets at
-  most P times the limit, once. Slots are numbered by the clock of each machine, so clocks must agree to a second or so,
-  as with NTP.
+  most P times the limit, once. Slots are numbered by the database's clock, which all processes have in common.
 - A request is granted while anything of the minute is left, whatever it weighs. So the heaviest one is possible under
   the lowest limit, and a minute has at most the limit and the weight of one request.
 - Tokens are known when a run ends. The runs then in progress, at most RUNS_PER_OWNER, go on and may exceed the limit.

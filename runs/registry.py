@@ -258,7 +258,7 @@ class Runs:
             seq=head.last_seq + 1,
             message=request.message,
             model=self._model,
-            started_at=time.time(),
+            started_at=self._store.now(),
             idempotency_key=request.idempotency_key,
             fingerprint=request.fingerprint,
             lost=[(lost.run_id, lost.position) for lost in head.lost],

@@ -60,6 +60,8 @@ class TurnStore(Protocol):
     @property
     def journals(self) -> bool: ...
 
+    def now(self) -> float: ...
+
     async def end_run(self, end: RunEnded) -> asyncio.Future[None]: ...
 
     async def journal(self, run_id: str) -> bool: ...
@@ -116,7 +118,7 @@ class Turns:
         """
         try:
             status, failure = _end_of(run, outcome)
-            ended = _ended(run, started, outcome, status, failure)
+            ended = _ended(run, started, outcome, status, failure, self._store.now())
             run.closing = True
             saving = await self._store_end(ended)
             failure = failure or saving.refused
@@ -160,7 +162,9 @@ def _end_of(run: Run, outcome: Outcome) -> tuple[RunStatus, RunFailure | None]:
     return RunStatus.COMPLETED, None
 
 
-def _ended(run: Run, started: RunStarted, outcome: Outcome, status: RunStatus, failure: RunFailure | None) -> RunEnded:
+def _ended(  # noqa: PLR0917  # the values of one row
+    run: Run, started: RunStarted, outcome: Outcome, status: RunStatus, failure: RunFailure | None, ended_at: float
+) -> RunEnded:
     return RunEnded(
         started=started,
         status=status,
@@ -169,7 +173,7 @@ def _ended(run: Run, started: RunStarted, outcome: Outcome, status: RunStatus, f
         error=_error(failure) if failure is not None else None,
         usage=outcome.usage,
         checkpoint_id=outcome.checkpoint_id,
-        ended_at=time.time(),
+        ended_at=ended_at,
     )
 
 

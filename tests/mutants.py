@@ -187,6 +187,41 @@ MUTANTS = (
         "test_acknowledgements.py:neither_acknowledged",
     ),
     Mutant(
+        "the time of a run's start is the database's",
+        "runs/registry.py",
+        "started_at=self._store.now()",
+        "started_at=time.time()",
+        "test_clock.py:stores_right_times",
+    ),
+    Mutant(
+        "the time of a run's end is the database's",
+        "runs/turn.py",
+        "failure, self._store.now())",
+        "failure, time.time())",
+        "test_clock.py:stores_right_times",
+    ),
+    Mutant(
+        "threads expire by the database's clock",
+        "threads/retention.py",
+        "datetime.fromtimestamp(self.store.now(), UTC) - ttl",
+        "datetime.now(UTC) - ttl",
+        "test_clock.py:deletes_no_thread",
+    ),
+    Mutant(
+        "the slots of a limit are those of all replicas",
+        "asgi_app.py",
+        "        clock=clock,\n",
+        "",
+        "test_clock.py:share_a_limit",
+    ),
+    Mutant(
+        "the database's clock is followed",
+        "storage/clock.py",
+        "min(max(self._offset, least), most)",
+        "self._offset",
+        "test_clock.py:followed or estimate",
+    ),
+    Mutant(
         "the order of a thread's own writes in a batch",
         "storage/units.py",
         "reached.get(unit.thread, 0)",
@@ -315,8 +350,8 @@ MUTANTS = (
     Mutant(
         "a request counts before anything else is decided about it",
         "web/routing.py",
-        "limits.count_request(call.owner, route.weight_of(request))",
-        "limits.count_request(call.owner, 0)",
+        "service.limits.count_request(call.owner, route.weight_of(request))",
+        "service.limits.count_request(call.owner, 0)",
         "test_metering.py:counts_once",
     ),
     Mutant(
@@ -336,7 +371,7 @@ MUTANTS = (
     Mutant(
         "streams at once of an owner",
         "web/routing.py",
-        "with streams.taken(call.owner) if route.reader else nullcontext():",
+        "with service.streams.taken(call.owner) if route.reader else nullcontext():",
         "with nullcontext():",
         "test_metering.py:gives_its_place_back",
     ),
@@ -350,16 +385,9 @@ MUTANTS = (
     Mutant(
         "the bytes that an owner's forks copy in an hour",
         "access/forks.py",
-        "        self._budget.check(owner)\n",
-        "",
+        "        if used.total(quota, now) >= quota.units:\n",
+        "        if False:\n",
         "test_metering.py:without_any_setting",
-    ),
-    Mutant(
-        "the stream tokens of an owner in a minute",
-        "web/chats.py",
-        "    call.service.per_owner.stream_tokens.take(call.owner)\n",
-        "",
-        "test_metering.py:stream_tokens",
     ),
     Mutant(
         "one fork at a time of an owner",
@@ -385,14 +413,14 @@ MUTANTS = (
     Mutant(
         "bytes that an owner has stored, before a fork",
         "web/branches.py",
-        "    await call.service.per_owner.stored_bytes.check(call.owner)\n",
+        "    await call.service.stored_bytes.check(call.owner)\n",
         "",
         "test_stored_bytes.py:counts_in_full",
     ),
     Mutant(
         "a full owner who deletes may store at once",
         "web/threads.py",
-        "    await call.service.retention.delete(call.owner, call.thread_id)\n    call.service.per_owner.stored_bytes.forget(call.owner)\n",
+        "    await call.service.retention.delete(call.owner, call.thread_id)\n    call.service.stored_bytes.forget(call.owner)\n",
         "    await call.service.retention.delete(call.owner, call.thread_id)\n",
         "test_stored_bytes.py:who_is_full",
     ),

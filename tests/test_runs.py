@@ -100,6 +100,9 @@ class Records:
     def journals(self) -> bool:
         return False
 
+    def now(self) -> float:
+        return 1_800_000_000.0
+
     async def journal(self, run_id: str) -> bool:
         return False
 

@@ -79,7 +79,7 @@ class Retention:
         """Delete the threads whose last update is older than `ttl`, for ever. Several processes may do so at once."""
         while True:
             try:
-                await self._expire_once(datetime.now(UTC) - ttl)
+                await self._expire_once(datetime.fromtimestamp(self.store.now(), UTC) - ttl)
             except (StoreUnavailable, QueueFull, TooManyChanges):
                 log.warning("old threads could not be deleted; the next try is in an hour")
             await asyncio.sleep(EXPIRY_S)

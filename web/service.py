@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from access.callers import Access, Caller
-from access.per_owner import PerOwner
+from access.forks import Forks
+from access.limits import Limits
+from access.places import Places
+from access.stored_bytes import StoredBytes
 from runs.registry import Runs
 from settings import Settings
 from store import Store
@@ -26,7 +29,10 @@ class Service:
     store: Store
     runs: Runs
     access: Access
-    per_owner: PerOwner
+    limits: Limits
+    streams: Places
+    forks: Forks
+    stored_bytes: StoredBytes
     admission: Admission
     telemetry: Telemetry
     readiness: Readiness
