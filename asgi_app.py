@@ -32,7 +32,7 @@ from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgr
 from store import JournalError, SchemaError, Store, StoreUnavailable, UnsavedTurns, open_store, where
 from telemetry import logs, tracing
 from telemetry.metrics import Telemetry
-from telemetry.resources import Descriptors
+from telemetry.resources import Descriptors, Memory, bound_address_space
 from telemetry.supervision import GaveUp, Supervisor
 from telemetry.tracers import TracerError, tracers
 from threads.checkpointer import Checkpointer
@@ -130,7 +130,8 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
     `server` runs us, if it is uvicorn; of another one nothing can be known.
     """
     telemetry = Telemetry(VERSION)
-    admission = Admission(Descriptors())
+    bound_address_space()
+    admission = Admission(Descriptors(), Memory())
     async with AsyncExitStack() as stack:
         opened = stack.enter_async_context
         await opened(tracers(to_langsmith=settings.trace_to_langsmith))
@@ -251,6 +252,7 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
         check_stored_bytes=stored_bytes.check,
         telemetry=telemetry,
         max_runs=settings.max_runs,
+        log_bytes=settings.run_log_bytes or admission.log_bytes,
         check_room=admission.check_run,
         run_timeout_s=settings.run_timeout_s,
         save_timeout_s=settings.save_timeout_s,

@@ -248,6 +248,7 @@ class StopCause(StrEnum):
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
     CONFLICT = "conflict"  # another process has the thread
+    LENGTH = "length"  # it has become too long to be kept
 
 
 class Document(TypedDict):

@@ -167,6 +167,7 @@ class Settings:
     max_runs: int = _whole(1000, 1)
     write_queue_size: int = _whole(10_000, 2)
     write_queue_bytes: int = _whole(2**28, 1)
+    run_log_bytes: int | None = _limit()
     save_timeout_s: float = _seconds(5)
     run_timeout_s: float = _seconds(600)
     model_first_token_timeout_s: float = _seconds(30)

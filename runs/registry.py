@@ -29,14 +29,14 @@ from chat import (
     Turn,
     unsupervised,
 )
+from runs.lingering import EndedRuns
 from runs.run import Run
 from runs.turn import RunAgent, Turns, TurnStore
 from telemetry.metrics import Telemetry
 
 log = logging.getLogger("draftstream.runs")
 
-LINGER_S = 60.0  # an ended run stays in memory this long, for a client whose connection broke near the end
-LINGERING_RUNS = 1000
+RUN_BYTES = 2**16  # that the log of a run in progress counts for at least: a turn with a document of 30 KB
 FOREIGN_RUN_WAIT_S = LEASE_S + 1.0  # the longest wait for the end of another process's run: a lease and some slack
 LEASE_RENEWAL_S = LEASE_S / 4  # so that a renewal may fail or come late
 PROGRESS_S = 0.5  # between two saves of the runs' progress: a crash loses less than a second of it
@@ -69,7 +69,7 @@ class RunLimits(Protocol):
 
 
 class TooManyRuns(Overloaded):
-    """As many runs are in progress as MAX_RUNS allows."""
+    """As many runs are in progress, or in memory, as MAX_RUNS or RUN_LOG_BYTES allows."""
 
 
 class Draining(Refusal):
@@ -104,7 +104,8 @@ class Runs:
         check_stored_bytes: Callable[[str], Awaitable[None]],
         telemetry: Telemetry,
         max_runs: int,
-        check_room: Callable[[], None] = lambda: None,
+        log_bytes: int,
+        check_room: Callable[[int], None] = lambda _: None,
         run_timeout_s: float,
         save_timeout_s: float,
         drain_timeout_s: float,
@@ -124,17 +125,18 @@ class Runs:
         self._check_stored_bytes = check_stored_bytes
         self._telemetry = telemetry
         self._max_runs = max_runs
+        self._log_bytes = log_bytes  # for the logs of all runs
         self._check_room = check_room  # raises Overloaded where the process lacks descriptors or memory
         self._drain_timeout_s = drain_timeout_s
         self._runs: dict[str, Run] = {}  # by run_id; the ended ones linger
         self._busy: dict[tuple[str, str], Run] = {}  # by owner and thread
         self._keyed: dict[tuple[str, str], Run] = {}  # by owner and idempotency key
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._ended = EndedRuns(self._forget)
         self._renewed_at = time.monotonic()
 
     def __repr__(self) -> str:
-        return f"<Runs {len(self._busy)} in progress, {len(self._lingering)} ended{', draining' * self.draining}>"
+        return f"<Runs {len(self._busy)} in progress, {len(self._ended)} ended{', draining' * self.draining}>"
 
     @property
     def draining(self) -> bool:
@@ -153,6 +155,16 @@ class Runs:
     def full(self) -> bool:
         return len(self._busy) >= self._max_runs
 
+    @property
+    def log_full(self) -> bool:
+        """Whether there is no place for the log of another run. Drops ended runs to make one.
+
+        A run in progress has its share from the start. If it needs more it takes more, and is never cut.
+        """
+        running = sum(max(run.log.size, RUN_BYTES) for run in self._busy.values())
+        self._ended.shrink(max(0, self._log_bytes - running - RUN_BYTES))
+        return running + RUN_BYTES + self._ended.size > self._log_bytes
+
     def get(self, owner: str, run_id: str) -> Run | None:
         """The run, if it is the owner's and still in memory."""
         run = self._runs.get(run_id)
@@ -165,10 +177,9 @@ class Runs:
 
     def forget_thread(self, owner: str, thread_id: str) -> None:
         """Drop the thread's ended runs from memory."""
-        for run_id in list(self._lingering):
-            run = self._runs[run_id]
+        for run in self._ended:
             if (run.owner, run.thread_id) == (owner, thread_id):
-                self._forget(run_id)
+                self._ended.drop(run)
 
     async def find(self, owner: str, run_id: str) -> Run | None:
         """The run, from memory or from the database; a client can't tell the difference.
@@ -225,9 +236,9 @@ class Runs:
             raise Draining
         if (busy := self._busy.get((owner, thread_id))) is not None:
             raise ThreadBusy(busy.run_id)
-        if self.full:
+        if self.full or self.log_full:
             raise TooManyRuns
-        self._check_room()
+        self._check_room(len(request.message))
         self._limits.check_run(owner)
         run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint)
         self._limits.run_started(owner, run.run_id)
@@ -283,18 +294,12 @@ class Runs:
         finally:
             del self._busy[run.owner, run.thread_id]
             self._limits.run_ended(run.owner, run.run_id, outcome.tokens)
-            self._linger(run)
+            self._ended.add(run)
         run.finish(last)
 
-    def _linger(self, run: Run) -> None:
-        loop = asyncio.get_running_loop()
-        self._lingering[run.run_id] = loop.call_later(LINGER_S, self._forget, run.run_id)
-        while len(self._lingering) > LINGERING_RUNS:
-            self._forget(next(iter(self._lingering)))
-
-    def _forget(self, run_id: str) -> None:
-        self._lingering.pop(run_id).cancel()
-        run = self._runs.pop(run_id)
+    def _forget(self, run: Run) -> None:
+        """It leaves memory."""
+        del self._runs[run.run_id]
         if run.started is not None and run.started.idempotency_key is not None:
             del self._keyed[run.owner, run.started.idempotency_key]
 
@@ -344,8 +349,8 @@ class Runs:
         await self.drain()
         self._keeper.cancel()
         await asyncio.wait({self._keeper})
-        for run_id in list(self._lingering):
-            self._forget(run_id)
+        for run in self._ended:
+            self._ended.drop(run)
 
 
 def _is_lost(claim: asyncio.Future[None]) -> bool:

@@ -7,17 +7,16 @@ own pace. A slow or absent reader costs the run nothing, and pieces that arrive 
 import asyncio
 import logging
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Self
 
 from chat import Doc, End, Error, Item, Message, Piece, RunProgress, RunStarted, Start, StopCause, StoredRun, StreamMode
-from runs.sse import HEARTBEAT, RETRY, last_frame, parse_frame, piece_frame, start_frame, with_content
+from runs.log import BEFORE, Log, OpenItem
+from runs.sse import HEARTBEAT, RETRY
 
 log = logging.getLogger("draftstream.runs")
 
-FRAMES_A_WRITE = 512  # bounds the copy that is made for a reader with a long backlog
+MOST_CHARS = 4_000_000  # of a run: about a million tokens, and four times the longest document that can be exported
 
 
 class Cursor:
@@ -61,8 +60,9 @@ class Cursor:
         self._write_now = write_now
         self._loop = asyncio.get_running_loop()
         self._after = after or 0
-        rest_of_piece, self._next = run.seek(after) if mode == "pieces" else (b"", 0 if after is None else 1)
-        self._pending = RETRY + rest_of_piece
+        # In items mode it counts the start and the items that were sent, else it is a place in the log.
+        self._next = (0 if after is None else 1) if mode == "items" else (BEFORE if after is None else after)
+        self._pending = RETRY
         self._waiter: asyncio.Future[bool] | None = None
         self._taken = self._loop.time()  # when the reader last took frames, or asked for some
         self._timer = self._loop.call_later(heartbeat_s, self._on_silence)
@@ -91,8 +91,8 @@ class Cursor:
 
     def _more(self) -> tuple[bytes, int]:
         if self._mode == "pieces":
-            return self._run.frames_from(self._next)
-        return self._run.items_from(self._next, self._after)
+            return self._run.log.read(self._next)
+        return self._run.log.read_items(self._next, self._after)
 
     def wake(self) -> None:
         """Called when the log has grown."""
@@ -110,10 +110,9 @@ class Cursor:
                 self._write_now = _by_the_iteration
                 written = False
             if written:
-                count = following - self._next
                 self._next = following
                 self._taken = self._loop.time()
-                if count < FRAMES_A_WRITE:  # else there may be more, for the iteration
+                if self._mode == "items" or following == self._run.log.place:  # else the iteration has more to do
                     return
         self._go_on(more=True)
 
@@ -145,36 +144,6 @@ def _by_the_iteration(_: bytes) -> bool:
     return False
 
 
-@dataclass(slots=True)
-class OpenItem:
-    """A message or document while its pieces arrive."""
-
-    first: Piece
-    begin: int  # the position before its first piece; `end` is that of its last
-    end: int
-    pieces: list[str] = field(default_factory=list)
-    kept: int = 0  # the number of pieces that are on their way to the database
-
-    def unkept(self) -> Piece:
-        return with_content(self.first, "".join(self.pieces[self.kept :]))
-
-    def whole(self) -> Piece:
-        return with_content(self.first, "".join(self.pieces))
-
-    def record(self, *, complete: bool) -> Item:
-        piece = self.whole()
-        item: Item = {
-            "item": piece.item,
-            "role": "assistant",
-            "type": "message",
-            "content": piece.content,
-            "complete": complete,
-        }
-        if isinstance(piece, Doc):
-            item |= {"type": "doc", "doc_id": piece.doc_id, "title": piece.title, "version": piece.version}
-        return item
-
-
 class Run:
     """The answer to one message: the log of its events as frames, and the texts of its items."""
 
@@ -187,19 +156,16 @@ class Run:
         self.closing = False  # its end is on its way to the database
         self.thread_id = thread_id
         self.run_id = run_id
-        self.items: list[OpenItem] = []
+        self.log = Log(run_id)
         self.readers: set[Cursor] = set()
         self.stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
         self.ended = False
+        self.stored = False  # its end is committed: the database can be asked for it
         self.begun_at = self.first_piece_at = 0.0  # seconds of the monotonic clock; 0 before the event
-        self._id = run_id.encode()
-        self._frames: list[bytes] = []
-        self._positions: list[int] = []  # of each frame; the last frame has the position of the last piece
-        self._position = 0
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "running"
-        return f"<Run {self.run_id} {state}, {len(self._frames)} events, {len(self.readers)} readers>"
+        return f"<Run {self.run_id} {state}, {len(self.log)} frames, {len(self.readers)} readers>"
 
     @classmethod
     def again(cls, owner: str, stored: StoredRun, last: End | Error) -> "Run":
@@ -210,34 +176,31 @@ class Run:
         run.finish(last)
         return run
 
+    @property
+    def items(self) -> list[OpenItem]:
+        return self.log.items
+
     # Appending
 
     def begin(self, start: Start) -> None:
         self.begun_at = time.monotonic()
-        self._append(start_frame(self._id, start))
+        self.log.begin(start)
 
     def emit(self, pieces: Sequence[Piece]) -> None:
         """Append pieces that arrived together. Items come one after the other, never mixed."""
+        log = self.log
+        if not log.items:
+            self.first_piece_at = time.monotonic()
         for piece in pieces:
-            if not self.items:
-                self.first_piece_at = time.monotonic()
-            if not self.items or self.items[-1].first.item != piece.item:
-                self.items.append(OpenItem(piece, self._position, self._position))
-            item = self.items[-1]
-            self._position += len(piece.content)
-            item.pieces.append(piece.content)
-            item.end = self._position
-            self._append(piece_frame(self._id, self._position, piece))
+            log.add(piece)
         self._wake_readers()
+        if log.position > MOST_CHARS:
+            self.stop(StopCause.LENGTH)
 
     def finish(self, last: End | Error) -> None:
         self.ended = True
-        self._append(last_frame(self._id, last))
+        self.log.close(last)
         self._wake_readers()
-
-    def _append(self, frame: bytes) -> None:
-        self._frames.append(frame)
-        self._positions.append(self._position)
 
     def _wake_readers(self) -> None:
         for reader in self.readers:
@@ -252,12 +215,12 @@ class Run:
         """The pieces since the last `mark_kept`. None if there are none, or if the run's end is queued already."""
         if self.started is None or self.closing:
             return None
-        pieces = [(item.end, item.unkept()) for item in self.items if item.kept < len(item.pieces)]
+        pieces = [(item.end, item.unkept()) for item in self.items if item.kept < item.end]
         return RunProgress(self.started, pieces) if pieces else None
 
     def mark_kept(self) -> None:
         for item in self.items:
-            item.kept = len(item.pieces)
+            item.kept = item.end
 
     # Reading
 
@@ -272,40 +235,6 @@ class Run:
     ) -> Cursor:
         """Read from the start (None), or after the first `after` code points of the content. See Cursor."""
         return Cursor(self, after, mode=mode, heartbeat_s=heartbeat_s, on_stuck=on_stuck, write_now=write_now)
-
-    def seek(self, after: int | None) -> tuple[bytes, int]:
-        """The rest of the piece that `after` cuts, as a frame, and the index of the next frame."""
-        if after is None or not self._frames:
-            return b"", 0
-        index = max(bisect_right(self._positions, after), 1)
-        if self.ended and index == len(self._frames):
-            return b"", index - 1  # the last frame shares its position with the last piece
-        begins = self._positions[index - 1]
-        if begins == after or index == len(self._frames):
-            return b"", index
-        piece = parse_frame(self._frames[index])
-        if not isinstance(piece, Doc | Message):
-            return b"", index
-        rest = piece.content[after - begins :]
-        return piece_frame(self._id, self._positions[index], with_content(piece, rest)), index + 1
-
-    def frames_from(self, index: int) -> tuple[bytes, int]:
-        """The frames from `index` on, at most FRAMES_A_WRITE of them, and the index after them."""
-        frames = self._frames[index : index + FRAMES_A_WRITE]
-        return b"".join(frames), index + len(frames)
-
-    def items_from(self, index: int, after: int) -> tuple[bytes, int]:
-        """The same in items mode: the start, the text after `after` of each item that is whole, the last frame."""
-        whole = len(self.items) if self.ended else max(len(self.items) - 1, 0)
-        frames = self._frames[:1] if index == 0 else []
-        for item in self.items[max(index - 1, 0) : whole]:
-            if item.end > after:
-                piece = item.whole()
-                rest = with_content(piece, piece.content[max(after - item.begin, 0) :])
-                frames.append(piece_frame(self._id, item.end, rest))
-        if self.ended and index <= whole + 1:
-            frames.append(self._frames[-1])
-        return b"".join(frames), whole + 1 + self.ended if self._frames else 0
 
 
 def _piece_of(item: Item) -> Piece:

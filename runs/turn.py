@@ -9,9 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from chat import (
+    OVERLOADED,
     Conflict,
     Emit,
     End,
@@ -47,6 +49,9 @@ STOP_FAILURES = {
         "shutting_down", "The service is restarting; the reply so far is kept.", retryable=True
     ),
     StopCause.CONFLICT: Conflict(),
+    StopCause.LENGTH: RunFailure(
+        "run_too_long", "The reply has become too long and was ended; what came before is kept.", retryable=False
+    ),
 }
 """The stops that end a run with an `error`. A person's own cancel is an `end`."""
 
@@ -104,6 +109,9 @@ class Turns:
             return await self._agent(turn, run.emit, run.stopping)
         except RunFailure as failure:
             return _failed(run, failure)
+        except MemoryError:
+            log.exception("run %s failed: no memory was left", run.run_id)
+            return _failed(run, RunFailure("overloaded", OVERLOADED, retryable=True))
         except Exception:
             log.exception("run %s failed", run.run_id)
             return _failed(run, RunFailure("internal", INTERNAL, retryable=True))
@@ -120,7 +128,7 @@ class Turns:
             status, failure = _end_of(run, outcome)
             ended = _ended(run, started, outcome, status, failure, self._store.now())
             run.closing = True
-            saving = await self._store_end(ended)
+            saving = await self._store_end(run, ended)
             failure = failure or saving.refused
             self._telemetry.run_ended(_report(run, ended, failure, saving))
         except Exception:
@@ -130,9 +138,10 @@ class Turns:
             return End(outcome.reason, saving.committed, outcome.checkpoint_id, outcome.usage, saving.journaled)
         return _error(failure or NO_REASON)
 
-    async def _store_end(self, ended: RunEnded) -> Saving:
+    async def _store_end(self, run: Run, ended: RunEnded) -> Saving:
         """Wait for the commit until the save time-out, and then journal the turn, if there is a journal."""
         saved = await self._store.end_run(ended)
+        saved.add_done_callback(partial(_note_stored, run))
         timeout_s = self._save_timeout_s
         if self.shutting_down or self._store.journals or ended.error is not None:
             timeout_s = min(timeout_s, SHORT_SAVE_TIMEOUT_S)
@@ -145,6 +154,10 @@ class Turns:
         if isinstance(refused, RunFailure):
             return Saving(refused=refused, journaled=journaled)
         raise refused
+
+
+def _note_stored(run: Run, saved: asyncio.Future[None]) -> None:
+    run.stored = not saved.cancelled() and saved.exception() is None
 
 
 def _failed(run: Run, error: RunFailure) -> Outcome:

@@ -595,8 +595,8 @@ MUTANTS = (
     Mutant(
         "what comes at once is written to its last piece",
         "runs/run.py",
-        "if count < FRAMES_A_WRITE:",
-        "if True:",
+        "or following == self._run.log.place:",
+        "or True:",
         "test_runs.py:last_piece",
     ),
     Mutant(
@@ -728,8 +728,8 @@ MUTANTS = (
     Mutant(
         "descriptors: no run beyond those that are left",
         "web/admission.py",
-        "        if self.is_short:\n            raise Short",
-        "        if False:\n            raise Short",
+        "            raise Short\n        self._promise",
+        "            pass\n        self._promise",
         "test_admission.py:each_client or never_reach",
     ),
     Mutant(
@@ -871,6 +871,62 @@ MUTANTS = (
         "if not self._free or self._taken[owner] >= self._most(owner):",
         "if not self._free:",
         "test_file_workers.py:no_more",
+    ),
+    Mutant(
+        "the log: a bound in bytes over all runs",
+        "runs/registry.py",
+        "if self.full or self.log_full:",
+        "if self.full:",
+        "test_run_log.py:refused_until or oldest",
+    ),
+    Mutant(
+        "the log: a run that is not stored stays in memory",
+        "runs/lingering.py",
+        "if run.stored and not run.readers:",
+        "if True:",
+        "test_run_log.py:not_stored",
+    ),
+    Mutant(
+        "the log: old frames are merged",
+        "runs/log.py",
+        "        if len(item.pieces) - item.merged >= MERGE_AT:",
+        "        if False:",
+        "test_run_log.py:little_memory",
+    ),
+    Mutant(
+        "the log: a reader inside of a merged frame gets its rest",
+        "runs/log.py",
+        "        if index and place > positions[index - 1]:",
+        "        if False:",
+        "test_run_log.py:lose_no_text",
+    ),
+    Mutant(
+        "the log: a run has a bound of its own",
+        "runs/run.py",
+        "        if log.position > MOST_CHARS:",
+        "        if False:",
+        "test_run_log.py:without_end",
+    ),
+    Mutant(
+        "memory: work is refused before the limit",
+        "web/admission.py",
+        "                raise Short\n        if self._memory.limits:",
+        "                pass\n        if self._memory.limits:",
+        "test_admission.py:memory or bodies",
+    ),
+    Mutant(
+        "memory: work that has just begun counts",
+        "web/admission.py",
+        " - sum(promised for _, promised in self._promised)",
+        "",
+        "test_admission.py:begins_together or bodies",
+    ),
+    Mutant(
+        "memory: the cache of files does not count as used",
+        "telemetry/resources.py",
+        '        cached = int(rest.split(b"\\n", 1)[0]) if found else 0',
+        "        cached = 0",
+        "test_admission.py:control_groups",
     ),
 )
 

@@ -5,10 +5,10 @@ By default an ended run stays for a minute, and the states of threads may fill 3
 
 from counted_app import app
 
-from runs import registry
+from runs import lingering
 from threads import checkpointer
 
-registry.LINGER_S = 3.0
+lingering.LINGER_S = 3.0
 checkpointer.BYTES_AT_HAND = 256 * 1024
 
 __all__ = ["app"]

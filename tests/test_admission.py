@@ -5,24 +5,28 @@ import json
 import os
 import resource
 import socket
+import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from conftest import Service, rows
+from conftest import ROOT, Service, rows
 from openai_server import OpenAIServer, finish, role, text, wait
 from sse_client import chat
 from test_access import until
+from test_runs import later, read, registry
 
-from chat import Overloaded
-from telemetry.resources import Descriptors, raise_descriptor_limit
-from web.admission import DOOR, RESERVED, Admission
+from chat import ChatRequest, Emit, Outcome, Overloaded, StopCause, Turn
+from telemetry import resources
+from telemetry.resources import Descriptors, Memory, MemoryLimit, raise_descriptor_limit
+from web.admission import DOOR, RESERVED, RUN_BYTES, Admission
+from web.problems import refusal_of
 
 pytestmark = pytest.mark.anyio
 
@@ -169,6 +173,9 @@ def test_readers_beyond_the_descriptors_are_refused_and_the_state_stays_readable
         assert requests.get(f"{started.url}/healthz", timeout=30).status_code == 200
         assert requests.get(f"{started.url}/metrics", timeout=30).status_code == 200
         assert requests.get(f"{started.url}/api/threads", timeout=30).headers["connection"] == "close"
+        event_source = {"last-event-id": f"{run_id}:0", "accept": "text/event-stream"}
+        later = requests.get(f"{started.url}/chat", headers=event_source, timeout=30)
+        assert (later.status_code, later.text) == (200, "retry: 2000\n\n"), "after a 503 it would not come back"
         assert requests.post(f"{started.url}/api/runs/{run_id}/cancel", timeout=30).status_code == 202
     gate.set()
     until(lambda: requests.get(f"{started.url}/readyz", timeout=30).status_code == 200)
@@ -194,7 +201,7 @@ class Opened(Descriptors):
 def test_runs_with_their_clients_and_models_never_reach_what_is_reserved(limit: int, replies: float) -> None:
     """Whichever part of the runs has its connection to the model already."""
     descriptors = Opened(limit)
-    admission = Admission(descriptors)
+    admission = Admission(descriptors, Memory([]))
     runs = 0
     admission.watch(runs=lambda: runs, close_idle=lambda: 0)
     refused = False
@@ -202,7 +209,7 @@ def test_runs_with_their_clients_and_models_never_reach_what_is_reserved(limit: 
         while not refused and runs < limit:
             descriptors.count += 1
             try:
-                admission.check_run()
+                admission.check_run(5)
             except Overloaded:
                 refused = True
                 break
@@ -241,3 +248,129 @@ def test_a_limit_that_is_no_limit_is_not_raised_beyond_what_libraries_can_loop_o
     monkeypatch.setattr(resource, "getrlimit", lambda _: (infinite, infinite))
     assert raise_descriptor_limit() == 2**20
     assert len(asked) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def address_space(process_id: int) -> int:
+    """In KiB."""
+    return int(Path(f"/proc/{process_id}/status").read_text().partition("VmSize:")[2].split()[0])
+
+
+async def test_under_a_limit_of_memory_it_refuses_chats_before_it_dies(
+    service: Start, openai: OpenAIServer, database_url: str
+) -> None:
+    """Without the guard it ended by a signal, with all its streams cut."""
+    openai.default = (role(), text("As far"), text(" as this."), finish())
+    idle = service(openai=openai, command=ASGI_APP)
+    limit = address_space(idle.process.pid) * 3 // 2
+    assert idle.stop() == 0
+    started = service(openai=openai, command=limited(f"ulimit -v {limit}"), RUNS_PER_OWNER="1000")
+    answered = await ask_at_once(started.port, 500, message="x" * 31_000)
+    assert answered[200] > 20
+    assert answered[200] + answered[503] == 500
+    stored = await asyncio.to_thread(rows, database_url, "SELECT status, count(*) FROM runs GROUP BY 1")
+    assert [tuple(row) for row in stored] == [("completed", answered[200])]
+    await asyncio.to_thread(until, lambda: requests.get(f"{started.url}/readyz", timeout=30).status_code == 200)
+    assert (await ask_at_once(started.port, 5))[200] == 5
+
+
+def test_bodies_that_arrive_slowly_have_their_memory_promised(service: Start) -> None:
+    idle = service(command=ASGI_APP)
+    limit = address_space(idle.process.pid) * 3 // 2
+    assert idle.stop() == 0
+    started = service(command=limited(f"ulimit -v {limit}"))
+    head = b"POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n"
+    with ExitStack() as slow:
+        sockets = [slow.enter_context(socket.create_connection(("127.0.0.1", started.port))) for _ in range(300)]
+        for each in sockets:
+            each.sendall(head)
+        refused = sum(status_of(each) == 503 for each in sockets[-20:])
+        assert refused == 20
+        assert requests.get(f"{started.url}/healthz", timeout=30).status_code == 200
+    until(lambda: requests.get(f"{started.url}/readyz", timeout=30).status_code == 200)
+    assert chat(started.url, "Draft an NDA").last["type"] == "end"
+
+
+def status_of(connection: socket.socket) -> int:
+    connection.settimeout(30)
+    return int(connection.recv(64).split()[1])
+
+
+class Used:
+    """Memory whose use a test sets."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+
+@pytest.mark.parametrize("limit", [2**26, 2**28, 2**30])
+async def test_work_that_begins_together_fits_into_the_memory_that_is_left(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is admitted before a reading shows any of it."""
+    monkeypatch.setattr(resources, "MEASURE_S", -1.0)
+    used = Used()
+    admission = Admission(Opened(20_000), Memory([MemoryLimit("a limit", limit, lambda: used.used)]))
+    admitted = 0
+    with suppress(Overloaded):
+        while True:
+            await admission.check("long", 10_000)
+            admission.check_run(10_000)
+            admitted += 1
+    assert 0 < admitted * RUN_BYTES < limit - admission._reserve
+    assert admission.is_memory_short
+    await admission.check("none", 2**40)
+    used.used = limit
+    with pytest.raises(Overloaded):
+        await admission.check("short", 0)
+
+
+def test_without_a_limit_no_memory_is_measured() -> None:
+    memory = Memory([])
+    admission = Admission(Opened(20_000), memory)
+    assert memory.left is None
+    assert not admission.is_memory_short
+    admission.check_run(2**40)
+    assert admission._promised == deque()
+    assert admission.log_bytes == 2**28
+
+
+@pytest.mark.parametrize(
+    ("version", "lines"), [(2, ["0::/app/worker"]), (1, ["4:cpu,memory:/app/worker", "0::/", "9:name=systemd:/"])]
+)
+def test_the_nearest_limit_of_the_control_groups_counts(tmp_path: Path, version: int, lines: list[str]) -> None:
+    group = tmp_path / ("app/worker" if version == 2 else "memory/app/worker")
+    group.mkdir(parents=True)
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for folder, limit, usage, cached in ((group, "max", 900, 100), (group.parent, "1000", 950, 150)):
+        (folder / names[0]).write_text(limit if version == 2 or limit != "max" else str(2**63 - 4096))
+        (folder / names[1]).write_text(f"{usage}\n")
+        (folder / "memory.stat").write_text(f"anon 7\n{names[2]} {cached}\nactive_file 3\n")
+    limits = resources._cgroup_limits(lines, tmp_path)
+    assert [limit.limit for limit in limits] == [1000]
+    assert Memory(limits).left == 200
+
+
+def test_limits_of_this_process_are_found_and_read() -> None:
+    code = "import telemetry.resources as r; m = r.Memory(); print(sorted((l.name, l.limit) for l in m.limits if l.name[0] == 'R'), m.left)"
+    command = limited("ulimit -v 4000000 && ulimit -d 3000000", [sys.executable, "-c", code])
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    limits, _, left = said.strip().rpartition(" ")
+    assert limits == "[('RLIMIT_AS', 4096000000), ('RLIMIT_DATA', 3072000000)]"
+    assert 2**31 < int(left) < 3_072_000_000
+
+
+async def test_a_run_that_finds_no_memory_says_that_the_service_is_overloaded() -> None:
+    async def greedy(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
+        raise MemoryError
+
+    async with registry(greedy) as runs:
+        run = await runs.start("o", ChatRequest("Hi"))
+        *_, last = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+    assert (last[1]["code"], last[1]["retryable"]) == ("overloaded", True)
+    assert refusal_of(MemoryError()).code == "overloaded"

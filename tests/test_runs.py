@@ -33,8 +33,9 @@ from chat import (
     UnknownCheckpoint,
 )
 from drafting.deltas import ModelError
+from runs.log import FRAMES_A_READ, MERGED_CHARS
 from runs.registry import Draining, Runs, TooManyRuns
-from runs.run import FRAMES_A_WRITE, Cursor, Run
+from runs.run import Cursor, Run
 from runs.turn import RunAgent
 from storage.writer import Unstorable
 from telemetry.metrics import Telemetry
@@ -123,7 +124,13 @@ async def no_limit(owner: str) -> None:
 @asynccontextmanager
 async def registry(agent: RunAgent, records: Records | None = None, **settings: float) -> AsyncIterator[Runs]:
     records = records or Records()
-    limits = {"max_runs": 10, "run_timeout_s": 60, "save_timeout_s": 0.05, "drain_timeout_s": 0.05} | settings
+    limits = {
+        "max_runs": 10,
+        "log_bytes": 2**24,
+        "run_timeout_s": 60,
+        "save_timeout_s": 0.05,
+        "drain_timeout_s": 0.05,
+    } | settings
     async with Runs(
         agent=agent,
         model="scripted",
@@ -326,10 +333,10 @@ async def test_what_comes_at_once_while_a_reader_waits_is_written_to_its_last_pi
     await anext(cursor)
     iteration = asyncio.ensure_future(anext(cursor))
     await asyncio.sleep(0)
-    run.emit([Message("x", 0)] * (2 * FRAMES_A_WRITE + 1))
+    run.emit([Message("x" * MERGED_CHARS, 0)] * (2 * FRAMES_A_READ + 1))
     async with asyncio.timeout(10):
         written += [await iteration, await anext(cursor)]
-    assert b"".join(written).count(b"data: ") == 2 * FRAMES_A_WRITE + 1
+    assert b"".join(written).count(b"data: ") == 2 * FRAMES_A_READ + 1
     cursor.close()
 
 
@@ -430,7 +437,7 @@ async def test_a_cursor_that_is_closed_from_outside_ends() -> None:
     await anext(cursor)
     asyncio.get_running_loop().call_later(0.01, cursor.close)
     assert [frames async for frames in cursor] == []
-    assert repr(run).endswith("running, 1 events, 0 readers>")
+    assert repr(run).endswith("running, 1 frames, 0 readers>")
 
 
 async def test_a_thousand_readers_of_one_run_read_the_same() -> None:

@@ -23,7 +23,7 @@ from test_store import ended, started
 from storage.writer import Writer
 from store import StoreUnavailable, UnsavedTurns, open_store
 from telemetry import supervision
-from telemetry.resources import Descriptors
+from telemetry.resources import Descriptors, Memory
 from telemetry.supervision import GaveUp, Supervisor
 from web.admission import Admission
 from web.readiness import Readiness
@@ -289,6 +289,7 @@ class Parts:
 
     draining = False
     full = False
+    log_full = False
     writes_failing_s = 0.0
 
     def __init__(self) -> None:
@@ -302,7 +303,7 @@ class Parts:
     @property
     def readiness(self) -> Readiness:
         parts: Any = self
-        return Readiness(parts, parts, Admission(Descriptors()), parts)
+        return Readiness(parts, parts, Admission(Descriptors(), Memory([])), parts)
 
 
 async def test_a_batch_that_is_sent_again_at_once_does_not_change_readiness() -> None:

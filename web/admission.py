@@ -8,12 +8,14 @@ the door: through it come clients that are refused, and answers that are soon ov
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from chat import Overloaded
-from telemetry.resources import Descriptors
+from telemetry.resources import Descriptors, Memory
 
 log = logging.getLogger("draftstream.admission")
 
@@ -24,6 +26,13 @@ RESERVED = 48  # 8 connections for reads and a cancel request for each, the writ
 RESERVED_PART = 4  # and at most this part of the limit
 DOOR = 64
 DOOR_PART = 16
+RUN_BYTES = 2**18  # memory that a run takes: its graph, its client's buffers, its log
+MESSAGE_COPIES = 8  # of its message: in the body, the state, the model's request, the rows, each encoded and decoded
+REQUEST_BYTES = 2**16
+PROMISE_S = 5.0
+RESERVED_BYTES = 2**25  # for the writer, threads and the collector
+RESERVED_BYTES_PART = 8  # and at most this part of the limit
+LOG_BYTES = 2**28
 CLOSE = ("connection", "close")  # a client that was refused, and waits with its connection, would hold a place
 
 
@@ -38,11 +47,15 @@ class Short(Overloaded):
 class Admission:
     """Counts what is left at each question: that costs microseconds."""
 
-    def __init__(self, descriptors: Descriptors) -> None:
+    def __init__(self, descriptors: Descriptors, memory: Memory) -> None:
         self._descriptors = descriptors
+        self._memory = memory
+        self._promised: deque[tuple[float, int]] = deque()  # memory of work that has just begun, and until when
         self._runs: Callable[[], int] = lambda: 0
         self._model_connections = 0
         self._close_idle: Callable[[], int] = lambda: 0
+        smallest = memory.smallest
+        self._reserve = min(RESERVED_BYTES, smallest.limit // RESERVED_BYTES_PART) if smallest is not None else 0
         limit = descriptors.limit
         self._places = limit - min(RESERVED, limit // RESERVED_PART)
         self._door = min(DOOR, limit // DOOR_PART)
@@ -98,14 +111,48 @@ class Admission:
         """Whether there are no descriptors for another run or stream."""
         return self._left <= self._door
 
-    def check_run(self) -> None:
-        """Raises Overloaded. Nothing is awaited between this and the run's claim."""
+    def check_run(self, chars: int) -> None:
+        """Of a message of that length. Raises Overloaded. Nothing is awaited between this and the run's claim."""
         if self.is_short:
             raise Short
+        self._promise(RUN_BYTES + chars * MESSAGE_COPIES)
 
-    async def check(self, load: Load) -> None:
+    # Memory
+
+    @property
+    def log_bytes(self) -> int:
+        """For the logs of runs, where RUN_LOG_BYTES does not say it."""
+        smallest = self._memory.smallest
+        return LOG_BYTES if smallest is None else min(LOG_BYTES, smallest.limit // 4)
+
+    @property
+    def is_memory_short(self) -> bool:
+        return not self._fits(RUN_BYTES)
+
+    def _fits(self, size: int) -> bool:
+        left = self._memory.left
+        if left is None:
+            return True
+        now = time.monotonic()
+        while self._promised and self._promised[0][0] < now:
+            self._promised.popleft()
+        return left - self._reserve - sum(promised for _, promised in self._promised) >= size
+
+    def _promise(self, size: int) -> None:
+        """Work of this size begins. A reading of the memory shows it after some time. Raises Overloaded."""
+        if not self._fits(size):
+            self._memory.relieve()
+            if not self._fits(size):
+                raise Short
+        if self._memory.limits:
+            self._promised.append((time.monotonic() + PROMISE_S, size))
+
+    async def check(self, load: Load, body_bytes: int) -> None:
         """Before a request's body is read. Raises Overloaded."""
-        if load == "none" or not self.is_scarce:
+        if load == "none":
+            return
+        self._promise(REQUEST_BYTES + body_bytes)
+        if not self.is_scarce:
             return
         closed = self._close_idle()
         if load == "short" or not self.is_short:
@@ -113,4 +160,5 @@ class Admission:
         if closed:
             await asyncio.sleep(0)  # the loop closes them in its next pass
             await asyncio.sleep(0)
-        self.check_run()
+        if self.is_short:
+            raise Short

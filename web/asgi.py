@@ -85,6 +85,13 @@ class Request:
             parameters[name] = value
         return parameters
 
+    def body_bytes(self, limit: int) -> int:
+        """The most that its body can take in memory. A body without a length may be as long as the limit."""
+        length = self.headers.get("content-length", "")
+        if length.isdecimal():
+            return min(int(length), limit)
+        return limit if "transfer-encoding" in self.headers else 0
+
     async def json(self, limit: int) -> object:
         """The decoded body. Raises Refusal (not_json, invalid_json), and as `body` does."""
         media_type, _, parameters = self.headers.get("content-type", "").partition(";")

@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 import orjson
 
-from chat import Refusal
+from chat import Overloaded, Refusal
 from web.asgi import Response
 
 log = logging.getLogger("draftstream")
@@ -68,9 +68,12 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """The refusal itself. Any other error is a fault of the service: it is logged, and hidden from the client."""
+    """The refusal itself. Any other error is logged, and hidden from the client: it is a fault of the service."""
     if isinstance(error, Refusal) and error.code in PROBLEM_TYPES:
         return error
+    if isinstance(error, MemoryError):
+        log.error("a request failed: no memory was left", exc_info=error)
+        return Overloaded()
     log.error("a request failed by a fault of the service", exc_info=error)
     return Refusal("internal", "Something went wrong on our side; it has been logged.")
 

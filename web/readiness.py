@@ -46,8 +46,10 @@ class Readiness:
         reasons = [
             *(["shutting_down"] if self._runs.draining else []),
             *(["too_many_runs"] if self._runs.full else []),
+            *(["run_log_full"] if self._runs.log_full else []),
             *(["write_queue_full"] if self._store.full else []),
             *(["descriptors_short"] if self._admission.is_short else []),
+            *(["memory_short"] if self._admission.is_memory_short else []),
             *database,
             *(f"{part}_down" for part in self._supervisor.down),
         ]

@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from access.callers import Caller, Scope
 from access.places import LimitExceeded
-from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
+from chat import DOC_ID, RUN_ID, THREAD_ID, Overloaded, Refusal
 from runs.sse import EVENT_STREAM, MEDIA_TYPE, EventId, pause
 from web import boundary, cors
 from web.admission import Load
@@ -21,6 +21,7 @@ Handler = Callable[[Call], Awaitable[None]]
 Who = Scope | Literal["anyone", "any caller"]
 """Who may call: anyone, any authenticated caller, or a caller who has this scope."""
 
+OVERLOADED_S = 2  # until an EventSource comes back that reconnected while the process is short of a resource
 NOBODY = Caller("", frozenset())  # the caller on routes that are open to anyone; it owns nothing
 FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
 
@@ -103,13 +104,27 @@ class Router:
             return
         if route.starts:
             boundary.check_start_by_get(request, origins, is_open=is_open)
-        if route.who != "anyone":
-            await service.admission.check(route.load)
+        if not await _is_admitted(service, request, response, route):
+            return
         call = Call(service, request, response, found.ids, await _caller(service, request, route))
         if route.who == "anyone":
             await route.handler(call)
         else:
             await _metered(call, route)
+
+
+async def _is_admitted(service: Service, request: Request, response: Response, route: Route) -> bool:
+    """Whether there are descriptors and memory for the request. Raises Overloaded, unless it is answered."""
+    if route.who == "anyone":
+        return True
+    try:
+        await service.admission.check(route.load, request.body_bytes(service.settings.max_body_bytes))
+    except Overloaded as refused:
+        if not _comes_back(request, route):
+            raise
+        await _answer_later(service, response, refused, OVERLOADED_S)
+        return False
+    return True
 
 
 async def _metered(call: Call, route: Route) -> None:
@@ -125,8 +140,12 @@ async def _metered(call: Call, route: Route) -> None:
     except LimitExceeded as refused:
         if response.started or not _comes_back(request, route):
             raise
-        service.telemetry.refused(refused.code)
-        await response.whole(200, MEDIA_TYPE, pause(refused.retry_after_s))
+        await _answer_later(service, response, refused, refused.retry_after_s)
+
+
+async def _answer_later(service: Service, response: Response, refused: Refusal, retry_after_s: int) -> None:
+    service.telemetry.refused(refused.code)
+    await response.whole(200, MEDIA_TYPE, pause(retry_after_s), refused.headers)
 
 
 def _comes_back(request: Request, route: Route) -> bool:
