@@ -363,8 +363,18 @@ def cannot_start(error: Exception) -> str:
 
 
 def begin_log(settings: Settings) -> None:
-    secrets = [settings.openai_api_key or "", settings.database_url or "", os.environ.get("LANGSMITH_API_KEY", "")]
-    logs.set_up(settings.log_level, settings.log_format, content=settings.log_content, secrets=secrets)
+    secrets = [
+        settings.openai_api_key,
+        settings.database_url,
+        settings.metrics_token,
+        os.environ.get("LANGSMITH_API_KEY"),
+    ]
+    logs.set_up(
+        settings.log_level,
+        settings.log_format,
+        content=settings.log_content,
+        secrets=[secret or "" for secret in secrets],
+    )
     log.info("Draftstream %s", VERSION)
 
 

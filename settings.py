@@ -15,7 +15,13 @@ DEFAULT_MODEL = "gpt-5.1"
 DEFAULT_DATA_DIR = Path(".data")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 HOST_NAME = re.compile(r"(?:\*\.[a-z0-9_-]+\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
-NOT_SHOWN = ("DATABASE_URL", "OPENAI_API_KEY", "JWT_PUBLIC_KEY")  # a private key may stand there by mistake
+BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and long enough not to be guessed
+NOT_SHOWN = (
+    "DATABASE_URL",
+    "OPENAI_API_KEY",
+    "JWT_PUBLIC_KEY",
+    "METRICS_TOKEN",
+)  # a private key may stand there by mistake
 
 
 class SettingsError(ValueError):
@@ -100,6 +106,12 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _bearer_token(text: str) -> str | None:
+    if not BEARER_TOKEN.fullmatch(text):
+        raise ValueError
+    return text
+
+
 def _host_names(text: str) -> tuple[str, ...]:
     """`*.example.com` takes in what is below it. A bare `*` would take in the names of attackers."""
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
@@ -112,9 +124,9 @@ def _host_names(text: str) -> tuple[str, ...]:
 # A setting: its default, and how its text is read
 
 
-def _setting(parse: Callable[[str], T], default: T, what: str) -> T:
+def _setting(parse: Callable[[str], T], default: T, what: str, *, repr: bool = True) -> T:  # noqa: A002  # as `field` has it
     """A field of Settings. `what` completes the sentence "NAME must be …"."""
-    setting: T = field(default=default, metadata={"parse": parse, "what": what})
+    setting: T = field(default=default, repr=repr, metadata={"parse": parse, "what": what})
     return setting
 
 
@@ -186,6 +198,9 @@ class Settings:
     cors_allow_origins: tuple[str, ...] = _setting(_origins, (), "a comma-separated list of origins, or *")
     allowed_hosts: tuple[str, ...] = _setting(
         _host_names, (), "a comma-separated list of host names without ports, such as draft.lan or *.example.com"
+    )
+    metrics_token: str | None = _setting(
+        _bearer_token, None, "16 or more of the characters A-Z a-z 0-9 . _ ~ + / - with any = at the end", repr=False
     )
     allow_anonymous: bool = _switch(default=False)
     jwt_jwks_url: str | None = _setting(_secure_url, None, "an https:// URL (http:// on a loopback address)")

@@ -8,7 +8,7 @@ import pytest
 import requests
 from conftest import Service, required, rows
 from openai_server import OpenAIServer, finish, text, tool
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Response, expect, sync_playwright
 from test_page import DEADLINE_MS, FLAGS, downloaded, send
 
 Start = Callable[..., Service]
@@ -192,7 +192,11 @@ def test_neither_the_address_bar_nor_a_reload_starts_a_run(context: BrowserConte
     """A link in a mail comes as an address that somebody typed."""
     running = service(ALLOWED_HOSTS="draft.lan")
     page = context.new_page()
-    for go in (lambda: page.goto(f"http://{ours}:{running.port}{MESSAGE}"), page.reload):
+    ways: list[Callable[[], Response | None]] = [
+        lambda: page.goto(f"http://{ours}:{running.port}{MESSAGE}"),
+        page.reload,
+    ]
+    for go in ways:
         answer = go()
         assert answer is not None
         assert (answer.status, answer.json()["code"]) == (403, "event_stream_only")

@@ -3,7 +3,8 @@
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 from urllib.parse import unquote
 
 import pytest
@@ -15,7 +16,7 @@ from web.file_names import TITLE_BYTES, disposition
 HEADER = re.compile(r"""attachment; filename="([A-Za-z0-9 ._()-]+)"; filename\*=UTF-8''([A-Za-z0-9%._~-]+)""")
 FORBIDDEN = set('"\\/:*?<>|')
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
-FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+FORMS: Sequence[Literal["NFC", "NFD", "NFKC", "NFKD"]] = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def names(title: str, version: str = "v1") -> tuple[str, str]:

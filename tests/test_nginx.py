@@ -1,30 +1,59 @@
-"""Behind the real nginx, with the very site of deploy/nginx.conf: every frame at once, and silence survived."""
+"""Behind the real nginx, with the very site of deploy/nginx.conf: every frame at once, silence survived, one name answered."""
 
 import re
+import socket
+import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import requests
 from conftest import ROOT, Service, free_port, required
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from openai_server import OpenAIServer, finish, pause, text, wait
 
 SITE = (ROOT / "deploy/nginx.conf").read_text()
 
 
 class Nginx:
-    def __init__(self, program: str, folder: Path, upstream: int, *, read_timeout_s: int = 60) -> None:
-        self.port = free_port()
+    """The site with its addresses and names replaced. `changes`: more text to replace, each of which must be there."""
+
+    def __init__(
+        self,
+        program: str,
+        folder: Path,
+        upstream: int,
+        *,
+        name: str = "127.0.0.1",
+        certificate: Path | None = None,
+        changes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.port, self.tls_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "draftstream.log"
-        site = SITE.replace("127.0.0.1:8005", f"127.0.0.1:{upstream}").replace(
-            "listen 80", f"listen 127.0.0.1:{self.port}"
-        )
-        site = site.replace("/var/log/nginx/", f"{folder}/")
-        site = site.replace("proxy_read_timeout 60s", f"proxy_read_timeout {read_timeout_s}s")
+        self.name = name
+        site = SITE if certificate is None else SITE.replace("#tls ", "")
+        replaced = {
+            "127.0.0.1:8005": f"127.0.0.1:{upstream}",
+            "listen 80": f"listen 127.0.0.1:{self.port}",
+            "listen 443": f"listen 127.0.0.1:{self.tls_port}",
+            "server_name draftstream.example.com": f"server_name {name}",
+            "/var/log/nginx/": f"{folder}/",
+            "/etc/ssl/certs/draftstream.pem": str(certificate),
+            "/etc/ssl/private/draftstream.key": f"{folder}/key.pem",
+            **changes,
+        }
+        for text_of_site, instead in replaced.items():
+            assert text_of_site in site, text_of_site
+            site = site.replace(text_of_site, instead)
         temporary = "".join(
             f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
@@ -39,12 +68,20 @@ class Nginx:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
-                requests.get(f"{self.url}/healthz", timeout=5).raise_for_status()
-            except requests.RequestException:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=5):
+                    return
+            except OSError:
                 time.sleep(0.05)
-            else:
-                return
         pytest.fail(f"nginx does not serve: {(folder / 'error.log').read_text()}")
+
+    def raw(self, request: bytes) -> bytes:
+        """The whole answer, which is empty where the connection was closed without one."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(request)
+            answer = b""
+            while data := connection.recv(65536):
+                answer += data
+            return answer
 
     def stop(self) -> None:
         self.process.terminate()
@@ -57,7 +94,7 @@ def nginx(tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
     tmp_path.chmod(0o755)
     started: list[Nginx] = []
 
-    def start(upstream: int, **settings: int) -> Nginx:
+    def start(upstream: int, **settings: Any) -> Nginx:
         started.append(Nginx(program, tmp_path, upstream, **settings))
         return started[-1]
 
@@ -106,7 +143,9 @@ def test_a_heartbeat_keeps_a_silent_stream_open(
     nginx: Callable[..., Nginx], service: Callable[..., Service], openai: OpenAIServer
 ) -> None:
     openai.reply(text("first"), pause(5), text("last"), finish())
-    front = nginx(service(openai=openai, HEARTBEAT_S="0.5").port, read_timeout_s=2)
+    front = nginx(
+        service(openai=openai, HEARTBEAT_S="0.5").port, changes={"proxy_read_timeout 60s": "proxy_read_timeout 2s"}
+    )
     with requests.get(f"{front.url}/chat?message=Hi", stream=True, timeout=20) as answer:
         body = answer.raw.read().decode()
     assert body.count("\n:\n") + body.count("\n\n:") >= 4
@@ -152,3 +191,183 @@ def test_a_stream_goes_on_behind_nginx_where_the_client_left_it(
 def test_a_body_over_the_limit_is_refused(nginx: Callable[..., Nginx], service: Callable[..., Service]) -> None:
     front = nginx(service().port)
     assert requests.post(f"{front.url}/api/chat", json={"message": "x" * 2**21}, timeout=20).status_code == 413
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Names
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1\r\nHost: evil.example",
+        b"HTTP/1.1\r\nHost: 127.0.0.1",
+        b"HTTP/1.1\r\nHost: localhost",
+        b"HTTP/1.1\r\nHost: draft.lan.evil.example",
+        b"HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: draft.lan",
+        b"HTTP/1.0",
+        b"HTTP/1.0\r\nHost: evil.example",
+    ],
+)
+def test_every_name_but_the_sites_is_closed_without_an_answer(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], head: bytes
+) -> None:
+    front = nginx(service(ALLOWED_HOSTS="draft.lan").port, name="draft.lan")
+    assert front.raw(b"GET /healthz " + head + b"\r\nConnection: close\r\n\r\n") == b""
+
+
+def test_the_service_gets_the_name_that_was_checked(
+    nginx: Callable[..., Nginx], service: Callable[..., Service]
+) -> None:
+    front = nginx(service(ALLOWED_HOSTS="draft.lan").port, name="draft.lan")
+    close = b"\r\nConnection: close\r\n\r\n"
+    for request in (
+        b"GET /healthz HTTP/1.1\r\nHost: draft.lan",
+        b"GET /healthz HTTP/1.1\r\nHost: DRAFT.LAN:8005",
+        b"GET http://draft.lan/healthz HTTP/1.1\r\nHost: evil.example",
+        b"GET http://draft.lan/healthz HTTP/1.1\r\nHost: evil.example:80",
+    ):
+        assert b'"status":"ok"' in front.raw(request + close)
+    assert front.raw(b"GET http://evil.example/healthz HTTP/1.1\r\nHost: draft.lan" + close) == b""
+
+
+def test_a_page_at_the_port_of_nginx_is_the_services_own(
+    nginx: Callable[..., Nginx], service: Callable[..., Service]
+) -> None:
+    front = nginx(service(ALLOWED_HOSTS="draft.lan").port, name="draft.lan")
+
+    def sent(origin: str) -> int:
+        headers = {"Host": f"draft.lan:{front.port}", "Origin": origin}
+        return requests.post(f"{front.url}/api/stream-tokens", headers=headers, timeout=20).status_code
+
+    assert sent(f"http://draft.lan:{front.port}") == 201
+    assert sent("http://draft.lan") == 403
+    assert sent(f"http://evil.example:{front.port}") == 403
+
+
+def test_no_answer_tells_the_version_of_nginx(nginx: Callable[..., Nginx], service: Callable[..., Service]) -> None:
+    front = nginx(service().port)
+    for path, size in (("/healthz", 0), ("/api/chat", 2**21), ("/%ff%", 0)):
+        answer = requests.post(f"{front.url}{path}", data=b"x" * size, timeout=20)
+        assert answer.headers["Server"] == "nginx"
+        assert not re.search(r"nginx/\d", answer.text)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Limits
+
+
+def test_a_page_and_some_searches_pass_at_once(nginx: Callable[..., Nginx], service: Callable[..., Service]) -> None:
+    front = nginx(service().port)
+    assert {requests.get(f"{front.url}/healthz", timeout=20).status_code for _ in range(40)} == {200}
+
+
+def test_an_address_that_asks_for_too_much_gets_429(
+    nginx: Callable[..., Nginx], service: Callable[..., Service]
+) -> None:
+    front = nginx(service().port, changes={"rate=20r/s": "rate=1r/m", "burst=60": "burst=2"})
+    codes = [
+        requests.get(f"{front.url}{path}", timeout=20).status_code for path in ("/healthz",) * 4 + ("/chat?message=a",)
+    ]
+    assert codes == [200, 200, 200, 429, 429]
+
+
+def test_streams_of_one_address_are_limited(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    gate = threading.Event()
+    openai.reply(wait(gate), text("late"), finish())
+    front = nginx(service(openai=openai).port, changes={"draftstream_streams 200": "draftstream_streams 1"})
+    with requests.get(f"{front.url}/chat?message=Hi", stream=True, timeout=20) as answer:
+        lines = answer.iter_lines(chunk_size=1)
+        assert next(lines) == b"retry: 2000"
+        assert requests.get(f"{front.url}/healthz", timeout=20).status_code == 429
+        gate.set()
+        assert b'"type":"end"' in b"".join(lines)
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_an_export_for_a_slow_reader_lies_in_no_file(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], openai: OpenAIServer, *, without: bool
+) -> None:
+    """The second case shows that the line is what does it."""
+    openai.reply(text("word " * 1_000_000), finish())
+    changes = {"-error.log crit": "-error.log warn"} | ({"proxy_max_temp_file_size 0;": ""} if without else {})
+    front = nginx(service(openai=openai).port, changes=changes)
+    chat = requests.post(f"{front.url}/api/chat", json={"message": "Hi", "thread_id": "t"}, timeout=60)
+    assert '"saved":true' in chat.text
+    with socket.create_connection(("127.0.0.1", front.port), timeout=20) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(b"GET /api/threads/t/export?format=json HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+        errors = front.log.with_name("draftstream-error.log")
+        if without:  # the worker, another user, may not be able to make the file
+            deadline = time.monotonic() + 60
+            while not re.search(r"temporary file|/proxy/0", errors.read_text()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert re.search(r"temporary file|/proxy/0", errors.read_text())
+            return
+        received = 0
+        while data := slow.recv(65536):
+            received += len(data)
+    assert received > 5_000_000
+    assert not re.search(r"temporary file|/proxy/0", errors.read_text())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# TLS
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Self-signed, for localhost."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    (tmp_path / "certificate.pem").write_bytes(made.public_bytes(pem))
+    return tmp_path / "certificate.pem"
+
+
+def test_over_tls_it_streams_and_knows_its_own_page(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], certificate: Path
+) -> None:
+    front = nginx(service().port, name="localhost", certificate=certificate)
+    url = f"https://localhost:{front.tls_port}"
+    trusted = str(certificate)
+    answer = requests.get(f"{url}/chat?message=Draft+an+NDA", verify=trusted, timeout=60)
+    assert '"saved":true' in answer.text
+    assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+    for origin, status in ((url, 201), (url.replace("https", "http"), 403), ("https://localhost", 403)):
+        sent = requests.post(f"{url}/api/stream-tokens", headers={"Origin": origin}, verify=trusted, timeout=20)
+        assert sent.status_code == status
+
+
+def test_over_tls_other_names_get_no_certificate_and_plain_http_is_sent_on(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], certificate: Path
+) -> None:
+    front = nginx(service().port, name="localhost", certificate=certificate)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    trusting.set_alpn_protocols(["h2", "http/1.1"])
+
+    def shaken_hands_as(name: str) -> str | None:
+        with (
+            socket.create_connection(("127.0.0.1", front.tls_port), timeout=20) as connection,
+            trusting.wrap_socket(connection, server_hostname=name) as secure,
+        ):
+            return secure.selected_alpn_protocol()
+
+    assert shaken_hands_as("localhost") == "h2", "more than six streams a browser"
+    with pytest.raises(ssl.SSLError):
+        shaken_hands_as("evil.example")
+    headers = {"Host": "localhost"}
+    plain = requests.get(f"{front.url}/debug?a=b", headers=headers, allow_redirects=False, timeout=20)
+    assert (plain.status_code, plain.headers["Location"]) == (301, "https://localhost/debug?a=b")
+    assert front.raw(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n") == b""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import requests
 from conftest import Service
 from fault_proxy import FaultProxy
 from openai_server import OpenAIServer, finish, status, text, tool, wait
@@ -16,6 +17,7 @@ from sse_client import chat, request
 from test_access import until
 
 from chat import RunStatus
+from settings import Settings, SettingsError
 from telemetry.metrics import RunReport, Telemetry
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -210,6 +212,48 @@ def test_refusals_are_counted_by_their_code(watched: Callable[..., Service]) -> 
     refusals = {name: value for name, value in metrics(service).items() if "refusals" in name}
     codes = ("invalid_request", "bad_query", "not_found")
     assert refusals == {f"draftstream_refusals_total{{code={code}}}": 1 for code in codes}
+
+
+def test_the_metrics_need_the_metrics_token_if_there_is_one(service: Callable[..., Service]) -> None:
+    token = "scrape-0123456789abcdef"
+    running = service(METRICS_TOKEN=token, LOG_LEVEL="DEBUG", LOG_CONTENT="1")
+
+    def answer(authorization: str | None, method: str = "GET", path: str = "/metrics") -> requests.Response:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        return requests.request(method, f"{running.url}{path}", headers=headers, timeout=20)
+
+    assert "draftstream_ready" in answer(f"Bearer {token}").text
+    assert answer(f"bearer  {token}").status_code == 200
+    refused = [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Basic {token}",
+        token,
+        f"Bearer {token}x",
+        f"Bearer {token[:-1]}",
+        "Bearer é",
+    ]
+    for authorization in refused:
+        wrong = answer(authorization and authorization.encode().decode("latin-1"))
+        assert (wrong.status_code, wrong.json()["code"]) == (401, "unauthorized"), authorization
+        assert wrong.headers["WWW-Authenticate"].startswith("Bearer realm=")
+        assert "METRICS_TOKEN" in wrong.json()["detail"]
+    assert answer(None, "HEAD").status_code == 401
+    assert answer(None, path=f"/metrics?access_token={token}").status_code == 401
+    assert answer(f"Bearer {token}", path="/api/threads").status_code == 401, "it is no API key"
+    assert answer(None, path="/readyz").status_code == 200
+    assert token not in running.log
+
+
+def test_the_metrics_token_is_long_enough_and_never_shown() -> None:
+    for value in ("short", "with spaces in it, and long", "x" * 15):
+        with pytest.raises(SettingsError, match="METRICS_TOKEN must be 16 or more") as wrong:
+            Settings.from_env({"METRICS_TOKEN": value})
+        assert value not in str(wrong.value)
+    settings = Settings.from_env({"METRICS_TOKEN": "0123456789abcdef"})
+    assert "0123456789abcdef" not in repr(settings)
 
 
 def test_what_waits_for_the_database_is_seen(

@@ -1,5 +1,9 @@
 """The handlers of the page, of the OpenAPI document and of the service's own state."""
 
+import hmac
+
+from access.callers import challenge
+from chat import Refusal
 from settings import VERSION
 from web.asgi import JSON
 from web.problems import retry_after
@@ -36,5 +40,15 @@ async def get_readiness(call: Call) -> None:
 
 
 async def get_metrics(call: Call) -> None:
+    """Raises Refusal (unauthorized)."""
+    token, authorization = call.service.settings.metrics_token, call.request.headers.get("authorization")
+    if token is not None and not _has_token(authorization or "", token):
+        detail = "This needs the service's METRICS_TOKEN: Authorization: Bearer …"
+        raise Refusal("unauthorized", detail, [challenge(error="invalid_token") if authorization else challenge()])
     content_type, body = call.service.telemetry.exposition(call.request.headers.get("accept", ""))
     await call.response.whole(200, content_type, body)
+
+
+def _has_token(authorization: str, token: str) -> bool:
+    scheme, _, sent = authorization.partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(sent.strip().encode(), token.encode())
