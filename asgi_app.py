@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -18,11 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from access.callers import ANONYMOUS, open_access
-from access.forks import Forks
-from access.limits import Limits
-from access.places import Places
-from access.shared_limits import exchanging
-from access.stored_bytes import StoredBytes
+from access.per_owner import PerOwner, limiting
 from agent import Agent, ChatModel
 from drafting.deltas import ProxyError
 from drafting.models import offline_model, openai_model
@@ -69,8 +65,6 @@ log = logging.getLogger("draftstream")
 OPENAPI = Path(__file__).with_name("web") / "openapi.json"
 CONNECT_TIMEOUT_S = 10.0  # how long a start waits for the database
 FLUSH_TIMEOUT_S = 2.5  # how long a shutdown waits for the queue, after the runs have ended: one attempt, and a little
-RUNS_PER_OWNER = 100  # at once, where nothing else is set: a tenth of MAX_RUNS, so that one key can't fill a process
-STREAMS_A_RUN = 2  # where STREAMS_PER_OWNER is not set, for each of RUNS_PER_OWNER: a client, and one more that follows
 EXIT_FAILED = 1  # an error of ours ended the process, or came in the shutdown
 EXIT_START = 3  # uvicorn's own, for a start that failed
 EXIT_UNSAVED = 4  # turns were lost
@@ -139,8 +133,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         supervisor = stack.enter_context(Supervisor(give_up=partial(signal.raise_signal, signal.SIGTERM)))
         store = await opened(open_database(settings, telemetry, supervisor))
         stack.callback(supervisor.close)
-        limits = limits_of(settings, store.now)
-        await opened(exchanging(limits, store, supervisor.keep))
+        per_owner = await opened(limiting(settings, store, supervisor.keep))
         only_loopback = listens_on_loopback_only(server)
         if settings.jwt_jwks_url is not None:
             log.info("keys of the identity provider: at %s, without a proxy", logs.origin_of(settings.jwt_jwks_url))
@@ -148,11 +141,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         model = await opened(model_of(settings, telemetry, admission))
         checkpointer = Checkpointer(store)
         agent = agent_of(settings, model, checkpointer)
-        stored_bytes = StoredBytes(store.fetch, settings.bytes_per_owner)
-        stack.push_async_callback(stored_bytes.close)
-        runs = await opened(
-            runs_of(settings, agent, model, store, limits, stored_bytes, admission, telemetry, supervisor)
-        )
+        runs = await opened(runs_of(settings, agent, model, store, per_owner, admission, telemetry, supervisor))
         needing_model = (lambda: 0) if settings.offline else lambda: runs.in_progress
         admission.watch(runs=needing_model, close_idle=bounded(server, admission))
         admission.warn_of_few(settings.max_runs)
@@ -176,8 +165,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         if settings.thread_ttl_days is not None:
             expire = partial(retention.expire, timedelta(days=settings.thread_ttl_days))
             await opened(supervisor.running("thread_expiry", expire))
-        per_owner = (limits, streams_of(settings), Forks(settings.fork_bytes_per_hour), stored_bytes)
-        parts = (settings, store, runs, access, *per_owner, admission, telemetry, readiness, retention, files)
+        parts = (settings, store, runs, access, per_owner, admission, telemetry, readiness, retention, files)
         yield Service(*parts, read_page(), OPENAPI.read_bytes())
 
 
@@ -205,24 +193,6 @@ async def open_database(settings: Settings, telemetry: Telemetry, supervisor: Su
         )
 
 
-def limits_of(settings: Settings, clock: Callable[[], float]) -> Limits:
-    return Limits(
-        requests_a_minute=settings.requests_per_minute,
-        runs_at_once=RUNS_PER_OWNER if settings.runs_per_owner is None else settings.runs_per_owner,
-        tokens_a_day=settings.tokens_per_day,
-        everyone=ANONYMOUS.owner if settings.runs_per_owner is None else None,
-        clock=clock,
-    )
-
-
-def streams_of(settings: Settings) -> Places:
-    at_once, everyone = settings.streams_per_owner, None
-    if at_once is None:
-        at_once = STREAMS_A_RUN * (RUNS_PER_OWNER if settings.runs_per_owner is None else settings.runs_per_owner)
-        everyone = ANONYMOUS.owner
-    return Places("streams", "open streams", at_once, everyone)
-
-
 def agent_of(settings: Settings, model: ChatModel, checkpointer: Checkpointer) -> Agent:
     return Agent(
         model,
@@ -238,8 +208,7 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
     agent: Agent,
     model: ChatModel,
     store: Store,
-    limits: Limits,
-    stored_bytes: StoredBytes,
+    per_owner: PerOwner,
     admission: Admission,
     telemetry: Telemetry,
     supervisor: Supervisor,
@@ -248,8 +217,8 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
         agent=tracing.traced(agent, model.name, "draftstream" if settings.offline else tracing.PROVIDER),
         model=model.name,
         store=store,
-        limits=limits,
-        check_stored_bytes=stored_bytes.check,
+        limits=per_owner.limits,
+        check_stored_bytes=per_owner.stored_bytes.check,
         telemetry=telemetry,
         max_runs=settings.max_runs,
         log_bytes=settings.run_log_bytes or admission.log_bytes,

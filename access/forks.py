@@ -4,8 +4,7 @@ A fork copies a whole conversation for one small request, so it is the cheapest 
 without any setting, and holds for callers without a key, too: the disk is the same.
 
 The bytes are known when a fork has ended. So the last fork of the hour may exceed the limit, and no other one is in
-progress then. A fork that failed or was given up has written, too: it counts by its duration. Everything is counted by
-process, in memory.
+progress then. A fork that failed or was given up has written, too: it counts by its duration.
 """
 
 import time
@@ -13,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from access.limits import HOUR_S, Quota, Used
-from access.places import LimitExceeded, Places, jitter
+from access.budgets import Budget
+from access.limits import HOUR_S, Quota
+from access.places import Places
 
 FORKS_AT_ONCE = 1
 FAILED_BYTES_A_S = 10_000_000  # written by a fork that fails; one that goes well copies about 30 MB a second
-OWNERS = 1000  # whose forks of the last hour are remembered; far more than fork in an hour
 
 
 @dataclass(slots=True)
@@ -29,37 +28,24 @@ class Fork:
 
 
 class Forks:
-    """`clock` gives seconds since the epoch."""
+    """`clock`: in seconds of any origin."""
 
-    def __init__(self, bytes_an_hour: int, clock: Callable[[], float] = time.time) -> None:
-        self._quota = Quota("forks", "bytes", bytes_an_hour, HOUR_S)
+    def __init__(self, bytes_an_hour: int, clock: Callable[[], float] = time.monotonic) -> None:
+        used_up = f"You have copied {bytes_an_hour} bytes and more by forks in the last hour."
+        self._budget = Budget(Quota("forks", "bytes", bytes_an_hour, HOUR_S), used_up, clock)
         self._places = Places("forks", "forks in progress", FORKS_AT_ONCE)
-        self._used: dict[str, Used] = {}
         self._clock = clock
 
     @contextmanager
     def one(self, owner: str) -> Iterator[Fork]:
         """A fork of this owner. Raises LimitExceeded before it."""
-        self._check(owner)
+        self._budget.check(owner)
         with self._places.taken(owner):
             fork, began = Fork(), self._clock()
             try:
                 yield fork
             finally:
-                now = self._clock()
-                copied = fork.copied
-                self._count(owner, round((now - began) * FAILED_BYTES_A_S) if copied is None else copied, now)
-
-    def _check(self, owner: str) -> None:
-        quota, now = self._quota, self._clock()
-        used = self._used.get(owner, Used())
-        if used.total(quota, now) >= quota.units:
-            detail = f"You have copied {quota.units} bytes and more by forks in the last hour."
-            raise LimitExceeded(quota.name, detail, used.until_below(quota.units, quota, now) + jitter())
-
-    def _count(self, owner: str, units: int, now: float) -> None:
-        used = self._used.pop(owner, None) or Used()
-        used.add(self._quota.slot(now), max(units, 1))
-        self._used[owner] = used  # behind all others
-        while len(self._used) > OWNERS:
-            del self._used[next(iter(self._used))]
+                units = fork.copied
+                if units is None:
+                    units = round((self._clock() - began) * FAILED_BYTES_A_S)
+                self._budget.count(owner, max(units, 1))

@@ -209,8 +209,8 @@ MUTANTS = (
     ),
     Mutant(
         "the slots of a limit are those of all replicas",
-        "asgi_app.py",
-        "        clock=clock,\n",
+        "access/per_owner.py",
+        "        clock=store.now,\n",
         "",
         "test_clock.py:share_a_limit",
     ),
@@ -350,8 +350,8 @@ MUTANTS = (
     Mutant(
         "a request counts before anything else is decided about it",
         "web/routing.py",
-        "service.limits.count_request(call.owner, route.weight_of(request))",
-        "service.limits.count_request(call.owner, 0)",
+        "limits.count_request(call.owner, route.weight_of(request))",
+        "limits.count_request(call.owner, 0)",
         "test_metering.py:counts_once",
     ),
     Mutant(
@@ -371,7 +371,7 @@ MUTANTS = (
     Mutant(
         "streams at once of an owner",
         "web/routing.py",
-        "with service.streams.taken(call.owner) if route.reader else nullcontext():",
+        "with streams.taken(call.owner) if route.reader else nullcontext():",
         "with nullcontext():",
         "test_metering.py:gives_its_place_back",
     ),
@@ -385,9 +385,16 @@ MUTANTS = (
     Mutant(
         "the bytes that an owner's forks copy in an hour",
         "access/forks.py",
-        "        if used.total(quota, now) >= quota.units:\n",
-        "        if False:\n",
+        "        self._budget.check(owner)\n",
+        "",
         "test_metering.py:without_any_setting",
+    ),
+    Mutant(
+        "the stream tokens of an owner in a minute",
+        "web/chats.py",
+        "    call.service.per_owner.stream_tokens.take(call.owner)\n",
+        "",
+        "test_metering.py:stream_tokens",
     ),
     Mutant(
         "one fork at a time of an owner",
@@ -413,14 +420,14 @@ MUTANTS = (
     Mutant(
         "bytes that an owner has stored, before a fork",
         "web/branches.py",
-        "    await call.service.stored_bytes.check(call.owner)\n",
+        "    await call.service.per_owner.stored_bytes.check(call.owner)\n",
         "",
         "test_stored_bytes.py:counts_in_full",
     ),
     Mutant(
         "a full owner who deletes may store at once",
         "web/threads.py",
-        "    await call.service.retention.delete(call.owner, call.thread_id)\n    call.service.stored_bytes.forget(call.owner)\n",
+        "    await call.service.retention.delete(call.owner, call.thread_id)\n    call.service.per_owner.stored_bytes.forget(call.owner)\n",
         "    await call.service.retention.delete(call.owner, call.thread_id)\n",
         "test_stored_bytes.py:who_is_full",
     ),

@@ -27,8 +27,10 @@ from test_access import NOWHERE, Key, new_key
 from test_docs import section, table
 from test_limits import Clock
 
+from access.budgets import Budget
 from access.forks import FAILED_BYTES_A_S, Forks
-from access.limits import HOUR_S
+from access.limits import HOUR_S, Quota
+from access.per_owner import STREAM_TOKENS_A_MINUTE
 from access.places import LimitExceeded, Places
 from asgi_app import ROUTES
 from chat import RunStarted
@@ -355,13 +357,29 @@ def test_a_fork_that_fails_counts_by_the_time_that_it_took() -> None:
         pass
 
 
-def test_the_forks_of_few_owners_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("access.forks.OWNERS", 3)
-    forks = Forks(10)
+def test_the_use_of_few_owners_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("access.budgets.OWNERS", 3)
+    budget = Budget(Quota("things", "things", 1, HOUR_S), "You have had your thing.")
     for number in range(9):
-        with forks.one(f"owner {number}") as fork:
-            fork.copied = 10
-    assert list(forks._used) == ["owner 6", "owner 7", "owner 8"]
+        budget.take(f"owner {number}")
+    assert repr(budget) == "<Budget things, 3 owners>"
+    budget.take("owner 5")
+    with pytest.raises(LimitExceeded, match="You have had your thing"):
+        budget.take("owner 8")
+
+
+def test_stream_tokens_are_rows_and_have_a_bound_without_any_setting(service: Start, database_url: str) -> None:
+    key, other = new_key(database_url, "o"), new_key(database_url, "p")
+    running = service()
+
+    def ask(who: Key) -> int:
+        return sessions.request("POST", f"{running.url}/api/stream-tokens", headers=who.headers, timeout=20).status_code
+
+    with requests.Session() as sessions, ThreadPoolExecutor(4) as threads:
+        statuses = Counter(threads.map(lambda _: ask(key), range(STREAM_TOKENS_A_MINUTE + 50)))
+        assert ask(other) == 201
+    assert statuses == {201: STREAM_TOKENS_A_MINUTE, 429: 50}
+    assert [row[0] for row in rows(database_url, "SELECT count(*) FROM stream_tokens WHERE owner = 'o'")] == [1000]
 
 
 THREAD_BYTES = READ_THREAD_BYTES.replace("$1", "'o'").replace("$2", "'t'")

@@ -18,8 +18,8 @@ async def post_fork(call: Call) -> None:
     if branch.in_progress:
         raise ThreadBusy(branch.run_id)
     new_id = asked.thread_id or str(uuid.uuid4())
-    await call.service.stored_bytes.check(call.owner)
-    with call.service.forks.one(call.owner) as fork:
+    await call.service.per_owner.stored_bytes.check(call.owner)
+    with call.service.per_owner.forks.one(call.owner) as fork:
         fork.copied = await call.service.store.fork_thread(call.owner, call.thread_id, branch.run_id, new_id)
-    call.service.stored_bytes.forget(call.owner)
+    call.service.per_owner.stored_bytes.forget(call.owner)
     await call.response.json(201, await call.threads.summary(new_id), [("location", f"/api/threads/{new_id}")])

@@ -116,5 +116,6 @@ def stream_headers(call: Call, run_id: str) -> Headers:
 
 
 async def post_stream_token(call: Call) -> None:
+    call.service.per_owner.stream_tokens.take(call.owner)
     token, life_s = await call.service.access.new_stream_token(call.caller)
     await call.response.json(201, {"access_token": token, "expires_in": int(life_s)})

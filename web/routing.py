@@ -130,12 +130,13 @@ async def _is_admitted(service: Service, request: Request, response: Response, r
 async def _metered(call: Call, route: Route) -> None:
     """Count the request before anything else is decided about it, then call the handler."""
     service, request, response = call.service, call.request, call.response
-    response.at_start = partial(service.limits.headers, call.owner)
+    limits, streams = service.per_owner.limits, service.per_owner.streams
+    response.at_start = partial(limits.headers, call.owner)
     try:
-        service.limits.count_request(call.owner, route.weight_of(request))
+        limits.count_request(call.owner, route.weight_of(request))
         if route.who != "any caller" and route.who != "anyone":  # noqa: PLR1714  # mypy narrows the type by these
             call.caller.need(route.who)
-        with service.streams.taken(call.owner) if route.reader else nullcontext():
+        with streams.taken(call.owner) if route.reader else nullcontext():
             await route.handler(call)
     except LimitExceeded as refused:
         if response.started or not _comes_back(request, route):

@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from access.callers import Access, Caller
-from access.forks import Forks
-from access.limits import Limits
-from access.places import Places
-from access.stored_bytes import StoredBytes
+from access.per_owner import PerOwner
 from runs.registry import Runs
 from settings import Settings
 from store import Store
@@ -29,10 +26,7 @@ class Service:
     store: Store
     runs: Runs
     access: Access
-    limits: Limits
-    streams: Places
-    forks: Forks
-    stored_bytes: StoredBytes
+    per_owner: PerOwner
     admission: Admission
     telemetry: Telemetry
     readiness: Readiness

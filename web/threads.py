@@ -21,7 +21,7 @@ async def delete_old_threads(call: Call) -> None:
     try:
         deleted = await call.service.retention.delete_old(call.owner, before)
     finally:
-        call.service.stored_bytes.forget(call.owner)
+        call.service.per_owner.stored_bytes.forget(call.owner)
     await call.response.json(200, {"deleted": deleted})
 
 
@@ -39,5 +39,5 @@ async def patch_thread(call: Call) -> None:
 async def delete_thread(call: Call) -> None:
     await call.threads.summary(call.thread_id)
     await call.service.retention.delete(call.owner, call.thread_id)
-    call.service.stored_bytes.forget(call.owner)
+    call.service.per_owner.stored_bytes.forget(call.owner)
     await call.response.whole(204, None, b"")
