@@ -325,3 +325,21 @@ def test_a_title_does_not_choose_the_name_of_the_file_that_is_saved(
     send(page, "Draft an NDA")
     name, _ = downloaded(page, "Download the document", "Markdown")
     assert name == "NDA ; filename =UTF-8''Invoice.html; x= v1.md"
+
+
+def test_an_event_source_above_the_limit_of_requests_stays_alive_and_comes_back(
+    service: Start, openai: OpenAIServer, context: BrowserContext
+) -> None:
+    """A 429 would close it for good, and the page would lose the rest of its run."""
+    openai.reply(text("Hello"), finish())
+    running = service(openai, REQUESTS_PER_MINUTE="1")
+    page = visit(context, f"{running.url}/healthz")
+    page.evaluate("window.source = new EventSource('/chat?message=Hi')")  # after the end it reconnects, with its id
+    page.evaluate("window.source.onerror = () => (window.errors = (window.errors ?? 0) + 1)")
+    refused = 'refusals_total{code="rate_limited"} 1.0'
+    while refused not in requests.get(f"{running.url}/metrics", timeout=10).text:
+        page.wait_for_timeout(100)
+    page.wait_for_function("window.errors > 1")
+    assert page.evaluate("window.source.readyState") == 0, "it is connecting, and not closed"
+    status = "async () => (await fetch('/chat?message=Hi', {headers: {accept: 'text/event-stream'}})).status"
+    assert page.evaluate(status) == 429
