@@ -13,7 +13,7 @@ OWNERS = 1000  # whose use is remembered, those who used something last; far mor
 
 
 class Budget:
-    """As much as `quota` allows for each owner. `used_up`: the text of the refusal. `clock`: in seconds of any origin."""
+    """What `quota` allows for each owner. `used_up`: the text of the refusal. `clock`: in seconds of any origin."""
 
     def __init__(self, quota: Quota, used_up: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._quota = quota

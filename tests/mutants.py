@@ -343,15 +343,15 @@ MUTANTS = (
     Mutant(
         "a route takes its scope",
         "web/routing.py",
-        "            call.caller.need(route.who)\n",
-        "            pass\n",
+        "        caller.need(route.who)\n",
+        "        pass\n",
         "test_access.py:takes_its_scope",
     ),
     Mutant(
         "a request counts before anything else is decided about it",
         "web/routing.py",
-        "limits.count_request(call.owner, route.weight_of(request))",
-        "limits.count_request(call.owner, 0)",
+        "limits.count_request(caller.owner, route.weight_of(request))",
+        "limits.count_request(caller.owner, 0)",
         "test_metering.py:counts_once",
     ),
     Mutant(
@@ -364,14 +364,14 @@ MUTANTS = (
     Mutant(
         "an EventSource that comes back too often is told when",
         "web/routing.py",
-        "        if response.started or not _comes_back(request, route):\n",
-        "        if True:\n",
+        "            if response.started or not _comes_back(request, route) or not is_over_soon(refused):\n",
+        "            if True:\n",
         "test_metering.py:comes_back_too_often",
     ),
     Mutant(
         "streams at once of an owner",
         "web/routing.py",
-        "with streams.taken(call.owner) if route.reader else nullcontext():",
+        "with streams.taken(caller.owner) if route.reader else nullcontext():",
         "with nullcontext():",
         "test_metering.py:gives_its_place_back",
     ),

@@ -9,6 +9,7 @@ import requests
 from conftest import Service, required, rows
 from openai_server import OpenAIServer, finish, text, tool
 from playwright.sync_api import Browser, BrowserContext, Page, Response, expect, sync_playwright
+from test_faults import wait_for
 from test_page import DEADLINE_MS, FLAGS, downloaded, send
 
 Start = Callable[..., Service]
@@ -337,8 +338,7 @@ def test_an_event_source_above_the_limit_of_requests_stays_alive_and_comes_back(
     page.evaluate("window.source = new EventSource('/chat?message=Hi')")  # after the end it reconnects, with its id
     page.evaluate("window.source.onerror = () => (window.errors = (window.errors ?? 0) + 1)")
     refused = 'refusals_total{code="rate_limited"} 1.0'
-    while refused not in requests.get(f"{running.url}/metrics", timeout=10).text:
-        page.wait_for_timeout(100)
+    wait_for(lambda: refused in requests.get(f"{running.url}/metrics", timeout=10).text)
     page.wait_for_function("window.errors > 1")
     assert page.evaluate("window.source.readyState") == 0, "it is connecting, and not closed"
     status = "async () => (await fetch('/chat?message=Hi', {headers: {accept: 'text/event-stream'}})).status"

@@ -169,6 +169,20 @@ def test_an_event_source_that_comes_back_too_often_is_told_when_and_not_refused(
     assert 'refusals_total{code="rate_limited"} 6.0' in metrics
 
 
+def test_an_event_source_outlives_a_database_that_is_away_for_a_moment(service: Start, proxy: FaultProxy) -> None:
+    running = service(DATABASE_URL=proxy.dsn)
+    proxy.frozen = True
+    source = {"Last-Event-ID": f"{NOWHERE}:1", "Accept": "text/event-stream"}
+    for path in ("/chat?message=Hi", f"/api/runs/{NOWHERE}/events"):
+        answer = requests.get(running.url + path, headers=source, timeout=20)
+        assert answer.status_code == 200
+        assert re.fullmatch(r"retry: [1-5]000\n\n", answer.text)
+        answer = requests.get(running.url + path, headers=source | {"Accept": "*/*"}, timeout=20)
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+    proxy.frozen = False
+    wait_until(lambda: requests.get(f"{running.url}/chat?message=Hi", headers=source, timeout=20).status_code == 204)
+
+
 def test_many_kinds_of_requests_at_once_over_two_replicas_stay_within_the_bound(
     service: Start, openai: OpenAIServer, database_url: str
 ) -> None:

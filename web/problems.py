@@ -12,6 +12,7 @@ from http import HTTPStatus
 import orjson
 
 from chat import Overloaded, Refusal
+from runs.sse import MEDIA_TYPE, pause
 from web.asgi import Response
 
 log = logging.getLogger("draftstream")
@@ -91,12 +92,28 @@ async def send_problem(response: Response, refusal: Refusal) -> None:
         "detail": refusal.detail,
         "code": shown_code(refusal),
     }
-    headers = dict(refusal.headers)
+    await response.whole(kind.status, PROBLEM, orjson.dumps(problem | refusal.members), _headers(refusal).items())
+
+
+async def send_pause(response: Response, refusal: Refusal) -> None:
+    """A stream that makes an EventSource come back, in place of a refusal that would end it for good."""
+    headers = _headers(refusal)
+    body = pause(int(headers.pop("retry-after")))
+    await response.whole(200, MEDIA_TYPE, body, headers.items())
+
+
+def is_over_soon(refusal: Refusal) -> bool:
+    """Whether the same request may succeed later, with nothing done about it."""
+    return PROBLEM_TYPES[refusal.code].status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def _headers(refusal: Refusal) -> dict[str, str]:
+    headers, kind = dict(refusal.headers), PROBLEM_TYPES[refusal.code]
     if "retry-after" in kind.headers:
         headers.setdefault(*retry_after())
     if "connection" in kind.headers:
         headers["connection"] = "close"
-    await response.whole(kind.status, PROBLEM, orjson.dumps(problem | refusal.members), headers.items())
+    return headers
 
 
 def retry_after() -> tuple[str, str]:

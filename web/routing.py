@@ -9,19 +9,18 @@ from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 from access.callers import Caller, Scope
-from access.places import LimitExceeded
-from chat import DOC_ID, RUN_ID, THREAD_ID, Overloaded, Refusal
-from runs.sse import EVENT_STREAM, MEDIA_TYPE, EventId, pause
+from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
+from runs.sse import EVENT_STREAM, EventId
 from web import boundary, cors
 from web.admission import Load
 from web.asgi import Request, Response
+from web.problems import is_over_soon, send_pause, shown_code
 from web.service import Call, Service
 
 Handler = Callable[[Call], Awaitable[None]]
 Who = Scope | Literal["anyone", "any caller"]
 """Who may call: anyone, any authenticated caller, or a caller who has this scope."""
 
-OVERLOADED_S = 2  # until an EventSource comes back that reconnected while the process is short of a resource
 NOBODY = Caller("", frozenset())  # the caller on routes that are open to anyone; it owns nothing
 FORMS = {"thread_id": THREAD_ID, "run_id": RUN_ID, "doc_id": DOC_ID}
 
@@ -104,53 +103,33 @@ class Router:
             return
         if route.starts:
             boundary.check_start_by_get(request, origins, is_open=is_open)
-        if not await _is_admitted(service, request, response, route):
-            return
-        call = Call(service, request, response, found.ids, await _caller(service, request, route))
-        if route.who == "anyone":
-            await route.handler(call)
-        else:
-            await _metered(call, route)
+        try:
+            await _serve(service, request, response, found, route)
+        except Refusal as refused:
+            if response.started or not _comes_back(request, route) or not is_over_soon(refused):
+                raise
+            service.telemetry.refused(shown_code(refused))
+            await send_pause(response, refused)
 
 
-async def _is_admitted(service: Service, request: Request, response: Response, route: Route) -> bool:
-    """Whether there are descriptors and memory for the request. Raises Overloaded, unless it is answered."""
+async def _serve(service: Service, request: Request, response: Response, found: Found, route: Route) -> None:
     if route.who == "anyone":
-        return True
-    try:
-        await service.admission.check(route.load, request.body_bytes(service.settings.max_body_bytes))
-    except Overloaded as refused:
-        if not _comes_back(request, route):
-            raise
-        await _answer_later(service, response, refused, OVERLOADED_S)
-        return False
-    return True
-
-
-async def _metered(call: Call, route: Route) -> None:
-    """Count the request before anything else is decided about it, then call the handler."""
-    service, request, response = call.service, call.request, call.response
+        await route.handler(Call(service, request, response, found.ids, NOBODY))
+        return
+    await service.admission.check(route.load, request.body_bytes(service.settings.max_body_bytes))
+    caller = await _caller(service, request, route)
+    # The request is counted before anything else is decided about it.
     limits, streams = service.per_owner.limits, service.per_owner.streams
-    response.at_start = partial(limits.headers, call.owner)
-    try:
-        limits.count_request(call.owner, route.weight_of(request))
-        if route.who != "any caller" and route.who != "anyone":  # noqa: PLR1714  # mypy narrows the type by these
-            call.caller.need(route.who)
-        with streams.taken(call.owner) if route.reader else nullcontext():
-            await route.handler(call)
-    except LimitExceeded as refused:
-        if response.started or not _comes_back(request, route):
-            raise
-        await _answer_later(service, response, refused, refused.retry_after_s)
-
-
-async def _answer_later(service: Service, response: Response, refused: Refusal, retry_after_s: int) -> None:
-    service.telemetry.refused(refused.code)
-    await response.whole(200, MEDIA_TYPE, pause(retry_after_s), refused.headers)
+    response.at_start = partial(limits.headers, caller.owner)
+    limits.count_request(caller.owner, route.weight_of(request))
+    if route.who != "any caller":
+        caller.need(route.who)
+    with streams.taken(caller.owner) if route.reader else nullcontext():
+        await route.handler(Call(service, request, response, found.ids, caller))
 
 
 def _comes_back(request: Request, route: Route) -> bool:
-    """Whether an EventSource reconnects. One that gets a 429 never comes back, so it is told to wait."""
+    """Whether an EventSource reconnects. A status other than 200 would end it for good."""
     return route.stream and "last-event-id" in request.headers and EVENT_STREAM in request.headers.get("accept", "")
 
 
@@ -162,8 +141,6 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 async def _caller(service: Service, request: Request, route: Route) -> Caller:
     """Raises as Access.caller does."""
-    if route.who == "anyone":
-        return NOBODY
     access_token = request.query().get("access_token") if route.stream else None
     seen = EventId.parse(request.headers.get("last-event-id", ""))
     seen_run = seen.run_id if seen is not None else None
