@@ -282,7 +282,7 @@ async def lifespan(scope: ConnectionScope, receive: Receive, send: Send) -> None
     try:
         settings = Settings.from_env(os.environ)
         if "server" not in scope["state"]:  # else `main` has done so
-            begin_log(settings)
+            begin(settings)
         scope["state"]["service"] = await stack.enter_async_context(open_service(settings, server))
     except Exception as error:  # noqa: BLE001  # of an app without a lifespan uvicorn would go on to serve requests
         await send({"type": "lifespan.startup.failed", "message": cannot_start(error)})
@@ -331,19 +331,11 @@ def cannot_start(error: Exception) -> str:
     return f"Draftstream can't start: an error of ours ({type(error).__name__}); the traceback is in the log."
 
 
-def begin_log(settings: Settings) -> None:
-    secrets = [
-        settings.openai_api_key,
-        settings.database_url,
-        settings.metrics_token,
-        os.environ.get("LANGSMITH_API_KEY"),
-    ]
-    logs.set_up(
-        settings.log_level,
-        settings.log_format,
-        content=settings.log_content,
-        secrets=[secret or "" for secret in secrets],
-    )
+def begin(settings: Settings) -> None:
+    """What the process needs before it does anything."""
+    os.umask(0o077)  # files of packages and of the embedded PostgreSQL, too
+    secrets = [*settings.secrets, os.environ.get("PGPASSWORD", ""), os.environ.get("LANGSMITH_API_KEY", "")]
+    logs.set_up(settings.log_level, settings.log_format, content=settings.log_content, secrets=secrets)
     log.info("Draftstream %s", VERSION)
 
 
@@ -353,7 +345,7 @@ def main() -> None:
     parser.parse_args()
     try:
         settings = Settings.from_env(os.environ)
-        begin_log(settings)  # before uvicorn's first lines
+        begin(settings)  # before uvicorn's first lines
         check_address(settings.host, settings.port)
     except (SettingsError, CannotListen) as error:
         print(cannot_start(error), file=sys.stderr)  # noqa: T201  # the log may not be set up yet

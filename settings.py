@@ -1,12 +1,12 @@
 """The environment, read once into one frozen object."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 T = TypeVar("T")
 
@@ -16,12 +16,12 @@ DEFAULT_DATA_DIR = Path(".data")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 HOST_NAME = re.compile(r"(?:\*\.[a-z0-9_-]+\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and long enough not to be guessed
-NOT_SHOWN = (
-    "DATABASE_URL",
-    "OPENAI_API_KEY",
-    "JWT_PUBLIC_KEY",
-    "METRICS_TOKEN",
-)  # a private key may stand there by mistake
+# At most one @, behind the user and the password. One / behind the hosts, no #. In any other form a part of a
+# password would be taken for the host, the port or the database's name, and shown as such.
+DSN_FORM = re.compile(
+    r"[a-z]+://(?P<user>[^@/?#\x00-\x1f]*@)?(?P<hosts>[^@/?#\x00-\x1f]*)(/[^@/?#\x00-\x1f]*)?(?P<query>\?[^@#\x00-\x1f]*)?"
+)
+HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:(?P<port>\d{1,5}))?")
 
 
 class SettingsError(ValueError):
@@ -47,6 +47,27 @@ def _url(*schemes: str) -> Callable[[str], str | None]:
         return text
 
     return parse
+
+
+def _dsn(text: str) -> str:
+    """A DSN that can be read in one way only. The driver parses it, when it connects."""
+    found = DSN_FORM.fullmatch(text)
+    if found is None or not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError
+    for host in found["hosts"].split(","):
+        place = HOST_AND_PORT.fullmatch(host)
+        if place is None or not 0 < int(place["port"] or 1) < 2**16:
+            raise ValueError
+    urlsplit(text)  # raises for brackets and for some characters of Unicode
+    return text
+
+
+def _passwords(dsn: str) -> Iterator[str]:
+    found = DSN_FORM.fullmatch(dsn)
+    if found is not None:
+        yield unquote((found["user"] or "").removesuffix("@").partition(":")[2])
+        query = parse_qs((found["query"] or "").removeprefix("?"))
+        yield from (value for name in ("password", "sslpassword") for value in query.get(name, ()))
 
 
 def is_loopback(host: str) -> bool:
@@ -124,15 +145,15 @@ def _host_names(text: str) -> tuple[str, ...]:
 # A setting: its default, and how its text is read
 
 
-def _setting(parse: Callable[[str], T], default: T, what: str, *, repr: bool = True) -> T:  # noqa: A002  # as `field` has it
-    """A field of Settings. `what` completes the sentence "NAME must be …"."""
-    setting: T = field(default=default, repr=repr, metadata={"parse": parse, "what": what})
+def _setting(parse: Callable[[str], T], default: T, what: str, *, secret: bool = False) -> T:
+    """A field of Settings. `what` completes the sentence "NAME must be …". A secret's value is never shown."""
+    metadata = {"parse": parse, "what": what, "secret": secret}
+    setting: T = field(default=default, repr=not secret, metadata=metadata)
     return setting
 
 
-def _text(default: T) -> T:
-    setting: T = field(default=default, metadata={"parse": str, "what": "a text"})
-    return setting
+def _text(default: T, *, secret: bool = False) -> T:
+    return _setting(str, default, "a text", secret=secret)  # type: ignore[arg-type]  # T is str or str | None
 
 
 def _whole(default: int, minimum: int, maximum: int = 2**31 - 1) -> int:
@@ -160,13 +181,18 @@ def _switch(*, default: bool) -> bool:
 class Settings:
     """Each field is the environment variable of its name, in capitals. Times are in seconds."""
 
-    database_url: str | None = _setting(_url("postgresql", "postgres"), None, "a postgresql:// URL")
+    database_url: str | None = _setting(
+        _dsn,
+        None,
+        "a postgresql:// URL, with @ / ? # and : of a user or a password percent-encoded (%40 for @)",
+        secret=True,
+    )
     migrate_at_start: bool = _switch(default=True)
     data_dir: Path = _setting(Path, DEFAULT_DATA_DIR, "a folder")  # noqa: RUF009  # the call makes a field
     # `from_env` sets one for the embedded database.
     journal_dir: Path | None = _setting(Path, None, "a folder")  # noqa: RUF009  # likewise
-    openai_api_key: str | None = _text(None)
-    openai_base_url: str | None = _setting(_url("http", "https"), None, "an http:// or https:// URL")
+    openai_api_key: str | None = _text(None, secret=True)
+    openai_base_url: str | None = _setting(_url("http", "https"), None, "an http:// or https:// URL", secret=True)
     openai_model: str = _text(DEFAULT_MODEL)
     host: str = _text("127.0.0.1")
     port: int = _whole(8005, 0, 65535)
@@ -200,12 +226,13 @@ class Settings:
         _host_names, (), "a comma-separated list of host names without ports, such as draft.lan or *.example.com"
     )
     metrics_token: str | None = _setting(
-        _bearer_token, None, "16 or more of the characters A-Z a-z 0-9 . _ ~ + / - with any = at the end", repr=False
+        _bearer_token, None, "16 or more of the characters A-Z a-z 0-9 . _ ~ + / - with any = at the end", secret=True
     )
     allow_anonymous: bool = _switch(default=False)
     jwt_jwks_url: str | None = _setting(_secure_url, None, "an https:// URL (http:// on a loopback address)")
     # The PEM itself, also where the variable has a path to it.
-    jwt_public_key: str | None = _setting(_pem, None, "a public key in PEM, or the path of one")
+    # A private key may stand there by mistake.
+    jwt_public_key: str | None = _setting(_pem, None, "a public key in PEM, or the path of one", secret=True)
     jwt_issuer: str | None = _text(None)
     jwt_audience: str | None = _text(None)
 
@@ -221,7 +248,8 @@ class Settings:
             try:
                 values[setting.name] = setting.metadata["parse"](text)
             except ValueError:
-                shown = "" if name in NOT_SHOWN or "@" in text else f", not {text!r}"  # a URL with a password
+                secret = setting.metadata["secret"] or "@" in text or "://" in text  # a URL may have a password
+                shown = "" if secret else f", not {text!r}"
                 raise SettingsError(f"{name} must be {setting.metadata['what']}{shown}") from None
         settings = cls(**values)
         settings._check_jwt()
@@ -242,6 +270,14 @@ class Settings:
         missing = [name for name, is_set in parts.items() if not is_set]
         if 0 < len(missing) < len(parts):
             raise SettingsError(f"{' and '.join(missing)} must be set too, because other JWT settings are set")
+
+    @property
+    def secrets(self) -> list[str]:
+        """Texts that no line of the log may have."""
+        values = [getattr(self, setting.name) for setting in fields(self) if setting.metadata["secret"]]
+        if self.database_url is not None:
+            values += _passwords(self.database_url)
+        return [value for value in values if value]
 
     @property
     def offline(self) -> bool:

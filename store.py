@@ -26,13 +26,14 @@ from chat import (
     graph_thread_id,
     unsupervised,
 )
+from storage.address import where
 from storage.batched_reads import BatchedReads
 from storage.changes import PendingChanges, TooManyChanges
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.clock import DatabaseClock
 from storage.closing import within
 from storage.commits import real_write
-from storage.database import VERSION_BUDGET_S, SchemaError, open_connection, where
+from storage.database import VERSION_BUDGET_S, SchemaError, open_connection
 from storage.faults import NotConfirmed, NotWritten, StatementTooSlow, StoreUnavailable
 from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns, UnsavedTurns

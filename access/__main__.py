@@ -35,6 +35,7 @@ def main() -> None:
     revoke = commands.add_parser("revoke", help="revoke a key for good")
     revoke.add_argument("key_id", help="the KEY that list shows")
     arguments = parser.parse_args()
+    os.umask(0o077)  # what it makes under DATA_DIR is the user's alone
     try:
         asyncio.run(_carry_out(arguments))
     except (SettingsError, SchemaError) as error:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 
 from settings import Settings, SettingsError
+from storage.address import where
 from storage.closing import close
 from storage.database import (
     VERSION,
@@ -19,7 +20,6 @@ from storage.database import (
     connect,
     migrate,
     read_shape,
-    where,
 )
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
 from storage.faults import DATABASE_FAULTS, StoreUnavailable
@@ -45,6 +45,7 @@ def main() -> None:
     commands.add_parser("status", help="show the versions and the files that a migration would apply; change nothing")
     commands.add_parser("migrate", help="migrate the schema to this service's version")
     arguments = parser.parse_args()
+    os.umask(0o077)  # what it makes under DATA_DIR is the user's alone
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sys.exit(asyncio.run(_carry_out(arguments.command)))

@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 
+from storage.address import where, why_not
 from storage.closing import close, within
 from storage.faults import BACKOFF_S, DATABASE_FAULTS, StoreUnavailable
 
@@ -74,12 +74,6 @@ class ForeignSchema(SchemaError):
 # Connections
 
 
-def where(dsn: str) -> str:
-    """The database's host, port and name, for messages: without user and password."""
-    parts = urlsplit(dsn)
-    return f"{parts.hostname or 'a local socket'}{f':{parts.port}' if parts.port else ''}{parts.path}"
-
-
 async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
     """Retry for `wait_s` seconds, as the database may start beside the service. Raises StoreUnavailable."""
     loop = asyncio.get_running_loop()
@@ -89,10 +83,9 @@ async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
         try:
             return await asyncpg.connect(dsn, timeout=max(left, 0.1))
         except (*DATABASE_FAULTS, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
             wrong = isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError)
             if wrong or isinstance(error, ValueError) or deadline - loop.time() < BACKOFF_S[-1]:
-                raise StoreUnavailable(f"can't use the database at {where(dsn)} ({reason})") from error
+                raise StoreUnavailable(f"can't use the database at {where(dsn)} ({why_not(error)})") from error
         await asyncio.sleep(BACKOFF_S[-1])
 
 

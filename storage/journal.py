@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.private import close_file, opener, private_folder
+
 log = logging.getLogger("draftstream.journal")
 
 # Before each record: a mark by which the next record is found, the record's length and CRC, and the CRC of these.
@@ -34,7 +36,9 @@ class Journal:
         """Raises JournalError."""
         self._path = folder / f"{uuid.uuid4()}.journal"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
+            for left in folder.glob("*.damaged"):
+                close_file(left)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX)
             _sync_folder(folder)
@@ -137,7 +141,8 @@ def orphan(path: Path) -> Iterator[Contents | None]:
             log.warning("%s: cut a torn tail of %d bytes, which was never acknowledged", path.name, contents.torn)
         if contents.damaged:
             aside = path.with_suffix(".damaged")
-            aside.write_bytes(b"".join(contents.damaged))
+            with open(aside, "wb", opener=opener) as file_aside:  # Path.open takes no opener
+                file_aside.write(b"".join(contents.damaged))
             log.error("%s: %d damaged records are set aside in %s", path.name, len(contents.damaged), aside.name)
         yield contents
         path.unlink(missing_ok=True)

@@ -36,6 +36,7 @@ from storage.closing import within
 from storage.commits import real_write, transaction
 from storage.faults import CONFLICTS, Unconfirmed, is_refused_content
 from storage.journal import orphan, orphans
+from storage.private import opener
 from storage.reads import READ_PLACE
 from storage.sql import Statement, Write
 from storage.statements import end_writes, start_writes
@@ -145,7 +146,7 @@ async def _replay_record(connection: asyncpg.Connection, record: bytes, path: Pa
             raise
         if isinstance(error, UnknownStatement):
             log.error("%s: a turn can't be put back: %s", path.name, error)
-        with path.with_suffix(".damaged").open("ab") as aside:
+        with open(path.with_suffix(".damaged"), "ab", opener=opener) as aside:  # noqa: ASYNC230  # a start, before anything else
             aside.write(record)
         return "set aside"
 

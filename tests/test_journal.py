@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import os
 import random
 import signal
 import time
@@ -23,7 +24,7 @@ from test_store import ended, started
 
 from chat import Error, RunStatus
 from storage.checkpoints import PUT_BLOB
-from storage.journal import HEADER, Contents, Journal, JournalError
+from storage.journal import HEADER, Contents, Journal, JournalError, orphan
 from storage.recovery import JournaledTurn, replay
 
 Start = Callable[..., Service]
@@ -247,6 +248,109 @@ def test_a_statement_that_is_none_of_ours_is_not_executed(
     [error] = [entry.getMessage() for entry in caplog.records if entry.levelname == "ERROR"]
     assert ".journal: a turn can't be put back: this version knows no statement" in error
     assert caplog.records[-1].getMessage().endswith("1 records set aside, as they can't be put back")
+
+
+ENDED = turn_of("r1").ended
+EVIL = "DROP TABLE threads; --"
+BLOB = {"thread": "o/t", "namespace": "", "channel": "messages", "version": "1", "type": "empty", "blob": b""}
+
+
+@pytest.mark.parametrize(
+    "checkpoints",
+    [
+        [(EVIL, {})],
+        [(EVIL, [])],
+        [("add_key", {"key_id": "k", "secret_hash": b"", "owner": "o"})],  # of ours, but none that is journaled
+        [("put_blob", BLOB | {"evil": EVIL})],
+        [("put_blob", {"sql": EVIL, **BLOB})],
+        [("put_blob", {})],
+        [("put_blob", [EVIL])],
+        [("put_blob; " + EVIL, BLOB)],
+        [(["put_blob"], BLOB)],
+        [(b"put_blob", BLOB)],
+        [(None, None)],
+        [("__class__", BLOB)],
+        ["put_blob"],
+        {"put_blob": BLOB},
+        EVIL,
+    ],
+    ids=str,
+)
+def test_a_hostile_record_executes_nothing_and_is_set_aside(
+    database_url: str, tmp_path: Path, checkpoints: object
+) -> None:
+    put_back(database_url, tmp_path, turn_of("before", thread_id="b"))
+    record = ormsgpack.packb({"ended": ENDED, "checkpoints": checkpoints})
+    write(tmp_path, record)
+    put_back(database_url, tmp_path)
+    assert said(database_url) == []
+    assert [row["thread_id"] for row in rows(database_url, "SELECT thread_id FROM threads")] == ["b"]
+    assert rows(database_url, "SELECT 1 FROM access_keys UNION ALL SELECT 1 FROM checkpoint_blobs") == []
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [record]
+
+
+def modes(folder: Path) -> dict[str, int]:
+    """The rights of everybody else in a folder and all below it."""
+    return {
+        str(path.relative_to(folder)): path.lstat().st_mode & 0o077
+        for path in [folder, *folder.rglob("*")]
+        if not path.is_symlink()
+    }
+
+
+def test_a_journal_and_all_beside_it_is_for_its_user_alone(database_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "journal"
+    before = os.umask(0)
+    try:
+        write(folder, turn_of("r1").encode(), b"no turn at all")
+        damaged = bytearray(write(tmp_path / "other", b"the clause"))
+        damaged[-1] ^= 1
+        (folder / "x.journal").write_bytes(damaged)
+        put_back(database_url, folder)
+    finally:
+        os.umask(before)
+    assert sum(path.suffix == ".damaged" for path in folder.iterdir()) == 2
+    assert set(modes(folder).values()) == {0}
+
+
+def test_what_an_earlier_version_left_open_is_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    folder.chmod(0o755)
+    left = folder / "a.damaged"
+    left.write_bytes(b"the clause")
+    left.chmod(0o644)
+    with caplog.at_level("INFO", "draftstream"):
+        write(folder, b"x")
+    assert set(modes(folder).values()) == {0}
+    assert left.read_bytes() == b"the clause"
+    assert caplog.messages == [f"{folder} is closed to other users now"]
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o777])
+def test_a_folder_that_others_use_too_stays_as_it_is(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(mode)
+    data = write(tmp_path, b"the clause")
+    assert data
+    assert tmp_path.stat().st_mode & 0o7777 == mode
+    assert {rights for name, rights in modes(tmp_path).items() if name != "."} == {0}
+    assert caplog.messages == [f"other users may list {tmp_path}; give the service a folder of its own"]
+
+
+def test_a_link_in_the_place_of_a_file_that_is_set_aside_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    folder = tmp_path / "journal"
+    data = bytearray(write(folder, b"the clause"))
+    [path] = folder.glob("*.journal")
+    data[-1] ^= 1
+    path.write_bytes(data)
+    path.with_suffix(".damaged").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic"), orphan(path):
+        pass
+    assert not target.exists()
+    assert path.exists(), "the record is kept"
 
 
 def test_the_journal_of_a_process_that_lives_is_left_alone(database_url: str, tmp_path: Path) -> None:

@@ -19,13 +19,12 @@ from access import shared_limits
 from chat import LEASE_S, Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus
 from storage import checkpoints, commits, reads, writer
 from storage import statements as sql_statements
-from storage.database import where
 from storage.pool import POOL_CONNECTIONS
 from storage.sql import Statement, Write
 from storage.statements import RENAME_THREAD, end_writes, start_writes
 from storage.units import Unit, statements
 from storage.writer import QueueFull, Unstorable
-from store import Store, StoreUnavailable, open_store
+from store import Store, StoreUnavailable, open_store, where
 from threads import statements as thread_statements
 from threads.histories import Threads
 
