@@ -1,4 +1,6 @@
-FROM python:3.13-slim-bookworm
+# `make base` prints the digest of this tag. A release is built from it: docker build --build-arg BASE=python@sha256:…
+ARG BASE=python:3.13-slim-bookworm
+FROM ${BASE}
 
 ENV PYTHONUNBUFFERED=1
 WORKDIR /app
@@ -17,7 +19,7 @@ COPY threads threads/
 COPY web web/
 RUN python -m compileall -q .
 
-USER 10001
+USER 10001:10001
 ENV PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 PORT=8005
 EXPOSE 8005
 STOPSIGNAL SIGTERM

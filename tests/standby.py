@@ -1,7 +1,6 @@
 """A PostgreSQL whose COMMIT waits for a standby, and the standby."""
 
 import asyncio
-import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -52,15 +51,22 @@ class Standby:
     def __init__(self, primary: Primary, folder: Path) -> None:
         self._server = _Server(folder)
         folder.mkdir(mode=0o755, exist_ok=True)
+        self._server._account = primary._server._account  # so that it may open the primary's socket
         self._server._make_reachable()
-        self._server._data.mkdir(mode=0o700)
-        if (user := primary._server._user()) is not None:
-            os.chown(self._server._data, *user)
+        self._let_in(primary)
+        self._server._own(self._server._data)
         sockets = primary._server._read(SOCKET_FOLDER_LINE)
         source = ("-h", sockets, "-p", "5432", "-U", "postgres", "-D", str(self._server._data))
         self._server._run("pg_basebackup", *source, "-R", "-X", "stream", "-c", "fast")
         with (self._server._data / "postgresql.auto.conf").open("a") as settings:
             settings.write(f"cluster_name = '{STANDBY}'\n")
+
+    @staticmethod
+    def _let_in(primary: Primary) -> None:
+        """Under root the standby's user has no name, by which the primary could know it."""
+        with (primary._server._data / "pg_hba.conf").open("a") as access:
+            access.write("local replication all trust\n")
+        primary._server._run("pg_ctl", "reload", "-D", str(primary._server._data))
 
     def start(self) -> None:
         self._server._launch()
