@@ -1,6 +1,5 @@
-# `make base` prints the digest of this tag. A release is built from it: docker build --build-arg BASE=python@sha256:…
-ARG BASE=python:3.13-slim-bookworm
-FROM ${BASE}
+# The digest names one image, whatever the tag says later. docs/CONTRIBUTING.md says how to renew it.
+FROM python:3.13-slim-bookworm@sha256:67a1e1f215ccda113cfc024e8639049257e88f273898f595b61476d128d387e8
 
 ENV PYTHONUNBUFFERED=1
 WORKDIR /app

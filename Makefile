@@ -8,7 +8,7 @@ TESTS := $(VENV)/tests.installed
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command "make lock"
 
-.PHONY: help run test lint coverage mutants chaos soak bench lock clean
+.PHONY: help run test lint coverage mutants chaos soak bench lock audit clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ lock: $(TESTS) ## write the lock files from pyproject.toml; UPGRADE="--upgrade-p
 	@$(COMPILE) $(UPGRADE) --output-file requirements.txt
 	@$(COMPILE) $(UPGRADE) --group run --constraint requirements.txt --output-file deploy/requirements-local.txt
 	@$(COMPILE) $(UPGRADE) --group dev --constraint deploy/requirements-local.txt --output-file tests/requirements.txt
+
+audit: $(TESTS) ## look the locked packages up among the known vulnerabilities; 1: found, 2: could not look
+	@$(BIN)/python .ci/audit.py $(BIN)/uv requirements.txt deploy/requirements-local.txt tests/requirements.txt
 
 clean: ## remove .venv
 	rm -rf $(VENV)

@@ -111,9 +111,9 @@ MUTANTS = (
     ),
     Mutant(
         "what is set aside is for its user alone",
-        "storage/private.py",
-        "flags | os.O_NOFOLLOW, 0o600)",
-        "flags | os.O_NOFOLLOW, 0o644)",
+        "storage/journal.py",
+        'open(aside, "wb", opener=opener)',
+        'open(aside, "wb")',
         "test_journal.py:user_alone",
     ),
     Mutant(

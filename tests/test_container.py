@@ -39,9 +39,11 @@ def copied() -> dict[Path, Path]:
 
 def test_the_dockerfile_is_plain() -> None:
     [base] = instructions("FROM")
-    assert re.fullmatch(r"python:3\.\d+-slim-\w+", base), "a slim base, pinned"
+    assert re.fullmatch(r"python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base), "a slim base, pinned"
     assert instructions("ADD") == []
-    assert instructions("USER") == [str(ORDINARY_USER)]
+    assert instructions("USER") == [f"{ORDINARY_USER}:{ORDINARY_USER}"], (
+        "a group of its own, too: without one it is root's"
+    )
     for command in (*instructions("CMD"), instructions("HEALTHCHECK")[0].partition("CMD ")[2]):
         assert isinstance(json.loads(command), list), "exec form"
     order = [line.split()[0] for line in LINES if line and not line.startswith("#")]

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import asyncpg
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Service
+from sse_client import chat
+from test_journal import write
 
 from storage.embedded import EmbeddedPostgresError, _Server, embedded_postgres
 from storage.passage import end_passage, let_pass
@@ -341,6 +343,33 @@ async def test_an_ordinary_users_data_stays_that_users(folder: Path) -> None:
     with another_service(home, python_of_ordinary_users(), ORDINARY_USER) as other:
         assert await ask(said(other), "SELECT 1") == 1
     assert open_to_others(home) == {}
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_whatever_a_service_leaves_under_data_dir_is_for_its_user_alone(
+    folder: Path, service: Callable[..., Service], log_format: str
+) -> None:
+    """Also what lay there before, with a journal that is damaged, and what the commands make."""
+    data = folder / "data"
+    data.mkdir(mode=0o755)
+    damaged = bytearray(write(data / "journal", b"the clause"))
+    damaged[-1] ^= 1
+    left = next((data / "journal").glob("*.journal"))
+    left.write_bytes(damaged)
+    for path in (data, data / "journal", left):
+        path.chmod(0o755)
+    env = {"DATA_DIR": str(data), "DATABASE_URL": "", "LOG_FORMAT": log_format}
+    running = service(**env)
+    assert chat(running.url, "Draft an NDA").last["saved"]
+    assert open_to_others(folder) == {}
+    for command in (["-m", "access", "add", "--owner", "o"], ["-m", "storage", "status"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=os.environ | env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert running.stop() == 0
+    assert open_to_others(folder) == {}
+    assert [path.read_bytes()[-10:-1] for path in (data / "journal").glob("*.damaged")] == [b"the claus"]
 
 
 def python_of_ordinary_users() -> str:

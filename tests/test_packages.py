@@ -1,6 +1,7 @@
 """The packages: a short list of direct requirements with their reasons, and the lock files that `make lock` makes of it."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -183,3 +184,44 @@ def test_ci_tries_each_supported_python_and_postgresql() -> None:
     assert re.findall(r"python: \[(.+)\]", workflow) == ['"3.11", "3.12", "3.13"']
     assert re.findall(r"postgres: \[(.+)\]", workflow) == ['"15", "18"']
     assert PROJECT["project"]["requires-python"] == ">=3.11"
+
+
+FAULT = {"id": "CVE-2026-1", "fix_versions": ["2.0"], "description": "…"}
+SOUND = {"name": "a", "version": "1.0", "vulns": []}
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        ({"dependencies": [SOUND]}, 0, "no known vulnerability in 1 packages"),
+        ({"dependencies": [SOUND, {**SOUND, "vulns": [FAULT]}]}, 1, "a 1.0 has CVE-2026-1, fixed in 2.0"),
+        ({"dependencies": [{**SOUND, "vulns": [{**FAULT, "fix_versions": []}]}]}, 1, "not fixed yet"),
+        ({"dependencies": [SOUND, {"name": "b", "skip_reason": "not found"}]}, 2, "1 of 2 packages not audited"),
+        ({"dependencies": [{**SOUND, "vulns": [FAULT]}, {"name": "b", "skip_reason": "?"}]}, 1, "1 of 2 packages not"),
+        ({"dependencies": []}, 2, "0 of 0 packages not audited"),
+        (None, 2, "not audited, as pip-audit or its service can't be reached (ConnectionError: away)"),
+    ],
+)
+def test_an_audit_says_what_it_found_or_that_it_was_not_made(
+    tmp_path: Path, answer: object, code: int, said: str
+) -> None:
+    uv = tmp_path / "uv"
+    output = f"echo '{json.dumps(answer)}'" if answer is not None else "echo 'ConnectionError: away' >&2; exit 1"
+    uv.write_text(f"#!/bin/sh\n{output}\n")
+    uv.chmod(0o755)
+    command = [sys.executable, ".ci/audit.py", str(uv), "requirements.txt", "tests/requirements.txt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout
+    assert all(
+        line.partition(":")[0] in ("requirements.txt", "tests/requirements.txt") for line in done.stdout.splitlines()
+    )
+    assert done.stderr == ""
+
+
+def test_ci_audits_the_three_lock_files_each_day() -> None:
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert "schedule:" in workflow
+    assert "make audit" in workflow
+    recipe = (ROOT / "Makefile").read_text().partition("\naudit:")[2].partition("\n\n")[0]
+    assert recipe.split()[-3:] == ["requirements.txt", "deploy/requirements-local.txt", "tests/requirements.txt"]
