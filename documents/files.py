@@ -21,6 +21,10 @@ from documents.redline_page import page
 CHARS = 1_000_000  # some hundred pages
 PARTS = 20_000  # paragraphs, cells and spans: the dearest of them take a third of a millisecond each in a DOCX
 LINE_END = re.compile(r"\r\n|\r|\n")  # as in Markdown; str.splitlines() also splits at characters that nobody sees
+# In front of the words with which `_spoken` begins, whatever marks or tags stand before or around them.
+TURN = re.compile(
+    r"(?<![^\r\n])(?=(?:<[^<>\r\n]*>|[^\w\r\n<]|_)*(?:User|Draftstream)(?:<[^<>\r\n]*>|[^\w\r\n<]|_)*,)", re.IGNORECASE
+)
 JSON_FORMAT = "draftstream-thread/1"
 
 Newest = Mapping[str, int]
@@ -90,13 +94,18 @@ def _markdown(item: Item, newest: Newest) -> str:
     if item["type"] == "doc":
         if _is_replaced(item, newest):
             return f"*{_named(item)}: replaced by a later version below.*\n"
-        return f"---\n\n*{_named(item)}*\n\n{item['content'].rstrip()}\n\n---\n"
+        return f"---\n\n*{_named(item)}*\n\n{_own_words(item)}\n\n---\n"
     said = f"**{_spoken(item)}**\n\n"
     if item["role"] == "user":
         # As a quotation, so that a person's words can't be taken for the reply, whatever they look like.
         return said + "".join(f"> {line}\n" if line else ">\n" for line in LINE_END.split(item["content"]))
     end = "" if item["complete"] else "\n*(broke off here)*\n"
-    return f"{said}{item['content'].rstrip()}\n{end}"
+    return f"{said}{_own_words(item)}\n{end}"
+
+
+def _own_words(item: Item) -> str:
+    """A line that looks like the beginning of a turn gets a backslash, so that no reply can make up a turn."""
+    return TURN.sub(r"\\", item["content"].rstrip())
 
 
 def _is_replaced(item: Item, newest: Newest) -> bool:

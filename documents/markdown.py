@@ -9,8 +9,10 @@ bounds the parser. `Room` bounds the parts in all, while they are made.
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+from documents.hidden import SWAPPED
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -105,11 +107,19 @@ class Room:
 def blocks(markdown: str, room: Room | None = None) -> list[Block]:
     """The document's blocks, in order. Raises TooManyParts."""
     room = room or Room(PARTS_A_CHARACTER * (len(markdown) + 1))
+    swapped = markdown.translate(SWAPPED)
     found = []
-    for block in _Reader(room.count_tokens).blocks(markdown):
+    for block in _Reader(room.count_tokens).blocks(swapped):
         room.take(block)
-        found.append(block)
+        found.append(block if swapped == markdown else _swapped_back(block))
     return found
+
+
+def _swapped_back(block: Block) -> Block:
+    def back(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        return tuple(replace(span, text=span.text.translate(SWAPPED)) for span in spans)
+
+    return replace(block, spans=back(block.spans), rows=tuple(tuple(map(back, row)) for row in block.rows))
 
 
 class _Reader:

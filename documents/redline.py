@@ -22,11 +22,15 @@ WITHIN = 0.8  # or of the letters of the shorter one, which has then become a pa
 
 # A word stands between spaces and punctuation. It may have points and apostrophes inside, as 1,000.50 and e.g have.
 # In scripts without spaces each character is one. With its brackets it is a token: (30), [name], (a).
+# A hidden character (hidden.py) is a letter, so that its change is a change of a word.
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_PUNCTUATION = r"!-/:-@\[-`{-~\u00a1-\u00bf\u2010-\u205e\u3000-\u303f\uff01-\uff0f\uff1a-\uff20"
-_LETTERS = rf"[^\s{_PUNCTUATION}{_ALONE}]+"
+_PUNCTUATION = (
+    r"!-/:-@\[-`{-~\u00a1-\u00ac\u00ae-\u00bf\u2010-\u2027\u2030-\u205e\u3000-\u303f\uff01-\uff0f\uff1a-\uff20"
+)
+_SPACES = r" \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
+_LETTERS = rf"[^\n{_SPACES}{_PUNCTUATION}{_ALONE}]+"
 WORD = re.compile(rf"{_LETTERS}(?:[.,'’]{_LETTERS})*|[{_ALONE}]")
-TOKEN = re.compile(rf"{WORD.pattern}|[(\[]{_LETTERS}[)\]]|\n|[^\S\n]+|(.)\1*")
+TOKEN = re.compile(rf"{WORD.pattern}|[(\[]{_LETTERS}[)\]]|\n|[{_SPACES}]+|(.)\1*")
 
 Spans = tuple[Span, ...]
 Row = tuple[Spans, ...]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import groupby
 
+from documents.hidden import pieces, shown
 from documents.markdown import Align, Block, Kind, Mark, Span
 from documents.redline import Row, Spans, count_words, mark_of
 
@@ -27,15 +28,20 @@ h2 { font-size: 1.15rem; line-height: 1.35; padding-top: 0.6em; }
 h3, h4, h5, h6 { font-size: 1rem; padding-top: 0.3em; }
 ins { background: var(--ins); color: var(--ins-ink); text-decoration: underline; text-underline-offset: 0.15em; }
 del { background: var(--del); color: var(--del-ink); text-decoration: line-through; }
-.changed::before { content: ""; position: absolute; left: calc(-1 * clamp(0.6rem, 3vw, 2rem)); top: 0; bottom: 0;
-  border-left: 3px solid var(--soft); }
-.numbered { padding-left: 2.75rem; text-indent: -2.75rem; }
-.numbered > span { display: inline-block; min-width: 2.75rem; text-indent: 0; }
-.in1 { margin-left: 1.75rem; } .in2 { margin-left: 3.5rem; } .in3 { margin-left: 5.25rem; } .in4 { margin-left: 7rem; }
+ins, del { unicode-bidi: isolate; }
+bdi { border: 1px solid currentColor; border-radius: 0.2em; padding: 0 0.1em;
+  font: 0.75em ui-monospace, Menlo, Consolas, monospace; text-indent: 0; }
+.changed::before { content: ""; position: absolute; inset-inline-start: calc(-1 * clamp(0.6rem, 3vw, 2rem)); top: 0;
+  bottom: 0; border-inline-start: 3px solid var(--soft); }
+.numbered { padding-inline-start: 2.75rem; text-indent: -2.75rem; }
+.numbered > span { display: inline-block; min-width: 2.75rem; text-indent: 0;
+  text-align: -webkit-match-parent; text-align: match-parent; }
+.in1 { margin-inline-start: 1.75rem; } .in2 { margin-inline-start: 3.5rem; } .in3 { margin-inline-start: 5.25rem; }
+.in4 { margin-inline-start: 7rem; }
 pre { font: 0.875rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; }
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; }
 table { border-collapse: collapse; width: 100%; }
-th, td { border: 1px solid var(--line); padding: 0.35em 0.6em; text-align: left; vertical-align: top; }
+th, td { border: 1px solid var(--line); padding: 0.35em 0.6em; text-align: start; vertical-align: top; }
 .center { text-align: center; } .right { text-align: right; }
 hr { border: 0; border-top: 1px solid var(--line); }
 hr.inserted { border-top: 3px double var(--ins-ink); } hr.deleted { border-top: 3px dashed var(--del-ink); }
@@ -59,14 +65,14 @@ def page(title: str, versions: str, blocks: Sequence[Block], notes: Iterable[str
     inserted, deleted = (count_words(blocks, mark) for mark in ("inserted", "deleted"))
     changed = any(block.is_changed for block in blocks)
     said = f"<ins>{_count(inserted)} inserted</ins>, <del>{_count(deleted)} deleted</del>" if changed else "no change"
-    lines = [f"<strong>{escape(title)}</strong>", f"{escape(versions)}: {said}", *map(escape, notes)]
+    lines = [f"<strong>{_text(title)}</strong>", f"{escape(versions)}: {said}", *map(escape, notes)]
     return "".join(
         (
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n',
-            f"<title>{escape(title)}, {escape(versions)}</title>\n<style>{STYLE}</style>\n",
-            f"<header>{''.join(f'<p>{line}</p>' for line in lines)}</header>\n<main>",
+            f"<title>{escape(shown(title))}, {escape(versions)}</title>\n<style>{STYLE}</style>\n",
+            f"<header>{''.join(f'<p dir=auto>{line}</p>' for line in lines)}</header>\n<main>",
             *(_block(block) for block in blocks),
             "</main>\n</html>\n",
         )
@@ -82,12 +88,13 @@ def _block(block: Block) -> str:
     start = f' class="{classes}"' if classes else ""
     if block.kind == "rule":
         return f"<hr{start}>"
+    start += " dir=auto"  # as its own letters say
     if block.kind == "table":
         return f"<table{start}>{_rows(block)}</table>"
     tag = f"h{min(block.level + 1, 6)}" if block.kind == "heading" else TAGS[block.kind]
     number = _number(block)
     if block.kind in NUMBERED:
-        number = f"<span>{number}</span>"
+        number = f"<span dir=auto>{number}</span>"  # which does not say which way the text goes
     return f"<{tag}{start}>{number}{_spans(block.spans)}</{tag}>"
 
 
@@ -133,8 +140,13 @@ def _marked(mark: Mark, text: str) -> str:
     return f"<{MARK_TAGS[mark]}>{text}</{MARK_TAGS[mark]}>" if mark in MARK_TAGS and text else text
 
 
+def _text(text: str) -> str:
+    """With the labels of hidden characters, which stand for themselves whichever way the text goes."""
+    return "".join(f"<bdi dir=ltr>{piece}</bdi>" if label else escape(piece) for piece, label in pieces(text))
+
+
 def _styled(span: Span) -> str:
-    text = escape(span.text)
+    text = _text(span.text)
     if span.mark != "kept":
         text = text.replace("\n", "↵\n")  # as nobody sees a mark on the end of a line
     for tag, is_on in (("code", span.code), ("em", span.italic), ("strong", span.bold)):

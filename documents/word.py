@@ -24,6 +24,8 @@ from docx.table import Table
 from docx.text.paragraph import Paragraph
 from docx.text.run import Run
 
+from documents.direction import RIGHT_TO_LEFT, goes_left, set_sizes_of_complex_scripts, turn, turn_table
+from documents.hidden import shown
 from documents.markdown import Block, Mark, Span
 from documents.numbering import STEP_CM, Counted, Numbering, levels_of, numbered_by_word
 
@@ -64,6 +66,8 @@ class _Writer:
         self._width = Emu((section.page_width or 0) - (section.left_margin or 0) - (section.right_margin or 0))
         self._levels = levels_of(blocks)
         self._numbering = Numbering(self._document, self._levels)
+        if any(RIGHT_TO_LEFT.search(span.text) for block in blocks for text in block.texts for span in text):
+            set_sizes_of_complex_scripts(self._document)
         self._style_ids = {style.name: style.style_id for style in self._document.styles}
 
     def write(self) -> bytes:
@@ -96,6 +100,8 @@ class _Writer:
         if block.kind == "rule":
             _draw_rule(paragraph)
         self._add_spans(paragraph, block.spans)
+        if goes_left(block.spans):
+            turn(paragraph)
         if _is_form(block):
             paragraph.paragraph_format.keep_together = True
         if block.kind == "paragraph" and block.spans and all(span.bold for span in block.spans):
@@ -167,12 +173,15 @@ class _Writer:
         element.tblStyle_val = self._style_ids["Table Grid"]
         self._end.addprevious(element)
         table = Table(element, self._document._body)  # noqa: SLF001  # see _add_paragraph
+        from_the_right = goes_left(span for text in block.texts for span in text)
         for number, row in enumerate(block.rows):
             added = table.add_row()  # type: ignore[no-untyped-call]  # of python-docx
             for cell, spans, align in zip(added.cells, row, block.aligned or ("left",) * columns, strict=False):
                 bold = [Span(span.text, bold=True, mark=span.mark) for span in spans] if number == 0 else spans
                 paragraph = cell.paragraphs[0]
                 self._add_spans(paragraph, bold)
+                if goes_left(bold, by_itself=from_the_right):
+                    turn(paragraph)
                 paragraph.alignment = ALIGNMENTS.get(align)
                 paragraph.paragraph_format.space_before = paragraph.paragraph_format.space_after = Pt(3)
             properties = added._tr.get_or_add_trPr()  # noqa: SLF001  # python-docx has no such properties
@@ -182,6 +191,8 @@ class _Writer:
             marks = {span.mark for cell in row for span in cell}
             if len(marks) == 1 and marks != {"kept"}:
                 properties.append(self._change(marks.pop()))
+        if from_the_right:
+            turn_table(table)
         below = self._add_paragraph()  # as two tables would else be one
         below.paragraph_format.space_after = Pt(0)
         self._mark_paragraph(below, block.mark)
@@ -282,7 +293,7 @@ def _draw_rule(paragraph: Paragraph) -> None:
 
 
 def _storable(text: str) -> str:
-    return NOT_IN_XML.sub("", text)
+    return NOT_IN_XML.sub("", shown(text))
 
 
 def _is_form(block: Block) -> bool:

@@ -258,6 +258,9 @@ def test_eight_times_the_text_takes_about_eight_times_as_long() -> None:
     assert took_s(some * 8) < 12 * took_s(some), "each list, paragraph and table is added without a look at the others"
 
 
-def test_what_xml_can_not_hold_is_left_out() -> None:
+def test_what_xml_can_not_hold_is_shown_by_its_number() -> None:
     document = opened([Block("paragraph", (Span("a\x0bb\x07c\ufffe😀"),))], title="t\x01itle")
-    assert (document.paragraphs[0].text, document.core_properties.title) == ("abc😀", "title")
+    assert (document.paragraphs[0].text, document.core_properties.title) == (
+        "a⟦U+000B⟧b⟦U+0007⟧c⟦U+FFFE⟧😀",
+        "t⟦U+0001⟧itle",
+    )

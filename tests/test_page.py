@@ -15,6 +15,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_access import new_key
 from test_service import snippet
 
+from documents.hidden import shown
+
 HOSTILE = "</script><img src=x onerror=document.title='broken'>\n\n<b>not bold</b> & \u2028 😀"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 DEADLINE_MS = 60_000  # of a machine that is loaded; nothing waits for it
@@ -112,6 +114,86 @@ def test_hostile_text_shows_as_text(page: Page, service: Callable[..., Service],
     expect(page.locator(".bubble.assistant").first).to_contain_text("<img src=x onerror")
     assert page.locator("img").count() == 0
     assert page.title() == "Draftstream"
+
+
+TROJAN = "# Fee\u2066\n\nThe fee \u202eis 100\u200b.\n\n\u2028|a\u061c|b|\n|-|-|\n|c|\ufeff|\n\n- 1.1 می\u200cخواهم 👨\u200d👩\u200d👧\n\n\u180e"
+TROJANS = ["2066", "202E", "200B", "2028", "061C", "FEFF", "180E"]
+
+
+def test_what_hides_in_a_text_is_shown_everywhere(
+    page: Page, service: Callable[..., Service], openai: OpenAIServer
+) -> None:
+    for version in (TROJAN, "# Fee\n\nThe fee is 100."):
+        document = {"title": "NDA \u202e", "content": version}
+        openai.reply(text("Here \u2067it is."), tool("write_document", document), finish("tool_calls"))
+        openai.reply(text("Done."), finish())
+    page.goto(f"{service(openai=openai).url}/debug")
+    send(page, "Draft\u202e one")
+    for view in ("Text", "Raw"):
+        page.click(f".switch >> text={view}")
+        assert re.findall(r"⟦U\+(\w+)⟧", page.locator("#sheet").inner_text()) == TROJANS
+        assert "می\u200cخواهم 👨\u200d👩\u200d👧" in page.locator("#sheet").inner_text()
+    expect(page.locator(".bubble.user")).to_have_text("Draft⟦U+202E⟧ one")
+    expect(page.locator(".bubble.assistant").first).to_have_text("Here ⟦U+2067⟧it is.")
+    expect(page.locator(".chip b")).to_have_text("NDA ⟦U+202E⟧")
+    expect(page.locator("#thread-title")).to_have_text("Draft⟦U+202E⟧ one")
+    send(page, "Change it")
+    page.click(".switch >> text=Changes")
+    assert set(re.findall(r"⟦U\+(\w+)⟧", "".join(page.locator("#sheet del").all_inner_texts()))) >= {
+        "2066",
+        "202E",
+        "180E",
+    }
+    shown = page.evaluate("document.body.innerText")
+    assert re.findall("[\u061c\u180e\u200b\u2028\u202a-\u202e\u2066-\u2069\ufeff]", shown) == []
+    page.locator(".turn").first.hover()
+    page.locator(".turn >> text=Edit").first.click()
+    assert page.locator(".edit textarea").input_value() == "Draft\u202e one", "the message itself"
+
+
+def test_the_page_shows_the_same_characters_as_the_files(page: Page, service: Callable[..., Service]) -> None:
+    page.goto(f"{service().url}/debug")
+    alone = page.evaluate(
+        """() => Array.from({ length: 0x110000 }, (_, code) => code).filter((code) => {
+            const text = String.fromCodePoint(code);
+            return visible(text) !== text;
+        })"""
+    )
+    assert alone == [code for code in range(0x110000) if shown(chr(code)) != chr(code)]
+    contexts = [
+        f"{before}{hidden}{after}"
+        for hidden in "\u200c\u200d\u200b\ufe0f\ufe00\u180b\u180e\u115f\u1160\U00013430\U000e0101\U000e0067"
+        for before in CONTEXTS
+        for after in CONTEXTS
+    ]
+    assert page.evaluate("(texts) => texts.map(visible)", contexts) == [shown(text) for text in contexts]
+
+
+CONTEXTS = (
+    "",
+    "a",
+    "1",
+    " ",
+    "ب",
+    "١",
+    "ه",
+    "क",
+    "्",
+    "ក",
+    "ไ",
+    "👩",
+    "❤",
+    "\u20e3",
+    "\ufe0f",
+    "\u200d",
+    "辻",
+    "ᠠ",
+    "≨",
+    "ᄀ",
+    "ᅡ",
+    "𓀀",
+    "🏴",
+)
 
 
 def test_a_refusal_is_shown_with_its_reason(page: Page, service: Callable[..., Service]) -> None:
