@@ -1031,7 +1031,7 @@ MUTANTS = (
         "runs/log.py",
         "        if index and place > positions[index - 1]:",
         "        if False:",
-        "test_run_log.py:lose_no_text",
+        "test_run_log.py:inside_of_a_merged",
     ),
     Mutant(
         "the log: a run has a bound of its own",

@@ -70,6 +70,15 @@ def text_of(frames: list[bytes]) -> str:
     return "".join(event.get("content", "") for event in events)
 
 
+async def test_a_reader_inside_of_a_merged_frame_gets_the_rest_of_it() -> None:
+    run = a_run([Message("abc", 0) for _ in range(400)])
+    assert len(run.log) < 200
+    for after in range(0, 1200, 7):
+        cursor = follow(run, after)
+        assert text_of([await anext(cursor)]) == ("abc" * 400)[after:]
+        cursor.close()
+
+
 async def test_a_token_of_a_long_reply_takes_little_memory_and_the_log_knows_how_much() -> None:
     tracemalloc.start()
     try:
