@@ -84,7 +84,9 @@ ROUTES: Mapping[str, Methods] = {
     "/chat": {"GET": Route(get_chat, "chat", 1, fields.CHAT_QUERY, stream=True, starts=True, reader=True, load="long")},
     "/api/chat": {"POST": Route(post_chat, "chat", 1, reader=True, load="long")},
     "/api/runs/{run_id}/events": {
-        "GET": Route(get_run_events, "read", 1, fields.EVENTS_QUERY, stream=True, reader=True, load="long")
+        "GET": Route(
+            get_run_events, "read", 1, fields.EVENTS_QUERY, stream=True, own_runs=True, reader=True, load="long"
+        )
     },
     "/api/runs/{run_id}/cancel": {"POST": Route(cancel_run, "chat", 0, load="none")},
     "/api/threads": {

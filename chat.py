@@ -68,12 +68,19 @@ class NotFound(Refusal):
 
 
 class ThreadBusy(Refusal):
-    """`run_id`: the run that is in progress on the thread."""
+    """`run_id`: the run that is in progress on the thread; None for a caller who may not know it."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str | None, begun_by: str | None = None) -> None:
         detail = "The thread has a run in progress; follow it, cancel it, or wait for its end."
+        if run_id is None:
+            detail = "The thread has a run in progress, which another key began; wait for its end."
         super().__init__("thread_busy", detail, run_id=run_id)
         self.run_id = run_id
+        self.begun_by = begun_by
+
+    def told_to(self, reads: str | None) -> "ThreadBusy":
+        """For a caller who may read the runs of this credential only, or all runs (None)."""
+        return self if reads in (None, self.begun_by) else ThreadBusy(None)
 
 
 OVERLOADED = "The service is at its limit and takes no more now; try again in a few seconds."
@@ -302,6 +309,7 @@ class ThreadHead:
     lost: Sequence[LostRun] = ()
     branches: bool = False
     running: str | None = None  # the run that another process has in progress on it
+    running_begun_by: str | None = None  # as in RunStarted
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,7 +257,8 @@ CREATE INDEX stream_tokens_expiry ON stream_tokens (expires_at);
 -- is "jwt:" and the sub for the first issuer, and "jwt2:" and the sub for the second.
 CREATE TABLE jwt_issuers (
     number      integer     NOT NULL PRIMARY KEY CHECK (number > 0),
-    issuer      text        NOT NULL UNIQUE
+    issuer      text        NOT NULL UNIQUE,
+    same_as     integer     REFERENCES jwt_issuers         -- the provider has moved: its owners are those of this number
 );
 
 -- ---------------------------------------------------------------------------------------------------------------

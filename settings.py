@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 T = TypeVar("T")
+
+Scope = Literal["chat", "read", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 VERSION = "0.1.0"  # the one place: pyproject.toml refers to it, and a test holds openapi.json to it
 DEFAULT_MODEL = "gpt-5.1"
@@ -116,6 +119,19 @@ def _log_format(text: str) -> Literal["text", "json"]:
         case "json":
             return "json"
     raise ValueError
+
+
+def _scopes(text: str) -> tuple[Scope, ...]:
+    named = text.replace(",", " ").split()
+    if not set(named) <= set(SCOPES):
+        raise ValueError
+    return tuple(scope for scope in SCOPES if scope in named)
+
+
+def _scope_prefix(text: str) -> str:
+    if not re.fullmatch(r"[!#-[\]-~]+", text):  # the characters of a scope (RFC 6749, section 3.3)
+        raise ValueError
+    return text
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -235,6 +251,10 @@ class Settings:
     jwt_public_key: str | None = _setting(_pem, None, "a public key in PEM, or the path of one", secret=True)
     jwt_issuer: str | None = _text(None)
     jwt_audience: str | None = _text(None)
+    jwt_default_scopes: tuple[Scope, ...] = _setting(_scopes, (), f"some of {','.join(SCOPES)}")
+    jwt_scope_prefix: str | None = _setting(
+        _scope_prefix, None, "visible ASCII characters without a space, a quote or a backslash"
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Settings":
@@ -268,7 +288,7 @@ class Settings:
             "JWT_AUDIENCE": self.jwt_audience is not None,
         }
         missing = [name for name, is_set in parts.items() if not is_set]
-        if 0 < len(missing) < len(parts):
+        if missing and (any(parts.values()) or self.jwt_default_scopes or self.jwt_scope_prefix):
             raise SettingsError(f"{' and '.join(missing)} must be set too, because other JWT settings are set")
 
     @property

@@ -1,4 +1,4 @@
-"""`python -m access add|list|revoke`: the API keys, in the database of the service, which may be running or not.
+"""`python -m access add|list|revoke|issuers`: who may call, in the database of the service, running or not.
 
 A key is shown once, and only a hash of it is stored.
 """
@@ -7,12 +7,14 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
-from access.callers import CACHE_S, DEFAULT_SCOPES, SCOPES
+from access.callers import CACHE_S, DEFAULT_SCOPES
+from access.issuers import LIST_ISSUERS, MOVE_ISSUER, prefix_of
 from access.keys import ADD_KEY, LIST_KEYS, REVOKE_KEY, ApiKey
-from settings import Settings, SettingsError
+from settings import SCOPES, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
 from store import Row, SchemaError, StoreUnavailable, open_connection, within
 
@@ -22,7 +24,7 @@ COMMAND_TIMEOUT_S = 10.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m access", description="Manage the API keys of the service.")
+    parser = argparse.ArgumentParser(prog="python -m access", description="Manage who may call the service.")
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add", help="make a key and print it, once")
     add.add_argument("--owner", required=True, type=_owner, help="the owner whose threads it opens")
@@ -34,6 +36,13 @@ def main() -> None:
     commands.add_parser("list", help="list the keys, without their secrets")
     revoke = commands.add_parser("revoke", help="revoke a key for good")
     revoke.add_argument("key_id", help="the KEY that list shows")
+    issuers = commands.add_parser("issuers", help="list the issuers of JWTs, and how the owners of each begin")
+    issuers.add_argument(
+        "--moved",
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        help="a provider has moved: its new issuer gets the owners of the old",
+    )
     arguments = parser.parse_args()
     os.umask(0o077)  # what it makes under DATA_DIR is the user's alone
     try:
@@ -89,6 +98,8 @@ async def _carry_out(arguments: argparse.Namespace) -> None:
             await _add(arguments)
         case "revoke":
             await _revoke(arguments.key_id)
+        case "issuers":
+            await _issuers(arguments.moved)
         case _:
             await _list()
 
@@ -109,15 +120,28 @@ async def _revoke(key_id: str) -> None:
 
 
 async def _list() -> None:
-    rows = [("KEY", "STATE", "SCOPES", "CREATED", "EXPIRES", "OWNER", "NAME")]
+    table = [("KEY", "STATE", "SCOPES", "CREATED", "EXPIRES", "OWNER", "NAME")]
     for key in await _fetch(LIST_KEYS):
         end = _utc(key["expires_at"]) if key["expires_at"] else "-"
         scopes = ",".join(key["scopes"])
-        rows.append(
+        table.append(
             (key["key_id"], key["state"], scopes, f"{key['created_at']:%Y-%m-%d}", end, key["owner"], key["name"])
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    _show(table)
+
+
+async def _issuers(moved: list[str] | None) -> None:
+    if moved is not None:
+        if not await _fetch(MOVE_ISSUER, *moved):
+            sys.exit(f"No JWTs of {moved[0]} were ever accepted here; see python -m access issuers.")
+        _tell(f"JWTs of {moved[1]} have the owners of {moved[0]}; restart the service if it accepts them already.")
+    rows = await _fetch(LIST_ISSUERS)
+    _show([("OWNERS", "ISSUER"), *((f"{prefix_of(row['number'])}…", row["issuer"]) for row in rows)])
+
+
+def _show(table: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
 
 

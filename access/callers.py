@@ -8,33 +8,60 @@ Every answer comes from the database or is at most CACHE_S old, so a revoked key
 database is away, a key that was good goes on for OUTAGE_S, so that new chats go on. A stream that has begun goes on
 after the end of its caller's key.
 
-The owner is the one that the operator named for the key, or "jwt:" and the `sub` of a JWT. So the two can't meet by
-accident. A key for the owner "jwt:…" belongs to that person, and a key for "anonymous" has the threads of the time in
-which the service was open.
+The owner is the one that the operator named for the key, or "jwt:" and the `sub` of a JWT (see issuers.py). So the two
+can't meet by accident. A key for the owner "jwt:…" belongs to that person, and a key for "anonymous" has the threads of
+the time in which the service was open.
 """
 
 import asyncio
 import hmac
 import logging
 import re
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from access.jwts import Identity, InvalidToken, Provider, open_provider
-from access.keys import HAS_KEYS, IS_GOOD, READ_KEYS, ApiKey, command_to_add_a_key, hash_of
-from chat import Refusal, Supervise, unsupervised
-from settings import Settings, SettingsError
-from store import BatchedReads, Row, StoreUnavailable
+from access.claims import Identity, InvalidToken
+from access.credentials import (
+    ANONYMOUS,
+    Caller,
+    Fetch,
+    Forbidden,
+    NoKeyNeeded,
+    StreamToken,
+    TwoCredentials,
+    Unauthorized,
+    challenge,
+)
+from access.issuers import FIRST_PREFIX, owner_prefix
+from access.jwts import Provider, open_provider
+from access.keys import HAS_KEYS, READ_KEYS, ApiKey, command_to_add_a_key
+from access.stream_tokens import RESUME_S, StreamTokens, TokenStream
+from chat import Supervise, unsupervised
+from settings import SCOPES, Scope, Settings, SettingsError
+from store import BatchedReads, StoreUnavailable
 
 log = logging.getLogger("draftstream.callers")
 
-Scope = Literal["chat", "read", "admin"]
-SCOPES: Sequence[Scope] = ("chat", "read", "admin")
-DEFAULT_SCOPES: Sequence[Scope] = ("chat", "read")  # of a new key, and of a JWT without a `scope`
+__all__ = [
+    "ANONYMOUS",
+    "DEFAULT_SCOPES",
+    "SCOPES",
+    "Access",
+    "Caller",
+    "Forbidden",
+    "NoKeyNeeded",
+    "Scope",
+    "StreamToken",
+    "TokenStream",
+    "TwoCredentials",
+    "Unauthorized",
+    "challenge",
+    "open_access",
+]
+
+DEFAULT_SCOPES: Sequence[Scope] = ("chat", "read")  # of a new key
 
 BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)  # RFC 6750, section 2.1
 NO_HASH = bytes(32)  # compared with the secret of a key that is not there
@@ -43,92 +70,6 @@ CACHE_S = 5.0
 POLL_S = 5.0
 OUTAGE_S = 600.0
 CACHED_KEYS = 10_000
-STREAM_TOKEN_S = 60.0
-RESUME_S = 60.0  # a token may resume its run for this and RUN_TIMEOUT_S
-
-Fetch = Callable[..., Awaitable[Sequence[Row]]]
-"""Runs one statement, within a second. Raises StoreUnavailable."""
-
-
-class Unauthorized(Refusal):
-    """`sent`: there was a credential, but it is not valid. The answer does not say why."""
-
-    def __init__(self, *, sent: bool = True) -> None:
-        detail = "This needs a valid API key or token: Authorization: Bearer … The operator of the service issues keys."
-        super().__init__("unauthorized", detail, [challenge(error="invalid_token") if sent else challenge()])
-
-
-class TwoCredentials(Refusal):
-    """The request has two credentials, which may be two callers'."""
-
-    def __init__(self) -> None:
-        detail = "The request has both an Authorization header and an access_token; send one of them."
-        super().__init__("two_credentials", detail, [challenge(error="invalid_request")])
-
-
-class Forbidden(Refusal):
-    """The caller lacks `scope`."""
-
-    def __init__(self, scope: Scope) -> None:
-        header = challenge(error="insufficient_scope", scope=scope)
-        super().__init__(
-            "insufficient_scope",
-            f"This needs the scope {scope}; ask the operator for a key that has it.",
-            [header],
-            scope=scope,
-        )
-
-
-def challenge(**parameters: str) -> tuple[str, str]:
-    """The WWW-Authenticate header (RFC 6750, section 3)."""
-    named = {"realm": "draftstream", **parameters}
-    return "www-authenticate", "Bearer " + ", ".join(f'{name}="{value}"' for name, value in named.items())
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The owner of a request's threads, and the scopes of its credentials."""
-
-    owner: str
-    scopes: frozenset[str]
-    expires_at: float | None = None  # of the key or the JWT, in seconds since the epoch
-    key_id: str | None = None
-    stream_token: bytes | None = field(default=None, repr=False)  # the hash of the one that this request redeemed
-
-    def need(self, scope: Scope) -> None:
-        """Raises Forbidden. `admin` includes all scopes, on its owner's data."""
-        if scope not in self.scopes and "admin" not in self.scopes:
-            raise Forbidden(scope)
-
-
-ANONYMOUS = Caller("anonymous", frozenset(SCOPES))
-
-# ---------------------------------------------------------------------------------------------------------------
-# Stream tokens. They are written on the pool and not through the writer: a redemption needs its answer, and the places
-# in the queue are for turns.
-
-# It also deletes some old tokens; those that another process is deleting are left to it.
-ADD_TOKEN = """WITH old AS (DELETE FROM stream_tokens WHERE hash IN (
-    SELECT hash FROM stream_tokens WHERE expires_at < now() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED))
-INSERT INTO stream_tokens (hash, owner, scopes, key_id, expires_at)
-VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))"""  # noqa: S105  # a statement
-
-# A token dies with the key that it was made with. Not EXISTS, which beside an OR reads the whole table.
-KEY_IS_GOOD = f"(t.key_id IS NULL OR (SELECT {IS_GOOD} FROM access_keys k WHERE k.key_id = t.key_id))"  # noqa: S608  # our own text
-
-# One use: of two requests at once, the second waits for the commit of the first, and finds the token redeemed.
-REDEEM_TOKEN = f"""UPDATE stream_tokens t SET redeemed_at = now(), expires_at = now() + make_interval(secs => $2)
-WHERE hash = $1 AND redeemed_at IS NULL AND expires_at > now() AND {KEY_IS_GOOD}
-RETURNING owner, scopes, key_id"""  # noqa: S608  # our own text
-
-BIND_TOKEN = "UPDATE stream_tokens SET run_id = $2 WHERE hash = $1"  # noqa: S105  # a statement
-
-RESUME_TOKEN = f"""SELECT owner, scopes, key_id FROM stream_tokens t
-WHERE hash = $1 AND run_id = $2 AND expires_at > now() AND {KEY_IS_GOOD}"""  # noqa: S608  # our own text
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Callers
 
 
 @dataclass(slots=True)
@@ -140,15 +81,46 @@ class KnownKey:
     fresh_until: float
 
 
+@dataclass(frozen=True, slots=True)
+class JwtRules:
+    """How the claims of a JWT become a caller. `owner_prefix`: of its issuer, see issuers.py."""
+
+    owner_prefix: str = FIRST_PREFIX
+    default_scopes: Collection[Scope] = ()
+    scope_prefix: str = ""
+
+    def caller(self, identity: Identity) -> Caller:
+        owner = f"{self.owner_prefix}{identity.subject}"
+        scopes = _scopes_of(identity, self.default_scopes, self.scope_prefix)
+        return Caller(owner, scopes, identity.expires_at, credential=f"jwt:{identity.client or ''}")
+
+
+def _scopes_of(identity: Identity, default: Collection[Scope] = (), prefix: str = "") -> frozenset[str]:
+    """The claim's scopes that are ours, without the prefix that they must have. `default`: where there is no claim."""
+    if identity.scope is None:
+        return frozenset(default)
+    named = identity.scope.split(" ")
+    return frozenset(scope for scope in SCOPES if f"{prefix}{scope}" in named)
+
+
 class Access:
     """Finds the caller of a request; the module's docstring has the rules."""
 
-    def __init__(self, fetch: Fetch, *, provider: Provider | None, closed: bool, resume_s: float) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        *,
+        provider: Provider | None,
+        closed: bool,
+        resume_s: float,
+        jwt_rules: JwtRules | None = None,
+    ) -> None:
         self._fetch = fetch
         self._keys = BatchedReads(fetch, READ_KEYS)  # a burst with one key costs one query
         self._provider = provider
         self._closed = closed
-        self._resume_s = resume_s
+        self._jwt_rules = jwt_rules or JwtRules()
+        self._tokens = StreamTokens(fetch, resume_s)
         self._known: dict[bytes, KnownKey] = {}  # by the whole key, so that a wrong secret finds none
         self._loop = asyncio.get_running_loop()
 
@@ -160,22 +132,35 @@ class Access:
         return not self._closed and self._provider is None
 
     async def caller(
-        self, authorization: str | None, access_token: str | None = None, seen_run: str | None = None
+        self,
+        authorization: str | None,
+        access_token: str | None = None,
+        seen_run: str | None = None,
+        seen: int | None = None,
     ) -> Caller:
         """The caller, by the `Authorization` header or, where a route takes one, by a stream token.
 
-        `seen_run` is the run of which the client has seen an event: a token that started it may resume it.
+        `seen_run`, `seen`: the run of which the client has seen an event, and the event's position (None: the last). A
+        token that started the run may resume it there.
         Raises Unauthorized, TwoCredentials, StoreUnavailable, ProviderUnavailable.
         """
         if authorization is not None and access_token is not None:
             raise TwoCredentials
         if access_token is not None:
-            return await self._by_stream_token(access_token, seen_run)
+            return await self._by_stream_token(access_token, seen_run, seen)
         scheme, _, _ = (authorization or "").partition(" ")
         if authorization is None or (self.is_open and scheme.lower() != "bearer"):  # maybe a proxy's Basic
             if self.is_open:
                 return ANONYMOUS
             raise Unauthorized(sent=False)
+        try:
+            return await self._by_bearer(authorization)
+        except Unauthorized:
+            if self.is_open:
+                raise NoKeyNeeded from None
+            raise
+
+    async def _by_bearer(self, authorization: str) -> Caller:
         bearer = BEARER.fullmatch(authorization)
         if bearer is None:
             raise Unauthorized
@@ -202,15 +187,16 @@ class Access:
         self._known.pop(whole, None)
         if not is_there or not matches or not row["is_good"]:
             raise Unauthorized
-        caller = Caller(row["owner"], frozenset(row["scopes"]), row["expires_at"], key.key_id)
+        caller = Caller(row["owner"], frozenset(row["scopes"]), row["expires_at"], key.key_id, key.key_id)
         while len(self._known) >= CACHED_KEYS:
             del self._known[next(iter(self._known))]
         self._known[whole] = KnownKey(caller, now, now + CACHE_S)
         return caller
 
     async def close(self) -> None:
-        """Wait for the reads that are under way."""
+        """Wait for the statements that are under way."""
         await self._keys.close()
+        await self._tokens.aclose()
 
     async def _by_jwt(self, token: str) -> Caller:
         if self._provider is None:
@@ -219,42 +205,29 @@ class Access:
             identity = await self._provider.identify(token)
         except InvalidToken:
             raise Unauthorized from None
-        return Caller(f"jwt:{identity.subject}", _scopes_of(identity), identity.expires_at)
+        return self._jwt_rules.caller(identity)
 
     # Stream tokens
 
     async def new_stream_token(self, caller: Caller) -> tuple[str, float]:
         """A token for one stream of this caller, and its life in seconds. Raises StoreUnavailable."""
-        life_s = STREAM_TOKEN_S
-        if caller.expires_at is not None:
-            life_s = max(0.0, min(life_s, caller.expires_at - time.time()))
-        token = f"st_{secrets.token_hex(32)}"
-        await self._fetch(ADD_TOKEN, hash_of(token), caller.owner, sorted(caller.scopes), caller.key_id, life_s)
-        return token, life_s
+        return await self._tokens.new(caller)
 
-    async def _by_stream_token(self, token: str, seen_run: str | None) -> Caller:
-        token_hash = hash_of(token)
-        resumed = None
-        rows = await self._fetch(REDEEM_TOKEN, token_hash, self._resume_s)
-        if not rows and seen_run is not None:
-            rows = await self._fetch(RESUME_TOKEN, token_hash, seen_run)
-            resumed = seen_run
-        if not rows:
-            raise Unauthorized
-        [row] = rows
-        if row["owner"] == ANONYMOUS.owner and row["key_id"] is None and not self.is_open:
+    async def _by_stream_token(self, token: str, seen_run: str | None, seen: int | None) -> Caller:
+        caller = await self._tokens.caller(token, seen_run, seen)
+        if caller.owner == ANONYMOUS.owner and caller.key_id is None and not self.is_open:
             raise Unauthorized  # made while the service was open
-        scopes, key_id = frozenset(row["scopes"]), row["key_id"]
-        return Caller(row["owner"], scopes, key_id=key_id, stream_token=None if resumed else token_hash)
+        return caller
 
-    async def bind(self, caller: Caller, run_id: str) -> None:
-        """Let the request's stream token, if it has one, resume this run."""
-        if caller.stream_token is None:
-            return
-        try:
-            await self._fetch(BIND_TOKEN, caller.stream_token, run_id)
-        except StoreUnavailable:
-            log.warning("run %s can't be resumed with its stream token", run_id)
+    async def open_stream(
+        self, token: StreamToken, run_id: str, sent: Callable[[], int | None], cut: Callable[[], None]
+    ) -> TokenStream | None:
+        """As StreamTokens.open."""
+        return await self._tokens.open(token, run_id, sent, cut)
+
+    def close_stream(self, stream: TokenStream, *, finished: bool) -> None:
+        """As StreamTokens.close."""
+        self._tokens.close(stream, finished=finished)
 
     # The first key
 
@@ -273,11 +246,6 @@ def _is_over(caller: Caller) -> bool:
     return caller.expires_at is not None and caller.expires_at <= time.time()
 
 
-def _scopes_of(identity: Identity) -> frozenset[str]:
-    scopes = DEFAULT_SCOPES if identity.scope is None else identity.scope.split(" ")
-    return frozenset(scopes) & frozenset(SCOPES)
-
-
 async def _is_closed(fetch: Fetch) -> bool:
     [row] = await fetch(HAS_KEYS)
     return bool(row["has_keys"])
@@ -294,8 +262,12 @@ async def open_access(
     async with AsyncExitStack() as stack:
         provider = await stack.enter_async_context(open_provider(settings))
         closed = await _is_closed(fetch)
+        rules = JwtRules()
+        if provider is not None:
+            prefix = await owner_prefix(fetch, provider.issuer)
+            rules = JwtRules(prefix, settings.jwt_default_scopes, settings.jwt_scope_prefix or "")
         resume_s = settings.run_timeout_s + RESUME_S
-        access = Access(fetch, provider=provider, closed=closed, resume_s=resume_s)
+        access = Access(fetch, provider=provider, closed=closed, resume_s=resume_s, jwt_rules=rules)
         stack.push_async_callback(access.close)
         if access.is_open:
             _check_open(settings, only_loopback=only_loopback)

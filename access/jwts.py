@@ -1,4 +1,4 @@
-"""JWTs of an identity provider: the key that signed one, and the claims that it must have.
+"""JWTs of an identity provider: the key that signed one, and the checks of it; claims.py reads its claims.
 
 The token never chooses the algorithm: each key has the algorithms of its own type, all of them asymmetric, and a token
 that names another one is refused. So neither `none` nor an HMAC over a public key is accepted.
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from access.claims import Identity, InvalidToken, identity_of
 from chat import Refusal
 from settings import Settings, SettingsError
 
@@ -34,15 +35,10 @@ CURVE_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES
 
 LEEWAY_S = 30.0  # the provider's clock may differ by this
 TOKEN_CHARS = 8192  # more than any provider issues
-SUBJECT_CHARS = 255  # OpenID Connect's limit
 JWKS_BYTES = 256 * 1024
 JWKS_TIMEOUT_S = 5.0
 JWKS_LIFE_S = 600.0  # a withdrawn key is used no longer than this, while the provider can be reached
 JWKS_RETRY_S = 15.0  # between two fetches, whatever tokens come
-
-
-class InvalidToken(Exception):
-    """The service does not accept this JWT. It is refused without a reason."""
 
 
 class ProviderUnavailable(Refusal):
@@ -62,15 +58,6 @@ class SigningKey:
     key_id: str | None
     key: PublicKey
     algorithms: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The claims of a valid JWT. `scope` is the claim as it stands; `expires_at` is in seconds since the epoch."""
-
-    subject: str
-    scope: str | None
-    expires_at: float
 
 
 def algorithms_of(key: object) -> tuple[str, ...]:
@@ -123,9 +110,9 @@ def _key_from_jwk(jwk: dict[str, object]) -> SigningKey | None:
 
 
 def check(token: str, key: SigningKey, *, issuer: str, audience: str) -> Identity:
-    """Read a JWT that must be signed with `key`. Raises InvalidToken."""
+    """Read an access token that must be signed with `key`. Raises InvalidToken."""
     try:
-        claims = jwt.decode(
+        decoded = jwt.decode_complete(
             token,
             key.key,
             algorithms=list(key.algorithms),
@@ -134,14 +121,9 @@ def check(token: str, key: SigningKey, *, issuer: str, audience: str) -> Identit
             leeway=LEEWAY_S,
             options={"require": ["exp", "sub", "iss", "aud"]},
         )
-        expires_at = float(claims["exp"])
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
         raise InvalidToken from None
-    subject, scope = claims["sub"], claims.get("scope")
-    # Printable: it is a column of every table, and neither NUL nor a lone surrogate can be stored.
-    if not subject.isprintable() or not 0 < len(subject) <= SUBJECT_CHARS or not isinstance(scope, str | None):
-        raise InvalidToken
-    return Identity(subject, scope, expires_at)
+    return identity_of(decoded["header"], decoded["payload"])
 
 
 class Provider:

@@ -163,6 +163,13 @@ class Log:
         rest = piece.content[place - self._positions[index - 1] :]
         return piece_frame(self._id, self._positions[index], with_content(piece, rest))
 
+    def position_of_items(self, index: int, after: int) -> int | None:
+        """Of a reader in items mode that began at `after` and has read up to `index`; None behind the last frame."""
+        if self.closed and index == len(self.items) + 2:
+            return None
+        whole = self.items[index - 2].end if index > 1 else 0
+        return max(whole, min(after, self.position))
+
     def read_items(self, index: int, after: int) -> tuple[bytes, int]:
         """In items mode: the start, the text after `after` of each item that is whole, the last frame.
 

@@ -80,10 +80,10 @@ class Draining(Refusal):
 
 
 class KeyReused(InvalidRequest):
-    """The idempotency key came before with another request."""
+    """The idempotency key came before with another request, or by a caller whose runs this one may not read."""
 
     def __init__(self) -> None:
-        detail = "came before with another request; use a new key for each request"
+        detail = "came before with another request, or by another caller; use a new key for each request"
         super().__init__([{"pointer": "/idempotency_key", "detail": detail}])
 
 
@@ -181,9 +181,10 @@ class Runs:
             if (run.owner, run.thread_id) == (owner, thread_id):
                 self._ended.drop(run)
 
-    async def find(self, owner: str, run_id: str) -> Run | None:
+    async def find(self, owner: str, run_id: str, begun_by: str | None = None) -> Run | None:
         """The run, from memory or from the database; a client can't tell the difference.
 
+        With `begun_by`, a run that this credential did not begin is not there.
         If another process has the run in progress, this waits for its end, or raises ThreadBusy after a lease: that
         process may be dead, and an EventSource that was refused would not come back.
         """
@@ -191,27 +192,34 @@ class Runs:
         while True:
             run = self.get(owner, run_id)
             if run is not None:
-                return run
+                return run if begun_by in (None, run.begun_by) else None
             stored = await self._store.run(owner, run_id)
-            if stored is None:
+            if stored is None or begun_by not in (None, stored.begun_by):
                 return None
             if stored.last is not None or self.draining or time.monotonic() > give_up_at:
                 return _again(owner, stored)
             await asyncio.sleep(PROGRESS_S)
 
-    async def start(self, owner: str, request: ChatRequest) -> Run:
+    async def start(
+        self, owner: str, request: ChatRequest, *, begun_by: str | None = None, reads: str | None = None
+    ) -> Run:
         """Start a run for the message; its `start` is in the log when this returns.
+
+        `begun_by`: the caller's credential. `reads`: the credential whose runs the caller may read, None for all runs.
 
         A new thread (no thread_id) waits for nothing. The head of a named thread is read first, because every refusal
         must come before the first byte. Raises Draining, TooManyRuns, ThreadBusy, UnknownCheckpoint, and the refusals
-        of the store and the limits. A repeated idempotency key gets the run of the first request; if the two requests
-        differ, this raises KeyReused.
+        of the store and the limits. A repeated idempotency key gets the run of the first request. If the two requests
+        differ, or the caller may not read that run, this raises KeyReused.
         """
         asked_at = time.monotonic()
         key = request.idempotency_key
         if key is not None and (claimed := self._keyed.get((owner, key))) is not None:
-            return _same(await asyncio.shield(claimed.begun), request)
-        run = self._claim(owner, request)
+            earlier = await asyncio.shield(claimed.begun)
+            _check_same(earlier, request, reads)
+            return earlier
+        run = self._claim(owner, request, begun_by)
+        stored = None
         try:
             stored = await self._store.run(owner, idempotency_key=key) if key is not None else None
             again = _again(owner, stored) if stored is not None else None
@@ -221,6 +229,8 @@ class Runs:
             self._unclaim(run, key)
             run.begun.set_exception(error if isinstance(error, Exception) else TooManyRuns())
             run.begun.exception()  # for requests that wait with the same key; there may be none
+            if stored is not None:
+                _check_same(stored, request, reads)
             raise
         if again is None:
             self._telemetry.run_started(run.begun_at - asked_at)
@@ -228,19 +238,20 @@ class Runs:
             return run
         self._unclaim(run, key)
         run.begun.set_result(again)
-        return _same(again, request)
+        _check_same(again, request, reads)
+        return again
 
-    def _claim(self, owner: str, request: ChatRequest) -> Run:
+    def _claim(self, owner: str, request: ChatRequest, begun_by: str | None) -> Run:
         thread_id = request.thread_id or str(uuid.uuid4())
         if self.draining:
             raise Draining
         if (busy := self._busy.get((owner, thread_id))) is not None:
-            raise ThreadBusy(busy.run_id)
+            raise ThreadBusy(busy.run_id, busy.begun_by)
         if self.full or self.log_full:
             raise TooManyRuns
         self._check_room(len(request.message))
         self._limits.check_run(owner)
-        run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint)
+        run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint, begun_by)
         self._limits.run_started(owner, run.run_id)
         if request.idempotency_key is not None:
             self._keyed[owner, request.idempotency_key] = run
@@ -259,7 +270,7 @@ class Runs:
             with self._turns.starts.lookup():
                 head = await self._store.head(run.owner, request.thread_id, request.checkpoint_id)
             if head.running is not None:
-                raise ThreadBusy(head.running)
+                raise ThreadBusy(head.running, head.running_begun_by)
         if self.draining:  # since the head was read: `drain` does not wait for a run that begins later
             raise Draining
         run.started = RunStarted(
@@ -274,6 +285,7 @@ class Runs:
             fingerprint=request.fingerprint,
             lost=[(lost.run_id, lost.position) for lost in head.lost],
             parent_run_id=head.parent_run_id,
+            begun_by=run.begun_by,
         )
         claimed = self._store.start_run(run.started)
         claimed.add_done_callback(lambda claim: run.stop(StopCause.CONFLICT) if _is_lost(claim) else None)
@@ -360,12 +372,11 @@ def _is_lost(claim: asyncio.Future[None]) -> bool:
 def _again(owner: str, stored: StoredRun) -> Run:
     """The stored run. Raises ThreadBusy if another process has it in progress."""
     if stored.last is None:
-        raise ThreadBusy(stored.run_id)
+        raise ThreadBusy(stored.run_id, stored.begun_by)
     return Run.again(owner, stored, stored.last)
 
 
-def _same(run: Run, request: ChatRequest) -> Run:
-    """The run of an earlier request with this key, if the two requests are the same."""
-    if run.fingerprint != request.fingerprint:
+def _check_same(earlier: Run | StoredRun, request: ChatRequest, reads: str | None) -> None:
+    """Raises KeyReused unless the run that has the request's idempotency key may be its answer."""
+    if earlier.fingerprint != request.fingerprint or reads not in (None, earlier.begun_by):
         raise KeyReused
-    return run

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from chat import Doc, End, Error, Item, Message, Piece, RunProgress, RunStarted, Start, StopCause, StoredRun, StreamMode
-from runs.log import BEFORE, Log, OpenItem
+from runs.log import BEFORE, BEHIND, Log, OpenItem
 from runs.sse import HEARTBEAT, RETRY
 
 log = logging.getLogger("draftstream.runs")
@@ -41,6 +41,7 @@ class Cursor:
         "_timer",
         "_waiter",
         "_write_now",
+        "finished",
     )
 
     def __init__(
@@ -60,6 +61,7 @@ class Cursor:
         self._write_now = write_now
         self._loop = asyncio.get_running_loop()
         self._after = after or 0
+        self.finished = False  # the reader was given all of the run
         # In items mode it counts the start and the items that were sent, else it is a place in the log.
         self._next = (0 if after is None else 1) if mode == "items" else (BEFORE if after is None else after)
         self._pending = RETRY
@@ -80,6 +82,7 @@ class Cursor:
                 self._taken = self._loop.time()
                 return frames
             if self._run.ended:
+                self.finished = True
                 self.close()
                 break
             self._waiter = self._loop.create_future()
@@ -88,6 +91,13 @@ class Cursor:
             if not more:
                 return HEARTBEAT
         raise StopAsyncIteration
+
+    @property
+    def sent(self) -> int | None:
+        """The position of the last frame that the reader was given; None: the run's last frame."""
+        if self._mode == "items":
+            return self._run.log.position_of_items(self._next, self._after)
+        return None if self._next == BEHIND else max(0, min(self._next, self._run.log.position))
 
     def _more(self) -> tuple[bytes, int]:
         if self._mode == "pieces":
@@ -147,9 +157,12 @@ def _by_the_iteration(_: bytes) -> bool:
 class Run:
     """The answer to one message: the log of its events as frames, and the texts of its items."""
 
-    def __init__(self, owner: str, thread_id: str, run_id: str, fingerprint: str | None = None) -> None:
+    def __init__(
+        self, owner: str, thread_id: str, run_id: str, fingerprint: str | None = None, begun_by: str | None = None
+    ) -> None:
         self.owner = owner
         self.fingerprint = fingerprint
+        self.begun_by = begun_by
         # Resolves to this run, or to an earlier one with the same idempotency key.
         self.begun: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self.started: RunStarted | None = None
@@ -170,7 +183,7 @@ class Run:
     @classmethod
     def again(cls, owner: str, stored: StoredRun, last: End | Error) -> "Run":
         """An ended run, as it was stored."""
-        run = cls(owner, stored.thread_id, stored.run_id, stored.fingerprint)
+        run = cls(owner, stored.thread_id, stored.run_id, stored.fingerprint, stored.begun_by)
         run.begin(Start(stored.thread_id, stored.run_id, stored.model))
         run.emit([_piece_of(item) for item in stored.items])
         run.finish(last)

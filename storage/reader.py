@@ -98,7 +98,7 @@ class Reader:
                 raise UnknownCheckpoint
             return ThreadHead()
         if row["running"] is not None:
-            return ThreadHead(row["last_seq"], running=row["running"])
+            return ThreadHead(row["last_seq"], running=row["running"], running_begun_by=row["running_begun_by"])
         if checkpoint_id == BEGINNING:
             return ThreadHead(row["last_seq"], checkpoint_id=BEGINNING, branches=True)
         parent, state = row["parent_run_id"], row["checkpoint_id"]

@@ -30,13 +30,14 @@ READ_RUN_BY_KEY = READ_RUN + "idempotency_key = $2"
 # run that a new run goes on from, which is the head or left the state in $4; and the state that was stored last. Each
 # thread that was asked for has one row, which is empty if the thread is not there.
 READ_HEADS = """SELECT t.last_seq, parent.run_id AS parent_run_id, parent.checkpoint_id,
-    (SELECT run_id FROM runs r WHERE r.owner = asked.owner AND r.thread_id = asked.thread_id AND r.seq = t.last_seq
-        AND in_progress(r)) AS running,
+    running.run_id AS running, running.begun_by AS running_begun_by,
     (SELECT c.checkpoint_id FROM checkpoints c WHERE c.thread_id = asked.graph_id AND checkpoint_ns = ''
         ORDER BY c.checkpoint_id DESC LIMIT 1) AS stored_last
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
     WITH ORDINALITY AS asked (owner, thread_id, graph_id, checkpoint_id, place)
 LEFT JOIN threads t ON t.owner = asked.owner AND t.thread_id = asked.thread_id
+LEFT JOIN LATERAL (SELECT r.run_id, r.begun_by FROM runs r
+    WHERE r.owner = t.owner AND r.thread_id = t.thread_id AND r.seq = t.last_seq AND in_progress(r)) AS running ON true
 LEFT JOIN runs parent ON parent.run_id = CASE WHEN asked.checkpoint_id IS NULL THEN t.head_run_id ELSE (
     SELECT r.run_id FROM runs r WHERE r.owner = asked.owner AND r.thread_id = asked.thread_id
         AND r.checkpoint_id = asked.checkpoint_id) END

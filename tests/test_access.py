@@ -22,9 +22,10 @@ import pytest
 import requests
 from conftest import ROOT, Service, free_port, run
 from openai_server import OpenAIServer, echo, finish, text, tool, wait
-from sse_client import chat, request
+from sse_client import chat
 
 from access import callers as room
+from access import stream_tokens
 from access.__main__ import _end_date
 from access.callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized
 from access.keys import ADD_KEY, READ_KEYS, REVOKE_KEY, command_to_add_a_key
@@ -667,142 +668,6 @@ def test_admin_may_do_everything_and_chat_and_read_nothing_of_each_others() -> N
                 caller.need(needs)  # type: ignore[arg-type]  # a table of words
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Stream tokens
-
-
-def stream_token(service: Service, key: Key) -> str:
-    answer = send(service, "POST", "/api/stream-tokens", key.headers)
-    assert answer.status_code == 201
-    assert answer.headers["cache-control"] == "no-store"
-    body = answer.json()
-    assert body["expires_in"] == 60
-    token: str = body["access_token"]
-    return token
-
-
-def test_a_stream_token_starts_one_stream_and_resumes_that_one(service: Start, database_url: str) -> None:
-    key = new_key(database_url, "a")
-    running = service()
-    token = stream_token(running, key)
-    url = f"{running.url}/chat?message=Hello&thread_id=t&access_token={token}"
-    first = request("GET", url)
-    assert first.last["saved"]
-    assert request("GET", url).status == 401, "one use"
-    rest = request("GET", url, headers={"Last-Event-ID": first.ids[1]})
-    assert rest.ids == first.ids[2:]
-    assert request("GET", url, headers={"Last-Event-ID": first.ids[1]}).ids == rest.ids, (
-        "as often as the connection breaks"
-    )
-    assert request("GET", url, headers={"Last-Event-ID": first.ids[-1]}).status == 204
-    other = chat(running.url, "Other", headers=key.headers)
-    assert request("GET", url, headers={"Last-Event-ID": other.ids[1]}).status == 401, "its own run alone"
-    events = f"{running.url}/api/runs/{first.run_id}/events?access_token={token}"
-    assert request("GET", events).status == 401
-    assert request("GET", events, headers={"Last-Event-ID": first.ids[1]}).ids == rest.ids
-    threads = send(running, "GET", "/api/threads", key.headers).json()["threads"]
-    assert len(threads) == 2
-    assert token not in running.log
-    [row] = execute(database_url, "SELECT * FROM stream_tokens")
-    assert token not in repr(row)
-
-
-def test_a_stream_token_follows_a_run(service: Start, database_url: str) -> None:
-    key, theirs = new_key(database_url, "a"), new_key(database_url, "b")
-    running = service()
-    made = chat(running.url, "Hello", headers=key.headers)
-    url = f"{running.url}/api/runs/{made.run_id}/events?access_token="
-    assert request("GET", url + stream_token(running, theirs)).status == 404
-    token = stream_token(running, key)
-    assert request("GET", url + token).ids == made.ids
-    assert request("GET", url + token).status == 401
-    assert request("GET", url + token, headers={"Last-Event-ID": made.ids[0]}).ids == made.ids[1:]
-    only_chat = stream_token(running, new_key(database_url, "a", ["chat"]))
-    assert request("GET", url + only_chat).status == 403, "a token can do what its key can"
-
-
-def test_a_stream_token_is_good_for_nothing_else(service: Start, database_url: str) -> None:
-    key = new_key(database_url, "a")
-    running = service()
-    for method, template, _ in GUARDED:
-        path = re.sub(r"\{\w+\}", NOWHERE, template)
-        token = stream_token(running, key)
-        assert send(running, method, path, {"Authorization": f"Bearer {token}"}).status_code == 401
-        if template not in ("/chat", "/api/runs/{run_id}/events"):
-            assert send(running, method, f"{path}?access_token={token}", {}).status_code == 401
-    twice = send(running, "GET", f"/chat?message=Hi&access_token={stream_token(running, key)}", key.headers)
-    assert twice.status_code == 400
-    assert twice.headers["www-authenticate"] == 'Bearer realm="draftstream", error="invalid_request"'
-    assert send(running, "GET", "/api/threads", key.headers).json()["threads"] == []
-
-
-@pytest.mark.parametrize("end", ["revoked", "expired"])
-def test_a_stream_token_ends_with_its_key(service: Start, database_url: str, end: str) -> None:
-    key = new_key(database_url, "a", expires_at=datetime.now(UTC) + timedelta(hours=1))
-    running = service()
-    unused, used = stream_token(running, key), stream_token(running, key)
-    url = f"{running.url}/chat?message=Hello&access_token="
-    first = request("GET", url + used)
-    change = {"revoked": "revoked_at = now()", "expired": "expires_at = now()"}[end]
-    execute(database_url, f"UPDATE access_keys SET {change}")
-    assert request("GET", url + unused).status == 401
-    assert request("GET", url + used, headers={"Last-Event-ID": first.ids[1]}).status == 401
-
-
-def test_a_stream_token_ends_after_a_minute_and_may_resume_no_longer_than_a_run_takes(
-    service: Start, database_url: str
-) -> None:
-    key = new_key(database_url, "a")
-    running = service(RUN_TIMEOUT_S="100")
-    token = stream_token(running, key)
-    [row] = execute(database_url, "SELECT expires_at - now() AS life FROM stream_tokens")
-    assert timedelta(seconds=50) < row["life"] <= timedelta(seconds=60)
-    first = request("GET", f"{running.url}/chat?message=Hello&access_token={token}")
-    [row] = execute(database_url, "SELECT expires_at - now() AS life FROM stream_tokens")
-    assert timedelta(seconds=140) < row["life"] <= timedelta(seconds=160)
-    late = stream_token(running, key)
-    execute(database_url, "UPDATE stream_tokens SET expires_at = now() - interval '1 s'")
-    assert request("GET", f"{running.url}/chat?message=Hello&access_token={late}").status == 401
-    gone = request(
-        "GET", f"{running.url}/chat?message=Hello&access_token={token}", headers={"Last-Event-ID": first.ids[1]}
-    )
-    assert gone.status == 401
-    stream_token(running, key)
-    [row] = execute(database_url, "SELECT count(*) AS count FROM stream_tokens")
-    assert row["count"] == 1, "the old ones are deleted"
-
-
-@pytest.mark.anyio
-async def test_of_many_redemptions_at_once_one_succeeds(store: Store) -> None:
-    replicas = [closed_access(Link(store)) for _ in range(4)]
-    for _ in range(10):
-        token, _ = await replicas[0].new_stream_token(Caller("a", frozenset(["chat"])))
-        results = await asyncio.gather(
-            *(replica.caller(None, token) for replica in replicas for _ in range(2)), return_exceptions=True
-        )
-        [caller] = [result for result in results if isinstance(result, Caller)]
-        assert caller.owner == "a"
-        assert sum(isinstance(result, Unauthorized) for result in results) == 7
-
-
-@pytest.mark.anyio
-async def test_a_stream_token_lives_no_longer_than_what_it_was_made_with(store: Store) -> None:
-    access = closed_access(Link(store))
-    caller = Caller("jwt:a", frozenset(["chat"]), expires_at=time.time() + 30)
-    token, life_s = await access.new_stream_token(caller)
-    assert 10 < life_s <= 30
-    redeemed = await access.caller(None, token)
-    assert (redeemed.owner, redeemed.scopes) == ("jwt:a", frozenset(["chat"]))
-    assert token not in repr(redeemed)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("token", ["", "\0", "\ud800", "st_", "é" * 10_000])
-async def test_a_strange_stream_token_is_just_wrong(store: Store, token: str) -> None:
-    with pytest.raises(Unauthorized):
-        await closed_access(Link(store)).caller(None, token, NOWHERE)
-
-
 @pytest.mark.anyio
 async def test_an_open_service_has_one_caller(store: Store) -> None:
     access = Access(Link(store).fetch, provider=None, closed=False, resume_s=1)
@@ -814,9 +679,11 @@ async def test_an_open_service_has_one_caller(store: Store) -> None:
 async def test_the_statements_use_an_index(store: Store) -> None:
     for sql, values in (
         (READ_KEYS, ["'{k}'::text[]"]),
-        (room.REDEEM_TOKEN, ["'\\x00'::bytea", "1"]),
-        (room.RESUME_TOKEN, ["'\\x00'::bytea", "'r'"]),
-        (room.ADD_TOKEN, ["'\\x00'::bytea", "'o'", "'{}'::text[]", "NULL", "60"]),
+        (stream_tokens.REDEEM_TOKEN, ["'\\x00'::bytea", "1"]),
+        (stream_tokens.FIND_TOKEN, ["'\\x00'::bytea", "'r'"]),
+        (stream_tokens.OPEN_TOKEN, ["'\\x00'::bytea", "'r'"]),
+        (stream_tokens.CLOSE_TOKEN, ["'\\x00'::bytea", "1", "1", "true"]),
+        (stream_tokens.ADD_TOKEN, ["'\\x00'::bytea", "'o'", "'{}'::text[]", "NULL", "NULL", "60"]),
     ):
         for number, value in reversed(list(enumerate(values, 1))):
             sql = sql.replace(f"${number}", value)  # noqa: PLW2901  # filled in step by step

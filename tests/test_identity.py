@@ -15,7 +15,7 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from conftest import Service
+from conftest import Service, rows
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256K1,
     SECP256R1,
@@ -30,10 +30,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 from sse_client import chat, request
+from test_access import command
 
 from access import jwts as room
+from access.claims import InvalidToken
+from access.issuers import MOVE_ISSUER, owner_prefix
 from access.jwts import (
-    InvalidToken,
     JwksProvider,
     Provider,
     ProviderUnavailable,
@@ -42,6 +44,7 @@ from access.jwts import (
     open_jwks_provider,
 )
 from settings import Settings, SettingsError
+from store import Store
 
 ISSUER, AUDIENCE = "https://id.example/", "draftstream"
 RSA, OTHER_RSA, SHORT_RSA = (generate_rsa_key(65537, bits) for bits in (2048, 2048, 1024))
@@ -197,7 +200,7 @@ BAD: dict[str, Callable[[], str]] = {
     "a subject that can't be stored": lambda: token(sub="a\0"),
     "half a character": lambda: token(sub="\ud800"),
     "a long subject": lambda: token(sub="a" * 256),
-    "a scope that is no text": lambda: token(scope=["chat"]),
+    "a scope that is no text": lambda: token(scope=7),
     "too long": lambda: token(more="a" * 9000),
     "deep": lambda: f"{base64.urlsafe_b64encode(b'[' * 5000).decode()}.e30.AAAA",
     "no JWT": lambda: "abc",
@@ -385,11 +388,14 @@ def test_a_service_with_a_provider_is_closed_and_takes_its_tokens(service: Calla
     threads = f"{running.url}/api/threads"
     assert requests.get(threads, timeout=10).status_code == 401
     assert requests.get(threads, headers=bearer(token(OTHER_RSA)), timeout=10).status_code == 401
-    made = chat(running.url, "Hello", headers=bearer(token()), thread_id="t")
+    may_do_nothing = requests.get(threads, headers=bearer(token()), timeout=10)
+    assert (may_do_nothing.status_code, may_do_nothing.json()["code"]) == (403, "insufficient_scope")
+    both = bearer(token(scope="chat read"))
+    made = chat(running.url, "Hello", headers=both, thread_id="t")
     assert made.last["saved"]
-    listed = requests.get(threads, headers=bearer(token()), timeout=10).json()["threads"]
+    listed = requests.get(threads, headers=both, timeout=10).json()["threads"]
     assert [thread["thread_id"] for thread in listed] == ["t"]
-    assert requests.get(threads, headers=bearer(token(sub="bob")), timeout=10).json()["threads"] == []
+    assert requests.get(threads, headers=bearer(token(sub="bob", scp=["read"])), timeout=10).json()["threads"] == []
     limited = bearer(token(scope="openid chat"))
     assert chat(running.url, "Hello", headers=limited, thread_id="u").status == 200
     refused = requests.get(threads, headers=limited, timeout=10)
@@ -405,7 +411,7 @@ def test_a_service_with_a_public_key(service: Callable[..., Service], tmp_path: 
     (tmp_path / "key.pem").write_text(PUBLIC_PEM)
     for setting in (str(tmp_path / "key.pem"), PUBLIC_PEM, PUBLIC_PEM.replace("\n", "\\n")):
         running = service(JWT_PUBLIC_KEY=setting, JWT_ISSUER=ISSUER, JWT_AUDIENCE=AUDIENCE)
-        answer = requests.get(f"{running.url}/api/threads", headers=bearer(token()), timeout=10)
+        answer = requests.get(f"{running.url}/api/threads", headers=bearer(token(scope="read")), timeout=10)
         assert answer.status_code == 200
         assert running.stop() == 0
 
@@ -418,6 +424,66 @@ def test_while_nothing_is_known_of_the_providers_keys_the_answer_is_503(
     answer = requests.get(f"{running.url}/api/threads", headers=bearer(token()), timeout=10)
     assert (answer.status_code, answer.json()["code"]) == (503, "provider_unavailable")
     assert "retry-after" in answer.headers
+
+
+def test_the_threads_of_one_issuer_are_not_those_of_another(service: Callable[..., Service], database_url: str) -> None:
+    """The same person's name at another provider, which is configured later on the same database."""
+    other_issuer = "https://other.example"
+    keys = {"JWT_AUDIENCE": AUDIENCE, "JWT_PUBLIC_KEY": PUBLIC_PEM}
+
+    def threads(running: Service, issuer: str) -> list[str]:
+        headers = bearer(token(iss=issuer, scope="chat read"))
+        chat(running.url, "Hello", headers=headers, thread_id=issuer.rpartition("/")[2] or "first")
+        listed = requests.get(f"{running.url}/api/threads", headers=headers, timeout=10).json()["threads"]
+        return sorted(thread["thread_id"] for thread in listed)
+
+    first = service(JWT_ISSUER=ISSUER, **keys)
+    assert threads(first, ISSUER) == ["first"]
+    assert first.stop() == 0
+    second = service(JWT_ISSUER=other_issuer, **keys)
+    assert "another issuer was configured here before; the owners of this one begin with jwt2:" in second.log
+    assert threads(second, other_issuer) == ["other.example"]
+    assert requests.get(f"{second.url}/api/threads", headers=bearer(token(scope="read")), timeout=10).status_code == 401
+    assert second.stop() == 0
+    back = service(JWT_ISSUER=ISSUER, **keys)
+    assert threads(back, ISSUER) == ["first"]
+    owners = rows(database_url, "SELECT DISTINCT owner FROM threads ORDER BY owner")
+    assert [row["owner"] for row in owners] == ["jwt2:alice", "jwt:alice"]
+
+
+@pytest.mark.anyio
+async def test_issuers_that_start_at_once_get_a_number_each_and_keep_it(store: Store) -> None:
+    issuers = [f"https://{number % 5}.example" for number in range(40)]
+    prefixes = await asyncio.gather(*(owner_prefix(store.fetch, issuer) for issuer in issuers))
+    by_issuer = dict(zip(issuers, prefixes, strict=True))
+    assert sorted(by_issuer.values()) == ["jwt2:", "jwt3:", "jwt4:", "jwt5:", "jwt:"]
+    assert [by_issuer[issuer] for issuer in issuers] == prefixes
+    assert [await owner_prefix(store.fetch, issuer) for issuer in issuers] == prefixes
+
+
+@pytest.mark.anyio
+async def test_a_provider_that_has_moved_keeps_its_owners_and_no_number_is_given_twice(store: Store) -> None:
+    old, new, third = "https://old.example", "https://new.example", "https://third.example"
+    assert await store.fetch(MOVE_ISSUER, old, new) == []
+    assert await owner_prefix(store.fetch, old) == "jwt:"
+    assert await owner_prefix(store.fetch, new) == "jwt2:", "it started too early"
+    for _ in range(2):
+        assert len(await store.fetch(MOVE_ISSUER, old, new)) == 1
+    assert await owner_prefix(store.fetch, new) == await owner_prefix(store.fetch, old) == "jwt:"
+    assert await owner_prefix(store.fetch, third) == "jwt3:"
+    await store.fetch(MOVE_ISSUER, new, "https://newest.example")
+    assert await owner_prefix(store.fetch, "https://newest.example") == "jwt:"
+    assert await owner_prefix(store.fetch, "https://last.example") == "jwt5:"
+
+
+def test_the_command_lists_issuers_and_moves_one(service: Callable[..., Service], database_url: str) -> None:
+    none = command("issuers", "--moved", ISSUER, "https://new.example", database_url=database_url)
+    assert none.returncode != 0
+    assert f"No JWTs of {ISSUER} were ever accepted here" in none.stderr
+    service(JWT_ISSUER=ISSUER, JWT_AUDIENCE=AUDIENCE, JWT_PUBLIC_KEY=PUBLIC_PEM)
+    assert command("issuers", database_url=database_url).stdout == f"OWNERS  ISSUER\njwt:…   {ISSUER}\n"
+    moved = command("issuers", "--moved", ISSUER, "https://new.example", database_url=database_url)
+    assert moved.stdout.splitlines()[1:] == [f"jwt:…   {ISSUER}", "jwt:…   https://new.example"]
 
 
 ALL = {"JWT_JWKS_URL": "https://id.example/jwks", "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE}

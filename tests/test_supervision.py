@@ -36,6 +36,7 @@ Start = Callable[..., Service]
 SHORT_TASKS = {
     ("access/jwts.py", "self._fetch()"): "whoever needs the keys waits for it",
     ("access/shared_limits.py", "self._write(writes)"): "the limits' loop takes its result",
+    ("access/stream_tokens.py", "self._close(stream)"): "the end of the service waits for it",
     ("agent.py", "self._model.reply(messages, tools, hear)"): "the graph's node awaits it",
     ("runs/registry.py", "self._run_to_end(run, run.started, turn)"): "a run; a drain waits for it",
     ("storage/batched_reads.py", "self._query()"): "those that read get its failure",

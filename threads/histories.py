@@ -113,6 +113,7 @@ class Branch(NamedTuple):
     title: str  # of the thread
     run_id: str
     in_progress: bool
+    begun_by: str | None  # as in RunStarted
 
 
 class Version(TypedDict):
@@ -216,7 +217,7 @@ class Threads:
         [row] = rows
         if row["run_id"] is None:
             raise UnknownCheckpoint
-        return Branch(thread_id, row["title"], row["run_id"], row["in_progress"])
+        return Branch(thread_id, row["title"], row["run_id"], row["in_progress"], row["begun_by"])
 
     async def transcript(self, branch: Branch) -> AsyncIterator[StoredItem]:
         """Every item of a branch in order, read a page at a time. Raises ThreadGone."""

@@ -73,7 +73,7 @@ LEFT JOIN LATERAL (
 WHERE r.owner = $1 AND r.thread_id = $2 ORDER BY r.seq"""
 
 # The last run of a branch: the run that left the state $3, or the thread's head if $3 is NULL.
-READ_TIP = """SELECT t.title, r.run_id, in_progress(r) AS in_progress
+READ_TIP = """SELECT t.title, r.run_id, in_progress(r) AS in_progress, r.begun_by
 FROM threads t LEFT JOIN runs r ON r.run_id = CASE WHEN $3::text IS NULL THEN t.head_run_id ELSE (
     SELECT run_id FROM runs WHERE owner = $1 AND thread_id = $2 AND checkpoint_id = $3) END
 WHERE t.owner = $1 AND t.thread_id = $2"""

@@ -207,6 +207,11 @@ class Response:
         self.started = False
         self.at_start: Callable[[], Headers] = tuple  # more headers, as they are when the answer begins
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the client is still there, as far as that is known."""
+        return self._transport is None or not self._transport.is_closing()
+
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
         told = (*headers, *self._headers, *self.at_start())

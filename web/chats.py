@@ -1,9 +1,12 @@
 """The handlers of chats and runs: start a run, follow it, resume its stream, cancel it; and tokens for browsers."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
+from access.callers import Unauthorized
 from chat import NotFound, StopCause, StreamMode
-from runs.run import Run
+from runs.run import Cursor, Run
 from runs.sse import MEDIA_TYPE, EventId
 from web import fields
 from web.asgi import SAFE_TO_READ, Disconnected, Headers
@@ -28,7 +31,8 @@ async def post_chat(call: Call) -> None:
 async def start_chat(call: Call, values: object, *, idempotency_key: str | None) -> None:
     limit = call.service.settings.max_message_chars
     chat = fields.chat_request(values, max_message_chars=limit, idempotency_key=idempotency_key)
-    run = await call.service.runs.start(call.owner, chat)
+    caller = call.caller
+    run = await call.service.runs.start(call.owner, chat, begun_by=caller.credential, reads=caller.reads_runs_of)
     await stream(call, run, after=None, mode=chat.stream, cancel_on_disconnect=chat.on_disconnect == "cancel")
 
 
@@ -37,7 +41,7 @@ async def resume(call: Call, last_event_id: str) -> None:
     seen = EventId.parse(last_event_id)
     run = None
     if seen is not None and seen.after is not None:
-        run = await call.service.runs.find(call.owner, seen.run_id)
+        run = await call.service.runs.find(call.owner, seen.run_id, call.caller.reads_runs_of)
     if seen is None or run is None:
         await call.response.whole(204, None, b"")
         return
@@ -45,11 +49,16 @@ async def resume(call: Call, last_event_id: str) -> None:
 
 
 async def get_run_events(call: Call) -> None:
+    """A caller without `read` is told the same of another's run as of no run: that it needs `read`."""
     query, run_id = call.request.query(), call.ids["run_id"]
+    token = call.caller.stream_token
+    if token is not None and token.resumes not in (None, run_id):
+        raise Unauthorized
     query.pop("access_token", None)
     fields.events_names(query)
-    run = await call.service.runs.find(call.owner, run_id)
+    run = await call.service.runs.find(call.owner, run_id, call.caller.reads_runs_of)
     if run is None:
+        call.caller.need("read")
         raise NotFound("run")
     asked = fields.events_query(query, call.request.headers.get("last-event-id"), run_id)
     if asked.has_all:
@@ -71,13 +80,6 @@ async def stream(
 ) -> None:
     """Send the run's frames until its end, or until the client leaves. The run goes on without readers."""
     response = call.response
-
-    def leave() -> None:
-        cursor.close()
-        if cancel_on_disconnect:
-            run.stop(StopCause.USER)
-
-    await call.service.access.bind(call.caller, run.run_id)
     cursor = run.follow(
         after,
         mode=mode,
@@ -85,13 +87,28 @@ async def stream(
         on_stuck=response.abort,
         write_now=response.write_now,
     )
+
+    def cut() -> None:  # as another reader with the same stream token takes its place
+        nonlocal cancel_on_disconnect
+        cancel_on_disconnect = False
+        cursor.close()
+        response.abort()
+
+    def leave() -> None:
+        cursor.close()
+        if cancel_on_disconnect:
+            run.stop(StopCause.USER)
+
     leaving = asyncio.create_task(call.request.disconnected(), name=f"reader of {run.run_id}")
     leaving.add_done_callback(lambda disconnected: None if disconnected.cancelled() else leave())
     try:
-        await response.start(200, stream_headers(call, run.run_id))
-        async for frames in cursor:
-            await response.write(frames)
-        await response.end()
+        async with reading_with_token(call, run, cursor, cut):
+            await response.start(200, stream_headers(call, run.run_id))
+            async for frames in cursor:
+                await response.write(frames)
+            if not response.is_open:
+                raise Disconnected
+            await response.end()
     except Disconnected:
         leave()
         raise
@@ -99,6 +116,20 @@ async def stream(
         cursor.close()
         leaving.cancel()
         await asyncio.wait({leaving})
+
+
+@asynccontextmanager
+async def reading_with_token(call: Call, run: Run, cursor: Cursor, cut: Callable[[], None]) -> AsyncIterator[None]:
+    """Keep how far the request's stream token, if it has one, has read."""
+    access, token = call.service.access, call.caller.stream_token
+    stream = None if token is None else await access.open_stream(token, run.run_id, lambda: cursor.sent, cut)
+    has_end = False
+    try:
+        yield
+        has_end = cursor.finished
+    finally:
+        if stream is not None:
+            access.close_stream(stream, finished=has_end)
 
 
 def stream_headers(call: Call, run_id: str) -> Headers:

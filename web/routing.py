@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 from access.callers import Caller, Scope
-from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal
+from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal, ThreadBusy
 from runs.sse import EVENT_STREAM, EventId
 from web import boundary, cors
 from web.admission import Load
@@ -30,7 +30,8 @@ class Route:
     """`weight`: its share of REQUESTS_PER_MINUTE, and `heavier` with one of these parameters; docs/limits.md has the
     reasons. `query`: the names of its parameters. `stream`: an EventSource may call it, with a stream token. `starts`:
     a GET that starts a run. `reader`: its answer follows a run, so it takes a place of STREAMS_PER_OWNER.
-    `load`: see web/admission.py.
+    `load`: see web/admission.py. `own_runs`: a caller with `chat` alone may call it, too, for the runs that it began.
+    The handler sees to that.
     """
 
     handler: Handler
@@ -42,6 +43,7 @@ class Route:
     starts: bool = False
     load: Load = "short"
     reader: bool = False
+    own_runs: bool = False
 
     def weight_of(self, request: Request) -> int:
         """Also of a query that can't be read."""
@@ -122,10 +124,20 @@ async def _serve(service: Service, request: Request, response: Response, found: 
     limits, streams = service.per_owner.limits, service.per_owner.streams
     response.at_start = partial(limits.headers, caller.owner)
     limits.count_request(caller.owner, route.weight_of(request))
-    if route.who != "any caller":
-        caller.need(route.who)
+    _check_scope(caller, route)
     with streams.taken(caller.owner) if route.reader else nullcontext():
-        await route.handler(Call(service, request, response, found.ids, caller))
+        try:
+            await route.handler(Call(service, request, response, found.ids, caller))
+        except ThreadBusy as busy:
+            raise busy.told_to(caller.reads_runs_of) from None
+
+
+def _check_scope(caller: Caller, route: Route) -> None:
+    """Raises Forbidden."""
+    if route.own_runs and caller.has("chat"):
+        return
+    if route.who != "any caller" and route.who != "anyone":  # noqa: PLR1714  # mypy narrows the type by these
+        caller.need(route.who)
 
 
 def _comes_back(request: Request, route: Route) -> bool:
@@ -143,5 +155,5 @@ async def _caller(service: Service, request: Request, route: Route) -> Caller:
     """Raises as Access.caller does."""
     access_token = request.query().get("access_token") if route.stream else None
     seen = EventId.parse(request.headers.get("last-event-id", ""))
-    seen_run = seen.run_id if seen is not None else None
-    return await service.access.caller(request.headers.get("authorization"), access_token, seen_run)
+    place = (None, None) if seen is None else (seen.run_id, seen.after)
+    return await service.access.caller(request.headers.get("authorization"), access_token, *place)

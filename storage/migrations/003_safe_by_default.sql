@@ -12,7 +12,8 @@ ALTER TABLE stream_tokens
 
 CREATE TABLE jwt_issuers (
     number      integer     NOT NULL PRIMARY KEY CHECK (number > 0),
-    issuer      text        NOT NULL UNIQUE
+    issuer      text        NOT NULL UNIQUE,
+    same_as     integer     REFERENCES jwt_issuers         -- the provider has moved: its owners are those of this number
 );
 
 -- A copy of a run was begun by whoever began the run.
