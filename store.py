@@ -32,9 +32,9 @@ from storage.changes import PendingChanges, TooManyChanges
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.clock import DatabaseClock
 from storage.closing import within
-from storage.commits import real_write
+from storage.commits import fetch_committed, real_write
 from storage.database import VERSION_BUDGET_S, SchemaError, open_connection
-from storage.faults import NotConfirmed, NotWritten, StatementTooSlow, StoreUnavailable
+from storage.faults import NotConfirmed, NotWritten, StatementTooSlow, StoreUnavailable, Unconfirmed
 from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns, UnsavedTurns
 from storage.pool import READ_BUDGET_S, ReadPool, open_pool
@@ -73,8 +73,10 @@ __all__ = [
     "StoredItem",
     "ThreadExists",
     "TooManyChanges",
+    "Unconfirmed",
     "UnsavedTurns",
     "Write",
+    "fetch_committed",
     "item_of",
     "open_connection",
     "open_store",

@@ -16,7 +16,7 @@ from access.issuers import LIST_ISSUERS, MOVE_ISSUER, prefix_of
 from access.keys import ADD_KEY, LIST_KEYS, REVOKE_KEY, ApiKey
 from settings import SCOPES, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
-from store import Row, SchemaError, StoreUnavailable, open_connection, within
+from store import Row, SchemaError, StoreUnavailable, Unconfirmed, fetch_committed, open_connection, within
 
 OWNER_CHARS = 255
 CONNECT_TIMEOUT_S = 5.0
@@ -157,7 +157,13 @@ async def _fetch(sql: str, *arguments: object) -> list[Row]:
                 _tell(f"DATABASE_URL is not set: this is a new embedded database in {settings.data_dir.resolve()}.")
         database = open_connection(dsn, CONNECT_TIMEOUT_S, migrates=settings.migrate_at_start)
         connection = await stack.enter_async_context(database)
-        return await within(COMMAND_TIMEOUT_S, connection, connection.fetch(sql, *arguments))
+        try:
+            work = fetch_committed(connection, COMMAND_TIMEOUT_S, sql, *arguments)
+            return await within(COMMAND_TIMEOUT_S, connection, work)
+        except Unconfirmed:
+            sys.exit(
+                "The change is made, but no standby has confirmed it. Run the command again when the standby is back."
+            )
 
 
 def _utc(time: datetime) -> str:

@@ -19,7 +19,7 @@ import asyncpg
 
 from storage.closing import Closing, within
 from storage.faults import Connection, Unconfirmed, is_refused_content
-from storage.sql import Statement, Write
+from storage.sql import Row, Statement, Write
 from storage.units import Unit, statements
 
 COMMIT_BUDGET_S = 2.0  # a frozen connection is given up after this; a healthy batch takes milliseconds
@@ -92,6 +92,12 @@ async def transaction(connection: Connection, budget_s: float, isolation: str = 
     except Exception:
         await roll_back(connection)
         raise
+
+
+async def fetch_committed(connection: Connection, budget_s: float, sql: str, *arguments: object) -> list[Row]:
+    """The rows of one statement in a transaction of its own. Raises as `transaction`."""
+    async with transaction(connection, budget_s):
+        return list(await connection.fetch(sql, *arguments))
 
 
 class Committer:

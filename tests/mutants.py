@@ -229,6 +229,13 @@ MUTANTS = (
         "test_acknowledgements.py:fork",
     ),
     Mutant(
+        "the command that revokes a key waits for the standby",
+        "access/__main__.py",
+        "fetch_committed(connection, COMMAND_TIMEOUT_S, sql,",
+        "connection.fetch(sql,",
+        "test_acknowledgements.py:revokes_a_key",
+    ),
+    Mutant(
         "the journal stays until a standby has its turns",
         "storage/recovery.py",
         "            if found:",
