@@ -175,7 +175,8 @@ def test_readers_beyond_the_descriptors_are_refused_and_the_state_stays_readable
         assert requests.get(f"{started.url}/api/threads", timeout=30).headers["connection"] == "close"
         event_source = {"last-event-id": f"{run_id}:0", "accept": "text/event-stream"}
         later = requests.get(f"{started.url}/chat", headers=event_source, timeout=30)
-        assert (later.status_code, later.text) == (200, "retry: 2000\n\n"), "after a 503 it would not come back"
+        assert later.status_code == 200, "after a 503 it would not come back"
+        assert later.text in [f"retry: {seconds}000\n\n" for seconds in range(1, 6)]
         assert requests.post(f"{started.url}/api/runs/{run_id}/cancel", timeout=30).status_code == 202
     gate.set()
     until(lambda: requests.get(f"{started.url}/readyz", timeout=30).status_code == 200)
