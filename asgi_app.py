@@ -94,7 +94,7 @@ ROUTES: Mapping[str, Methods] = {
         "DELETE": Route(delete_old_threads, "admin", 10, fields.OLD_THREADS_QUERY),
     },
     "/api/threads/{thread_id}": {
-        "GET": Route(get_thread, "read", 2),
+        "GET": Route(get_thread, "read", 2, fields.HISTORY_QUERY),
         "PATCH": Route(patch_thread, "chat", 1),
         "DELETE": Route(delete_thread, "admin", 2),
     },
@@ -259,13 +259,13 @@ async def app(scope: ConnectionScope, receive: Receive, send: Send) -> None:
 
 async def serve(scope: ConnectionScope, receive: Receive, send: Send) -> None:
     service: Service = scope["state"]["service"]
-    response = Response(send, head=scope["method"] == "HEAD")
+    stuck_s = 2 * service.settings.heartbeat_s
+    response = Response(send, head=scope["method"] == "HEAD", stuck_s=stuck_s)
     try:
         request = Request.from_scope(scope, receive)
         tracing.arrive(request.headers.get("traceparent"))
-        response = Response(
-            send, cors.headers(service.settings.cors_allow_origins, request), head=request.method == "HEAD"
-        )
+        headers = cors.headers(service.settings.cors_allow_origins, request)
+        response = Response(send, headers, head=request.method == "HEAD", stuck_s=stuck_s)
         await ROUTER.answer(service, request, response)
     except Disconnected:
         pass
@@ -273,7 +273,8 @@ async def serve(scope: ConnectionScope, receive: Receive, send: Send) -> None:
         refusal = refusal_of(error)
         service.telemetry.refused(shown_code(refusal))
         if not response.started:
-            await send_problem(response, refusal)
+            with suppress(Disconnected):
+                await send_problem(response, refusal)
 
 
 async def lifespan(scope: ConnectionScope, receive: Receive, send: Send) -> None:

@@ -274,6 +274,18 @@ class Store:
         """The rows of one statement on the pool. Raises StoreUnavailable, at the latest after READ_BUDGET_S."""
         return await self._reader.fetch(sql, *arguments)
 
+    async def read(self, owner: str, sql: str, *arguments: object) -> list[Row]:
+        """As `fetch`, on the owner's share of the pool. Raises Refusal (rate_limited, overloaded), too."""
+        return await self._reader.read(owner, sql, *arguments)
+
+    async def search(self, owner: str, sql: str, *arguments: object) -> list[Row]:
+        """As `read`, on the owner's share of the searches. Raises Refusal (search_too_broad), too."""
+        return await self._reader.search(owner, sql, *arguments)
+
+    async def upkeep(self, sql: str, *arguments: object) -> list[Row]:
+        """As `fetch`, for background work: it may take ten seconds."""
+        return await self._reader.upkeep(sql, *arguments)
+
     async def ping(self) -> None:
         """Compare the clocks again. Raises StoreUnavailable."""
         await self._clock.compare(self.fetch)
@@ -290,8 +302,8 @@ class Store:
         await self.settled(graph_thread_id(owner, thread_id))
         return await self._reader.head(owner, thread_id, checkpoint_id)
 
-    async def items(self, owner: str, thread_id: str, seqs: Sequence[int] | None = None) -> list[StoredItem]:
-        """The items of a thread in order, or those of the runs in these places of it. Raises StoreUnavailable."""
+    async def items(self, owner: str, thread_id: str, seqs: Sequence[int]) -> list[StoredItem]:
+        """The items in order of the runs in these places of the thread. Raises as `read`."""
         return await self._reader.items(owner, thread_id, seqs)
 
     async def run(self, owner: str, run_id: str | None = None, idempotency_key: str | None = None) -> StoredRun | None:

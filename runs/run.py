@@ -23,8 +23,7 @@ class Cursor:
     """A reader of a run. Iterate it for the next bytes to write; `close` ends the iteration from outside.
 
     While the iteration waits, new frames go to `write_now`: that spares the iterating task a step for each token. Where
-    `write_now` returns False, because it would have to wait, the iteration yields these frames. `on_stuck` is called
-    when the reader has taken nothing for one to two heartbeats.
+    `write_now` returns False, because it would have to wait, the iteration yields these frames.
     """
 
     __slots__ = (
@@ -34,7 +33,6 @@ class Cursor:
         "_loop",
         "_mode",
         "_next",
-        "_on_stuck",
         "_pending",
         "_run",
         "_taken",
@@ -51,13 +49,11 @@ class Cursor:
         *,
         mode: StreamMode,
         heartbeat_s: float,
-        on_stuck: Callable[[], None],
         write_now: Callable[[bytes], bool],
     ) -> None:
         self._run = run
         self._mode = mode
         self._heartbeat_s = heartbeat_s
-        self._on_stuck = on_stuck
         self._write_now = write_now
         self._loop = asyncio.get_running_loop()
         self._after = after or 0
@@ -143,8 +139,6 @@ class Cursor:
         silent_until = self._taken + self._heartbeat_s
         if silent_until <= now:
             silent_until = now + self._heartbeat_s
-            if self._waiter is None:
-                self._on_stuck()
             self._go_on(more=False)
         self._timer = self._loop.call_at(silent_until, self._on_silence)
 
@@ -243,11 +237,10 @@ class Run:
         *,
         mode: StreamMode = "pieces",
         heartbeat_s: float,
-        on_stuck: Callable[[], None],
         write_now: Callable[[bytes], bool],
     ) -> Cursor:
         """Read from the start (None), or after the first `after` code points of the content. See Cursor."""
-        return Cursor(self, after, mode=mode, heartbeat_s=heartbeat_s, on_stuck=on_stuck, write_now=write_now)
+        return Cursor(self, after, mode=mode, heartbeat_s=heartbeat_s, write_now=write_now)
 
 
 def _piece_of(item: Item) -> Piece:

@@ -24,12 +24,11 @@ from chat import (
 )
 from storage.batched_reads import BatchedReads
 from storage.commits import transaction
-from storage.faults import NotConfirmed
-from storage.pool import ReadPool
+from storage.faults import NotConfirmed, StatementTooSlow
+from storage.pool import STATEMENT_LIMIT_S, ReadPool
 from storage.reads import (
     FORK_THREAD,
     READ_HEADS,
-    READ_ITEMS,
     READ_ITEMS_OF,
     READ_LOST,
     READ_RUN_BY_ID,
@@ -38,12 +37,14 @@ from storage.reads import (
     StoredItem,
     item_of,
 )
+from storage.shares import Shares
 from storage.sql import Row
 
 # The state before the first message: a chat that starts from it branches at the thread's very beginning.
 BEGINNING = "00000000-0000-0000-0000-000000000000"
 FORK_BUDGET_S = 30.0
 FORKS_AT_ONCE = 2  # the pool's other connections are for reads
+UPKEEP_BUDGET_S = 10.0
 
 INTERRUPTED = Error(
     "The service ended in the middle of this run; the part that was saved is kept.", "interrupted", retryable=True
@@ -60,32 +61,63 @@ class ThreadExists(Refusal):
         )
 
 
+class SearchTooBroad(Refusal):
+    """The server ended a search at its time limit."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "search_too_broad",
+            f"The search took more than {STATEMENT_LIMIT_S:g} s and was stopped. Search for a rarer word or a phrase, "
+            "for fewer words, without `or` and without a -word that stands alone.",
+        )
+
+
 class Reader:
     """Each method raises StoreUnavailable."""
 
     def __init__(self, pool: ReadPool) -> None:
         self._pool = pool
+        self._shares = Shares()
         self._heads = BatchedReads(self.fetch, READ_HEADS)
         self._forks = asyncio.Semaphore(FORKS_AT_ONCE)
 
     async def fetch(self, sql: str, *arguments: object) -> list[Row]:
         return await self._pool.fetch(sql, *arguments)
 
+    async def read(self, owner: str, sql: str, *arguments: object) -> list[Row]:
+        async with self._shares.read(owner):
+            return await self._pool.fetch(sql, *arguments)
+
+    async def search(self, owner: str, sql: str, *arguments: object) -> list[Row]:
+        """Raises SearchTooBroad."""
+        async with self._shares.search(owner):
+            try:
+                return await self._pool.fetch(sql, *arguments)
+            except StatementTooSlow as error:
+                raise SearchTooBroad from error
+
+    async def upkeep(self, sql: str, *arguments: object) -> list[Row]:
+        """The rows of a statement that may take UPKEEP_BUDGET_S, as nobody waits for it."""
+
+        async def work(connection: PoolConnectionProxy) -> list[Row]:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL statement_timeout = '{UPKEEP_BUDGET_S:.0f}s'")
+                rows: list[Row] = await connection.fetch(sql, *arguments)
+            return rows
+
+        return await self._pool.run(UPKEEP_BUDGET_S, work)
+
     async def close(self) -> None:
         """Return when no batched read is under way any more."""
         await self._heads.close()
 
-    async def items(self, owner: str, thread_id: str, seqs: Sequence[int] | None = None) -> list[StoredItem]:
-        """The items of a thread in order, or those of the runs in these places of it."""
-        if seqs is None:
-            rows = await self.fetch(READ_ITEMS, owner, thread_id)
-        else:
-            rows = await self.fetch(READ_ITEMS_OF, owner, thread_id, seqs)
-        return [item_of(row) for row in rows]
+    async def items(self, owner: str, thread_id: str, seqs: Sequence[int]) -> list[StoredItem]:
+        """The items in order of the runs in these places of the thread."""
+        return [item_of(row) for row in await self.read(owner, READ_ITEMS_OF, owner, thread_id, seqs)]
 
     async def run_row(self, owner: str, run_id: str | None, idempotency_key: str | None) -> Row | None:
         if run_id is not None:
-            rows = await self.fetch(READ_RUN_BY_ID, owner, run_id)
+            rows = await self.read(owner, READ_RUN_BY_ID, owner, run_id)
         else:
             rows = await self.fetch(READ_RUN_BY_KEY, owner, idempotency_key)
         return rows[0] if rows else None
@@ -116,8 +148,8 @@ class Reader:
         state = line[0]["checkpoint_id"]
         lost = line[state is not None :]
         said: dict[str, list[Item]] = {row["run_id"]: [] for row in lost}
-        for item in await self.items(owner, thread_id, [row["seq"] for row in lost]):
-            said[item["run_id"]].append(item)
+        for row in await self.fetch(READ_ITEMS_OF, owner, thread_id, [row["seq"] for row in lost]):
+            said[row["run_id"]].append(item_of(row))
         return state, [LostRun(run_id, items[0]["content"], items[1:]) for run_id, items in said.items() if items]
 
     async def fork_thread(self, owner: str, thread_id: str, tip: str, new_id: str) -> int:

@@ -8,7 +8,6 @@ from storage.sql import Row
 
 ITEMS_OF_THREAD = """SELECT run_id, item, role, type, content, complete, doc_id, title, version, created_at
 FROM thread_items WHERE owner = $1 AND thread_id = $2"""
-READ_ITEMS = f"{ITEMS_OF_THREAD} ORDER BY seq, item"
 READ_ITEMS_OF = f"{ITEMS_OF_THREAD} AND seq = ANY($3::bigint[]) ORDER BY seq, item"
 
 # From the run $1 back to the nearest run that left a state, oldest first. If no run did, back to the first run.
@@ -16,7 +15,8 @@ READ_LOST = """WITH RECURSIVE line AS (
     SELECT run_id, parent_run_id, checkpoint_id, seq FROM runs WHERE run_id = $1
   UNION ALL
     SELECT r.run_id, r.parent_run_id, r.checkpoint_id, r.seq
-    FROM line JOIN runs r ON r.run_id = line.parent_run_id WHERE line.checkpoint_id IS NULL
+    FROM line, LATERAL (SELECT * FROM runs WHERE run_id = line.parent_run_id LIMIT 1) AS r
+    WHERE line.checkpoint_id IS NULL
 ) SELECT run_id, seq, checkpoint_id FROM line ORDER BY seq"""
 
 READ_RUN = """SELECT run_id, thread_id, seq, model, status, reason, error::text, usage::text, checkpoint_id,

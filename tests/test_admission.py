@@ -372,6 +372,6 @@ async def test_a_run_that_finds_no_memory_says_that_the_service_is_overloaded() 
 
     async with registry(greedy) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        *_, last = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        *_, last = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert (last[1]["code"], last[1]["retryable"]) == ("overloaded", True)
     assert refusal_of(MemoryError()).code == "overloaded"

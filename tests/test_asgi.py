@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from chat import Refusal
 from web import asgi
 from web.asgi import Disconnected, Request, Response
+from web.outlet import UNSENT_BYTES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 LATIN_1 = st.text(st.characters(max_codepoint=255))
@@ -179,7 +180,7 @@ async def test_what_can_be_written_without_waiting_is() -> None:
 
 @pytest.mark.anyio
 async def test_nothing_is_written_where_the_client_takes_too_little_or_the_server_is_not_known() -> None:
-    slow = Cycle(unsent=asgi.UNSENT_BYTES + 1)
+    slow = Cycle(unsent=UNSENT_BYTES + 1)
     assert not Response(slow.send).write_now(b"one")
     unknown = Cycle()
 

@@ -272,7 +272,7 @@ def walk(service: Start, tmp_path: Path, database_url: str) -> Walk:
 
 def test_the_commands_of_threads_and_export_do_what_they_show(walk: Walk, tmp_path: Path) -> None:
     text = (ROOT / "docs/threads.md").read_text()
-    assert walk.through(text) == 8
+    assert walk.through(text) == 9
     assert walk.through((ROOT / "docs/export.md").read_text()) == 2
     assert {path.name for path in tmp_path.glob("*.docx")} == {
         "Non-Disclosure Agreement v3.docx",

@@ -19,7 +19,7 @@ from test_docx_file import pdf_text
 
 from documents import files
 from store import Store
-from threads.histories import RUNS_A_PAGE, ThreadGone, Threads
+from threads.histories import RUNS_A_LOOK, ThreadGone, Threads
 from web.downloads import EXPORTS, REDLINES
 from web.fields import DIFF_FORMATS, EXPORT_FORMATS
 
@@ -93,6 +93,7 @@ def test_one_document_at_one_version_of_one_branch(service: Start, openai: OpenA
         "Second, the other way.",
     ]
     whole = requests.get(f"{running.url}/api/threads/t", timeout=10).json()
+    assert whole.pop("next_before") is None
     assert everything == {"format": files.JSON_FORMAT, **whole}
 
 
@@ -169,7 +170,7 @@ def test_a_long_thread_is_sent_as_it_is_read(service: Start, openai: OpenAIServe
     chat(running.url, "Hi", thread_id="t")
     short = requests.get(f"{running.url}/api/threads/t/export", timeout=60)
     assert short.headers["content-length"] == str(len(short.content))
-    runs = 3 * RUNS_A_PAGE
+    runs = 3 * RUNS_A_LOOK
     lengthen(database_url, runs, 1000)
     for kind in ("md", "json"):
         with requests.get(
@@ -216,7 +217,7 @@ async def test_what_is_deleted_while_it_is_sent_is_not_sent_as_a_whole(
 ) -> None:
     running = service(openai=openai)
     await asyncio.to_thread(chat, running.url, "Hi", thread_id="t")
-    await asyncio.to_thread(lengthen, database_url, RUNS_A_PAGE + 1, 1)
+    await asyncio.to_thread(lengthen, database_url, RUNS_A_LOOK + 1, 1)
     threads = Threads(store, "anonymous")
     items = threads.everything(await threads.outline("t"))
     assert (await anext(items))["content"] == "Hi"

@@ -62,7 +62,7 @@ async def test_merged_frames_lose_no_text_for_any_reader_at_any_place(
 
 
 def follow(run: Run, after: int | None) -> Cursor:
-    return run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
+    return run.follow(after, heartbeat_s=60, write_now=later)
 
 
 def text_of(frames: list[bytes]) -> str:

@@ -195,7 +195,7 @@ def a_run(pieces: list[Piece]) -> Run:
 async def test_a_run_says_start_pieces_and_end_with_their_positions() -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert [place for place, _ in events] == ["0", "6", "13", "16", "20", "23", "end"]
     assert events[0][1] == {"type": "start", "thread_id": run.thread_id, "run_id": run.run_id, "model": "scripted"}
     assert events[-1][1]["type"] == "end"
@@ -208,9 +208,7 @@ async def test_the_start_is_in_the_log_before_the_agent_has_done_anything() -> N
         return outcome("cancelled")
 
     async with registry(never) as runs:
-        cursor = (await runs.start("o", ChatRequest("Hi"))).follow(
-            None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later
-        )
+        cursor = (await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60, write_now=later)
         assert b'"type":"start"' in await anext(cursor)
         cursor.close()
 
@@ -219,14 +217,14 @@ async def test_any_cut_of_the_stream_can_be_gone_on_from() -> None:
     run = a_run(PIECES)
     whole = "".join(piece.content for piece in PIECES)
     for after in range(TOTAL + 1):
-        cursor = run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
+        cursor = run.follow(after, heartbeat_s=60, write_now=later)
         frames = (await anext(cursor)).decode().removeprefix("retry: 2000\n").split("\n\n")[:-1]
         pieces = [json.loads(frame.partition("data: ")[2])["content"] for frame in frames]
         assert "".join(pieces) == whole[after:], "of a run that goes on"
         cursor.close()
     run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
     for after in range(TOTAL + 1):
-        events = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(after, heartbeat_s=60, write_now=later))
         assert text(events) == whole[after:], "of a run that has ended"
         assert events[-1][1]["type"] == "end"
         assert all(place == "end" or int(place) > after for place, _ in events)
@@ -236,10 +234,10 @@ async def test_any_cut_of_the_stream_can_be_gone_on_from() -> None:
 async def test_a_reader_that_comes_early_sees_what_one_sees_that_comes_late(after: int | None) -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        early = asyncio.create_task(read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)))
+        early = asyncio.create_task(read(run.follow(after, heartbeat_s=60, write_now=later)))
         while not run.ended:
             await asyncio.sleep(0)
-        late = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        late = await read(run.follow(after, heartbeat_s=60, write_now=later))
         expected = "".join(piece.content for piece in PIECES)[after or 0 :]
         assert text(late) == expected
         seen = await early
@@ -263,7 +261,7 @@ async def test_items_mode_sends_each_item_once_it_is_whole() -> None:
 
     async with registry(in_two_parts) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        cursor = run.follow(None, mode="items", heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
+        cursor = run.follow(None, mode="items", heartbeat_s=60, write_now=later)
         await saying(run)
         first = await anext(cursor)
         assert b'"content":"Hello \xf0\x9f\x98\x80 world"' in first
@@ -284,7 +282,7 @@ async def test_what_arrives_together_leaves_in_one_write() -> None:
 
     async with registry(at_once) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
+        cursor = run.follow(None, heartbeat_s=60, write_now=later)
         await saying(run)
         assert (await anext(cursor)).count(b"data: ") == 101
         cursor.close()
@@ -300,7 +298,7 @@ async def test_what_comes_while_a_reader_waits_is_written_without_waking_it() ->
         return takes
 
     run = a_run([])
-    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=write_now)
+    cursor = run.follow(None, heartbeat_s=60, write_now=write_now)
     first = await anext(cursor)
     iteration = asyncio.ensure_future(anext(cursor))
     await asyncio.sleep(0)
@@ -316,7 +314,7 @@ async def test_what_comes_while_a_reader_waits_is_written_without_waking_it() ->
     takes = True
     run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
     rest = [frames async for frames in cursor]
-    whole = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+    whole = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert b"".join([first, *written, waited_for, *rest]).count(b"data: ") == len(whole)
     assert b'"type":"end"' in rest[-1]
 
@@ -329,7 +327,7 @@ async def test_what_comes_at_once_while_a_reader_waits_is_written_to_its_last_pi
         return True
 
     run = a_run([])
-    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=write_now)
+    cursor = run.follow(None, heartbeat_s=60, write_now=write_now)
     await anext(cursor)
     iteration = asyncio.ensure_future(anext(cursor))
     await asyncio.sleep(0)
@@ -350,7 +348,7 @@ async def test_a_reader_whose_connection_raises_holds_up_neither_the_run_nor_the
         raise OSError("the connection is gone")
 
     def reader(write_now: Callable[[bytes], bool]) -> Cursor:
-        return run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=write_now)
+        return run.follow(None, heartbeat_s=60, write_now=write_now)
 
     run = a_run([])
     for write_now in (broken, later, broken):  # in whatever order they are woken
@@ -371,7 +369,7 @@ async def test_a_reader_whose_connection_raises_holds_up_neither_the_run_nor_the
 
 async def test_a_reader_that_waits_for_the_end_ends_with_it() -> None:
     run = a_run([])
-    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=lambda _: True)
+    cursor = run.follow(None, heartbeat_s=60, write_now=lambda _: True)
     await anext(cursor)
     end = asyncio.ensure_future(anext(cursor))
     await asyncio.sleep(0)
@@ -384,7 +382,7 @@ async def test_a_reader_that_waits_for_the_end_ends_with_it() -> None:
 
 async def test_a_document_that_is_written_for_long_keeps_the_silence_of_items_mode_short() -> None:
     run = a_run(PIECES[:2])
-    cursor = run.follow(None, mode="items", heartbeat_s=0.05, on_stuck=pytest.fail, write_now=later)
+    cursor = run.follow(None, mode="items", heartbeat_s=0.05, write_now=later)
     await anext(cursor)
     beat = asyncio.ensure_future(anext(cursor))
     while not beat.done():
@@ -398,7 +396,7 @@ async def test_a_silent_run_sends_a_comment() -> None:
     async with registry(waits) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
         await saying(run)
-        cursor = run.follow(None, heartbeat_s=0.05, on_stuck=pytest.fail, write_now=later)
+        cursor = run.follow(None, heartbeat_s=0.05, write_now=later)
         await anext(cursor)
         assert await anext(cursor) == b":\n\n"
         assert await anext(cursor) == b":\n\n"
@@ -413,7 +411,7 @@ async def test_items_mode_goes_on_from_any_place() -> None:
             run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
         there = whole if ended else whole[: run.items[-1].begin]
         for after in range(TOTAL + 1):
-            cursor = run.follow(after, mode="items", heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
+            cursor = run.follow(after, mode="items", heartbeat_s=60, write_now=later)
             frames = (await anext(cursor)).decode().removeprefix("retry: 2000\n").split("\n\n")[:-1]
             events = [json.loads(frame.partition("data: ")[2]) for frame in frames]
             assert "".join(event["content"] for event in events if "item" in event) == there[after:]
@@ -421,19 +419,9 @@ async def test_items_mode_goes_on_from_any_place() -> None:
             cursor.close()
 
 
-async def test_a_reader_that_takes_nothing_is_told_of_within_two_heartbeats() -> None:
-    stuck = asyncio.Event()
-    run = a_run(PIECES)
-    cursor = run.follow(None, heartbeat_s=0.05, on_stuck=stuck.set, write_now=later)
-    await anext(cursor)
-    async with asyncio.timeout(5):
-        await stuck.wait()
-    cursor.close()
-
-
 async def test_a_cursor_that_is_closed_from_outside_ends() -> None:
     run = a_run([])
-    cursor = run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)
+    cursor = run.follow(None, heartbeat_s=60, write_now=later)
     await anext(cursor)
     asyncio.get_running_loop().call_later(0.01, cursor.close)
     assert [frames async for frames in cursor] == []
@@ -443,9 +431,7 @@ async def test_a_cursor_that_is_closed_from_outside_ends() -> None:
 async def test_a_thousand_readers_of_one_run_read_the_same() -> None:
     async with registry(says) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        streams = await asyncio.gather(
-            *(read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later)) for _ in range(1000))
-        )
+        streams = await asyncio.gather(*(read(run.follow(None, heartbeat_s=60, write_now=later)) for _ in range(1000)))
     assert all(stream == streams[0] for stream in streams)
 
 
@@ -457,7 +443,7 @@ async def test_a_thread_has_one_run_at_a_time() -> None:
         assert busy.value.run_id == first.run_id
         await runs.start("someone else", ChatRequest("Hi", "t"))
         first.stop(StopCause.USER)
-        await read(first.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        await read(first.follow(None, heartbeat_s=60, write_now=later))
         await asyncio.sleep(0)
         await runs.start("o", ChatRequest("Hi again", "t"))
 
@@ -498,7 +484,7 @@ async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
         run = await runs.start("o", ChatRequest("Hi"))
         await saying(run)
         run.stop(StopCause.USER)
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert events[-1][1] == {"type": "end", "reason": "cancelled", "saved": True, "checkpoint_id": None, "usage": None}
     [ended] = records.ended
     assert ended.status is RunStatus.CANCELLED
@@ -508,7 +494,7 @@ async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
 async def test_a_run_that_takes_too_long_ends_with_an_error() -> None:
     async with registry(waits, run_timeout_s=0.05) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert events[-1][1]["code"] == "run_timeout"
     assert events[-1][0] == "end"
 
@@ -517,7 +503,7 @@ async def test_the_end_waits_for_the_commit_and_says_when_it_did_not_come() -> N
     records = Records(saves=False)
     async with registry(says, records) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert events[-1][1]["saved"] is False
 
 
@@ -536,7 +522,7 @@ async def test_a_commit_that_comes_while_the_turn_is_journaled_is_told() -> None
 
     async with registry(says, Journaling(saves=False)) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert (events[-1][1]["saved"], events[-1][1]["journaled"]) == (True, True)
 
 
@@ -549,7 +535,7 @@ async def test_an_agent_that_gives_no_good_reason_has_failed(
 
     async with registry(vague) as runs:
         run = await runs.start("o", ChatRequest("Hi", thread_id="t"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
         assert runs.busy("o", "t") is None
     assert (events[-1][1]["type"], events[-1][1]["code"]) == ("error", "internal")
 
@@ -564,7 +550,7 @@ async def test_an_error_ends_the_stream_and_what_was_said_is_kept() -> None:
 
     async with registry(fails, records) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert events[-1][1] == {
         "type": "error",
         "content": "The provider has a fault.",
@@ -581,7 +567,7 @@ async def test_a_fault_of_ours_shows_nothing_of_itself(caplog: pytest.LogCapture
 
     async with registry(breaks) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
     assert events[-1][1]["code"] == "internal"
     assert "secret" not in str(events)
     assert run.run_id in caplog.text
@@ -598,11 +584,7 @@ async def test_a_turn_that_the_database_refuses_is_reported_as_the_client_hears_
 
     caplog.set_level("INFO", "draftstream.run")
     async with registry(says, Refusing()) as runs:
-        events = await read(
-            (await runs.start("o", ChatRequest("Hi"))).follow(
-                None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later
-            )
-        )
+        events = await read((await runs.start("o", ChatRequest("Hi"))).follow(None, heartbeat_s=60, write_now=later))
     assert (events[-1][1]["type"], events[-1][1]["code"]) == ("error", "unstorable")
     [record] = caplog.records
     fields = record.__dict__["fields"]
@@ -625,7 +607,7 @@ async def test_what_a_run_says_is_saved_on_the_way_without_a_hole(monkeypatch: p
 
     async with registry(slowly, records, save_timeout_s=0.1) as runs:
         run = await runs.start("o", ChatRequest("Hi"))
-        await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        await read(run.follow(None, heartbeat_s=60, write_now=later))
         saved = len(records.progress)
         await asyncio.sleep(0.05)
         assert len(records.progress) == saved, "nothing comes after the end"
@@ -645,7 +627,7 @@ async def test_leaving_ends_every_run_and_starts_no_more() -> None:
         await asyncio.sleep(0)
         with pytest.raises(Draining):
             await runs.start("o", ChatRequest("Hi"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
         await drain
     assert events[-1][1]["code"] == "shutting_down"
     assert repr(runs) == "<Runs 0 in progress, 0 ended, draining>"
@@ -666,7 +648,7 @@ def test_resuming_anywhere_gives_the_rest_exactly(texts: list[str], data: st.Dat
         run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
         whole = "".join(texts)
         after = data.draw(st.integers(0, len(whole)))
-        events = await read(run.follow(after, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(after, heartbeat_s=60, write_now=later))
         assert text(events) == whole[after:]
         assert sum(event["type"] == "end" for _, event in events) == 1
 
@@ -699,7 +681,7 @@ async def test_a_run_whose_end_can_not_be_saved_ends_for_its_readers_and_frees_i
 
     async with registry(says, Broken()) as runs:
         run = await runs.start("o", ChatRequest("Hi", thread_id="t"))
-        events = await read(run.follow(None, heartbeat_s=60, on_stuck=pytest.fail, write_now=later))
+        events = await read(run.follow(None, heartbeat_s=60, write_now=later))
         assert (events[-1][1]["type"], events[-1][1]["code"]) == ("error", "internal")
         assert runs.busy("o", "t") is None
 

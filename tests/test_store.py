@@ -53,7 +53,7 @@ async def texts(store: Store, thread_id: str = "t") -> list[object]:
         history = await Threads(store, "o").history(thread_id)
     except NotFound:
         return []
-    return [message["content"] for message in history["messages"]]
+    return [message["content"] async for message in history.messages]
 
 
 async def test_a_turn_is_there_once_its_future_is_done(store: Store) -> None:
@@ -63,8 +63,8 @@ async def test_a_turn_is_there_once_its_future_is_done(store: Store) -> None:
     await (await store.end_run(ended(run)))
     assert await texts(store) == ["Hi", "Hello"]
     history = await Threads(store, "o").history("t")
-    assert history["title"] == "Hi"
-    assert [(entry["status"], entry["usage"]) for entry in history["runs"]] == [
+    assert history.thread["title"] == "Hi"
+    assert [(entry["status"], entry["usage"]) for entry in history.runs] == [
         ("completed", {"input_tokens": 1, "output_tokens": 2})
     ]
     assert (await store.head("o", "t", None)).last_seq == 1
@@ -174,7 +174,7 @@ async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Stor
     await (await store.end_run(ended(newer, "In time")))
     assert await texts(store) == ["Hi", "On", "In time"]
     history = await Threads(store, "o").history("t")
-    assert [run["status"] for run in history["runs"]] == ["interrupted", "completed"]
+    assert [run["status"] for run in history.runs] == ["interrupted", "completed"]
 
 
 async def test_a_full_queue_refuses_a_start(database_url: str) -> None:
@@ -390,8 +390,9 @@ async def test_statements_of_one_thread_stay_in_their_order() -> None:
 async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
     for named, arguments in (
         (thread_statements.LIST_THREADS, "'o', 'infinity'::timestamptz, '', 20"),
-        (reads.READ_ITEMS, "'o', 't'"),
-        (thread_statements.READ_RUNS, "'o', 't'"),
+        (reads.READ_ITEMS_OF, "'o', 't', '{1}'"),
+        (thread_statements.READ_RUNS, "'o', 't', 1000, 20"),
+        (thread_statements.READ_SIZES, "'o', 't', '{1}'"),
         (reads.READ_HEADS, "'{o}', '{t}', '{o/t}', '{x}'"),
     ):
         values = [value.strip() for value in arguments.split(",")]
@@ -402,7 +403,9 @@ async def test_the_hot_reads_use_their_indexes(store: Store) -> None:
         plan = "\n".join(row[0] for row in await store.fetch(f"EXPLAIN {sql}"))
         assert "Index" in plan
         assert "Seq Scan" not in plan, plan
-        assert named in (reads.READ_ITEMS, reads.READ_HEADS) or "Sort" not in plan, plan
+        assert named in (reads.READ_ITEMS_OF, reads.READ_HEADS, thread_statements.READ_SIZES) or "Sort" not in plan, (
+            plan
+        )
 
 
 def test_where_a_database_is_shows_no_secret() -> None:

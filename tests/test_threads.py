@@ -510,7 +510,7 @@ async def test_the_search_uses_its_indexes_among_many_owners(store: Store, datab
         page, _ = await Threads(store, "o7").search(words, 100, None)
         assert len(page) == count
         sql = SEARCH_THREADS
-        values = ("'o7'", "'infinity'::timestamptz", "''", "21", f"'{words}'", "'x'")
+        values = ("'o7'", "'infinity'::timestamptz", "''", "21", f"'{words}'", "'x'", "'mark'")
         for number, value in reversed(list(enumerate(values, 1))):
             sql = sql.replace(f"${number}", value)
         plan = "\n".join(row[0] for row in await store.fetch(f"EXPLAIN (ANALYZE, COSTS off, TIMING off) {sql}"))

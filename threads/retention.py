@@ -62,7 +62,7 @@ class Retention:
         Each is a transaction, so that none holds up the writer for long.
         """
         count, after = 0, ""
-        while page := await self.store.fetch(READ_OLD, owner, before, after, OLD_A_PAGE):
+        while page := await self.store.read(owner, READ_OLD, owner, before, after, OLD_A_PAGE):
             for row in page:
                 count += await self._delete_if_idle(owner, row["thread_id"], before)
             after = page[-1]["thread_id"]

@@ -33,7 +33,7 @@ def wanted(query: str) -> list[str]:
 def pattern(query: str) -> str:
     """PostgreSQL's regular expression for any word or phrase of the query."""
     found = wanted(query)
-    return rf"\m({'|'.join(found)})\M" if found else r"\A"
+    return rf"\m(?:{'|'.join(found)})\M" if found else r"\A"
 
 
 def marked(passage: str, query: str) -> list[tuple[int, int]]:
@@ -45,7 +45,7 @@ def marked(passage: str, query: str) -> list[tuple[int, int]]:
 
 async def find_words(store: Store, items: int) -> int:
     """Find the words of so many items that the search does not know yet; returns how many there were."""
-    return len(await store.fetch(FIND_WORDS, items))
+    return len(await store.upkeep(FIND_WORDS, items))
 
 
 async def keep_searchable(store: Store) -> NoReturn:

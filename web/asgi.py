@@ -6,22 +6,24 @@ server reads and drops a body that the app did not read to its end, so the conne
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import orjson
 
 from chat import Refusal
+from web.outlet import STUCK_S, Outlet, transport_of
 
+T = TypeVar("T")
 ConnectionScope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
 
 BODY_TIMEOUT_S = 10.0
-UNSENT_BYTES = 16384  # below it a transport never asks to wait: asyncio's low-water mark for uvicorn's limit of 64 KiB
+PIECE_BYTES = 65536  # of an answer, between two waits for the client
 MAX_HEADER_BYTES = 65536  # twice the default limit of nginx
 BROKEN_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 JSON = "application/json"
@@ -132,11 +134,25 @@ class Request:
                 raise too_large
             if not message.get("more_body", False):
                 break
-        if (transport := _transport_of(self.receive)) is not None and transport.is_closing():
+        if (transport := transport_of(self.receive)) is not None and transport.is_closing():
             # uvicorn has refused the bytes behind this request, or the client has left. Either way no answer reaches
             # the client, which may send the request again: so it must not be carried out.
             raise Refusal("connection_closed", "The connection was closed behind this request.")
         return bytes(body)
+
+    async def while_connected(self, work: Coroutine[None, None, T]) -> T:
+        """The result of `work`, which is cancelled if the client leaves before. Raises Disconnected, and as it does."""
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.create_task(self.disconnected(), name="a client leaves")
+        try:
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Disconnected
+            return working.result()
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            await asyncio.wait({working, leaving})
 
     async def disconnected(self) -> None:
         """Return once the client has left."""
@@ -177,18 +193,12 @@ def _unquote(part: bytes) -> str:
         raise Refusal("bad_query", "The query is not UTF-8; percent-encode its text as UTF-8.") from None
 
 
-def _transport_of(call: Receive | Send) -> asyncio.Transport | None:
-    """uvicorn's transport, found through its `receive` or `send` method: ASGI does not offer it."""
-    transport: asyncio.Transport | None = getattr(getattr(call, "__self__", None), "transport", None)
-    return transport
-
-
 def _target_host(scope: ConnectionScope, receive: Receive) -> str | None:
     """The host of a request line with a whole URL. uvicorn keeps it out of the scope.
 
     It is not known for a request with others behind it on the connection, which no browser sends.
     """
-    transport = _transport_of(receive)
+    transport = transport_of(receive)
     protocol = transport.get_protocol() if transport is not None else None
     target: bytes = getattr(protocol, "url", b"")
     if getattr(protocol, "scope", None) is not scope or b"://" not in target.partition(b"?")[0]:
@@ -199,9 +209,9 @@ def _target_host(scope: ConnectionScope, receive: Receive) -> str | None:
 class Response:
     """The one answer to a request. `started`: its status is sent, so no other answer can be given."""
 
-    def __init__(self, send: Send, headers: Headers = (), *, head: bool = False) -> None:
+    def __init__(self, send: Send, headers: Headers = (), *, head: bool = False, stuck_s: float = STUCK_S) -> None:
         self._send = send
-        self._transport = _transport_of(send)
+        self._outlet = Outlet(transport_of(send), stuck_s)
         self._headers = tuple(headers)
         self._head = head
         self.started = False
@@ -210,7 +220,7 @@ class Response:
     @property
     def is_open(self) -> bool:
         """Whether the client is still there, as far as that is known."""
-        return self._transport is None or not self._transport.is_closing()
+        return not self._outlet.closing
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
@@ -219,7 +229,15 @@ class Response:
         await self._transmit({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, body: bytes) -> None:
-        await self._transmit({"type": "http.response.body", "body": body, "more_body": True})
+        """Write in pieces, each of which waits for the client to take those before.
+
+        Raises Disconnected, so that nothing more is read for a client that has left or was cut off.
+        """
+        for begin in range(0, len(body), PIECE_BYTES):
+            piece = body[begin : begin + PIECE_BYTES]
+            await self._transmit({"type": "http.response.body", "body": piece, "more_body": True})
+            if self._outlet.closing:
+                raise Disconnected
 
     def write_now(self, body: bytes) -> bool:
         """Write without waiting. If the server might make us wait, write nothing and return False.
@@ -227,7 +245,7 @@ class Response:
         uvicorn's `send` waits only for a slow client, and the number of unsent bytes shows one. If it waits all the
         same, the connection is aborted: a reader must not hold up the run.
         """
-        if self._transport is None or self._transport.get_write_buffer_size() > UNSENT_BYTES:
+        if not self._outlet.has_room:
             return False
         sending = self._send({"type": "http.response.body", "body": body, "more_body": True}).__await__()
         try:
@@ -236,11 +254,13 @@ class Response:
             return True
         except RuntimeError:  # see `_transmit`; the next `write` reports it
             return False
-        self.abort()
+        self._outlet.abort()
         return True
 
     async def end(self, body: bytes = b"") -> None:
+        """Raises Disconnected if the client does not take the rest."""
         await self._transmit({"type": "http.response.body", "body": body})
+        await self._outlet.flushed()
 
     async def _transmit(self, message: MutableMapping[str, Any]) -> None:
         """Raises Disconnected in the case where uvicorn does not return silently after a disconnect.
@@ -249,27 +269,32 @@ class Response:
         takes nothing any more.
         """
         try:
-            await self._send(message)
+            if self._outlet.may_wait:
+                with self._outlet.watched():
+                    await self._send(message)
+            else:
+                await self._send(message)
         except RuntimeError as error:
-            if self._transport is None or not self._transport.is_closing():
+            if not self._outlet.closing:
                 raise
             raise Disconnected from error
 
     def abort(self) -> None:
-        """Close the connection at once, and drop the bytes that are still unsent.
-
-        A close waits for the client to take the rest, which one that reads nothing never does.
-        """
-        if self._transport is not None:
-            self._transport.abort()
+        """Close the connection at once: of an answer that has begun, the client sees that it is cut."""
+        self._outlet.abort()
 
     async def whole(self, status: int, content_type: str | None, body: bytes, headers: Headers = ()) -> None:
-        """The whole answer at once; to a HEAD request, its headers only."""
+        """The answer with its length; to a HEAD request, its headers only. A large body is written in pieces."""
         described = [("content-type", content_type), ("content-length", str(len(body)))] if content_type else []
         names = {name for name, _ in headers}
         common = [header for header in COMMON_HEADERS if header[0] not in names]
         await self.start(status, [*described, *common, *headers])
-        await self.end(b"" if self._head else body)
+        if self._head:
+            await self.end()
+            return
+        last = max((len(body) - 1) // PIECE_BYTES * PIECE_BYTES, 0)  # where the last piece begins
+        await self.write(body[:last])
+        await self.end(body[last:])
 
     async def json(self, status: int, content: object, headers: Headers = ()) -> None:
         await self.whole(status, JSON, orjson.dumps(content), headers)

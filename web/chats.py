@@ -84,7 +84,6 @@ async def stream(
         after,
         mode=mode,
         heartbeat_s=call.service.settings.heartbeat_s,
-        on_stuck=response.abort,
         write_now=response.write_now,
     )
 

@@ -15,6 +15,7 @@ from typing import Literal, Self, TypeVar
 
 from chat import (
     CHECKPOINT_ID,
+    RUN_ID,
     THREAD_ID,
     ChatRequest,
     FieldError,
@@ -43,6 +44,7 @@ IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII; most clients sen
 POSITION = re.compile(r"[0-9]{1,15}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 LIMIT = re.compile(r"[1-9][0-9]?|100")
+RUNS_LIMIT = re.compile(r"[1-9][0-9]{0,2}|1000")
 # RFC 3339. The + of the zone may arrive as a space: that is the meaning of an unescaped + in a query.
 TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
@@ -54,6 +56,7 @@ CHAT_FIELDS = ("message", "thread_id", "checkpoint_id", "stream", "on_disconnect
 CHAT_QUERY = (*CHAT_FIELDS, "idempotency_key")
 EVENTS_QUERY = ("after", "stream")
 THREADS_QUERY = ("limit", "cursor", "q")
+HISTORY_QUERY = ("before", "limit")
 OLD_THREADS_QUERY = ("before",)
 THREAD_FIELDS = ("title",)
 FORK_FIELDS = ("checkpoint_id", "thread_id")
@@ -78,6 +81,12 @@ class ForkRequest:
 
     checkpoint_id: str | None = None
     thread_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryQuery:
+    limit: int | None
+    before: str | None  # a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +320,14 @@ def threads_query(query: Mapping[str, str]) -> ThreadsQuery:
             limit=fields.read("limit", number(LIMIT, "must be a whole number from 1 to 100"), THREADS_A_PAGE),
             before=fields.read("cursor", cursor, None),
             words=fields.read("q", line(SEARCH_CHARS), None),
+        )
+
+
+def history_query(query: Mapping[str, str]) -> HistoryQuery:
+    with Fields(query, HISTORY_QUERY, "parameter") as fields:
+        return HistoryQuery(
+            limit=fields.read("limit", number(RUNS_LIMIT, "must be a whole number from 1 to 1000"), None),
+            before=fields.read("before", matching(RUN_ID, "must be the next_before of a page"), None),
         )
 
 

@@ -57,6 +57,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "export_too_large": ProblemType(413),
     "not_json": ProblemType(415),
     "invalid_request": ProblemType(422, [], ["errors"]),
+    "search_too_broad": ProblemType(422),
     "rate_limited": ProblemType(429, ["retry-after"], ["limit"]),
     "headers_too_large": ProblemType(431, [], ["limit"]),
     "internal": ProblemType(500),
