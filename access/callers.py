@@ -187,7 +187,9 @@ class Access:
         self._known.pop(whole, None)
         if not is_there or not matches or not row["is_good"]:
             raise Unauthorized
-        caller = Caller(row["owner"], frozenset(row["scopes"]), row["expires_at"], key.key_id, key.key_id)
+        # The database's clock decides when a key ends, and this machine's may differ from it by hours.
+        expires_at = time.time() + row["life_s"] if row["life_s"] is not None else None
+        caller = Caller(row["owner"], frozenset(row["scopes"]), expires_at, key.key_id, key.key_id)
         while len(self._known) >= CACHED_KEYS:
             del self._known[next(iter(self._known))]
         self._known[whole] = KnownKey(caller, now, now + CACHE_S)

@@ -81,7 +81,7 @@ class Caller:
 
     owner: str
     scopes: frozenset[str]
-    expires_at: float | None = None  # of the key or the JWT, in seconds since the epoch
+    expires_at: float | None = None  # of the key or the JWT, by this machine's clock
     key_id: str | None = None
     # The runs that the caller begins have this as `begun_by`: the id of an API key, or "jwt:" and the client of a JWT.
     credential: str | None = None

@@ -278,6 +278,13 @@ MUTANTS = (
         "test_clock.py:share_a_limit",
     ),
     Mutant(
+        "a key ends by the database's clock",
+        "access/callers.py",
+        'time.time() + row["life_s"]',
+        'time.time() + row["life_s"] - 3600',
+        "test_clock.py:a_key_ends",
+    ),
+    Mutant(
         "the database's clock is followed",
         "storage/clock.py",
         "min(max(self._offset, least), most)",

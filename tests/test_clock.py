@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from openai_server import OpenAIServer
 from sse_client import chat
 
+from access.keys import ApiKey
 from storage.clock import READ_CLOCK, DatabaseClock
 from store import Store
 
@@ -178,3 +179,20 @@ def test_replicas_share_a_limit_though_the_clock_of_one_is_wrong(
             return
         time.sleep(0.5)
     pytest.fail("it does not know what the other one counted")
+
+
+def test_a_key_ends_by_the_database_s_clock(service: Start, database_url: str, shift: Path) -> None:
+    """It has half an hour left, and the clock of the replica is an hour ahead."""
+    key = ApiKey.new()
+    rows(
+        database_url,
+        "INSERT INTO access_keys (key_id, secret_hash, owner, name, scopes, expires_at) VALUES "  # our own text
+        f"('{key.key_id}', '\\x{key.secret_hash.hex()}', 'a', '', '{{chat,read}}', now() + interval '30 minutes')",
+    )
+    running = service(app="shifted_app:app", SHIFT=str(shift))
+    bearer = {"Authorization": f"Bearer {key}"}
+    answer = requests.post(f"{running.url}/api/stream-tokens", headers=bearer, timeout=10)
+    assert answer.status_code in (200, 201)
+    token = answer.json()
+    assert token["expires_in"] > 0
+    assert chat(running.url, "Hello", headers=bearer).last["saved"]
