@@ -287,10 +287,11 @@ def _check_open(settings: Settings, *, only_loopback: bool | None) -> None:
     """Raises SettingsError where an open service may not start."""
     command, paths = command_to_add_a_key(settings)
     if only_loopback or settings.allow_anonymous:
+        at = "IP addresses, localhost and ALLOWED_HOSTS" if settings.allowed_hosts else "IP addresses and localhost"
         line = (
             f"access: OPEN, everyone who reaches this address may do everything; to close it, add a key ({command}). "
-            "It answers at IP addresses and localhost only. Behind a proxy or at another name, set ALLOWED_HOSTS to "
-            "the name in the address bar"
+            f"It answers at {at} only. Behind a proxy or at another name, add the name in the address bar to "
+            "ALLOWED_HOSTS"
         )
         log.warning(line, *paths)
         return

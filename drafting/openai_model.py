@@ -71,6 +71,7 @@ class OpenAIModel:
             base_url=url,
             default_query=query,
             http_async_client=self._http,
+            http_socket_options=(),  # for clients that it makes itself, with a warning if there is a proxy
             openai_proxy=None,
             timeout=timeout,  # without it ChatOpenAI switches the HTTP client's own off
             use_responses_api=False,

@@ -307,7 +307,8 @@ class _Server:
                 end_passage(folder, self._account.group)
 
     def _passages(self) -> list[Path]:
-        return [*self._folder.parents, *self._binaries.parents, self._folder]
+        """Each once, though the data and the programs are often below the same folder."""
+        return list(dict.fromkeys([*self._folder.parents, *self._binaries.parents, self._folder]))
 
     def _run(self, program: str, *arguments: str, check: bool = True, account: Account | None = None) -> int:
         user, group = account or self._account or (None, None)

@@ -202,8 +202,12 @@ def test_a_service_with_a_key_answers_at_every_name(service: Start, database_url
     assert requests.get(f"{running.url}/api/threads", headers={"Host": "evil.example"}, timeout=20).status_code == 401
 
 
-def test_the_start_of_an_open_service_says_how_a_name_is_allowed(service: Start) -> None:
-    assert re.search(r"access: OPEN, .* set ALLOWED_HOSTS to the name", service().log)
+@pytest.mark.parametrize(
+    ("allowed", "said"), [("", "IP addresses and localhost only"), ("draft.lan", "localhost and ALLOWED_HOSTS only")]
+)
+def test_the_start_of_an_open_service_says_at_which_names_it_answers(service: Start, allowed: str, said: str) -> None:
+    log = service(ALLOWED_HOSTS=allowed).log
+    assert re.search(rf"access: OPEN, .*{said}.* add the name in the address bar to ALLOWED_HOSTS", log)
 
 
 # ---------------------------------------------------------------------------------------------------------------

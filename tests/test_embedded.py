@@ -313,6 +313,18 @@ def test_a_group_passes_through_a_folder_and_leaves_no_trace(folder: Path) -> No
 
 
 @as_root
+async def test_a_folder_above_the_data_and_the_programs_is_opened_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr("storage.embedded.may_pass", lambda *_: False)
+    monkeypatch.setattr("storage.embedded.let_pass", lambda path, _: opened.append(path))
+    async with embedded_postgres(folder / "data"):
+        assert Path("/") in opened
+        assert len(opened) == len(set(opened)), "each is a line of the log"
+
+
+@as_root
 async def test_a_folder_that_can_not_be_passed_is_named_with_the_way_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -418,6 +418,7 @@ def test_a_start_names_the_proxy_that_the_turns_go_through(service: Start, opena
     assert chat(running.url, "Hi").text == "Hello."
     assert openai.requests[-1].headers["Host"] == "model.example"
     assert "canary" not in running.log
+    assert "a record of" not in running.log, "a warning of a package about a client that is not used"
 
 
 def test_a_start_says_that_there_is_no_proxy(service: Start, openai: OpenAIServer) -> None:
