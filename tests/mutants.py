@@ -147,9 +147,9 @@ MUTANTS = (
     Mutant(
         "giving a frozen connection up",
         "storage/closing.py",
-        "            connection.terminate()",
-        "            pass",
-        "test_store.py:given_up_leaves",
+        "async with asyncio.timeout(CANCEL_BUDGET_S):",
+        "async with asyncio.timeout(None):",
+        "test_giving_up.py:frozen_network",
     ),
     Mutant(
         "a statement that is given up is cancelled at the server",

@@ -8,6 +8,7 @@ from functools import partial
 import asyncpg
 import pytest
 from asyncpg.pool import PoolConnectionProxy
+from fault_proxy import FaultProxy
 from test_store import started
 
 from storage.closing import Closing, within
@@ -206,3 +207,22 @@ async def test_an_end_waits_for_the_connections_that_are_given_up(database_url: 
         closing.add(connection)
         await closing.wait()
     assert await idle(admin)
+
+
+async def test_a_transaction_on_a_frozen_network_is_given_up_in_time(database_url: str) -> None:
+    """Its rollback waits for the answer to the cancel request, which never comes."""
+    async with FaultProxy(database_url) as proxy:
+        connection, closing = await asyncpg.connect(proxy.dsn), Closing()
+
+        async def work() -> None:
+            async with connection.transaction():
+                proxy.frozen = True
+                await connection.execute(SLEEP)
+
+        with pytest.raises(TimeoutError):
+            await within(0.1, connection, work(), closing)
+        async with asyncio.timeout(20):
+            await closing.wait()
+        assert connection.is_closed()
+        proxy.frozen = False
+        await proxy.reset()

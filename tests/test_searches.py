@@ -203,7 +203,8 @@ async def test_a_share_of_searches_is_smaller_and_does_not_wait() -> None:
     mine = [asyncio.create_task(hold(shares, "mine", released, search=True)) for _ in range(SEARCHES_OF_OWNER)]
     await asyncio.sleep(0)
     with pytest.raises(TooMany, match="searches"):
-        await hold(shares, "mine", released, search=True)
+        async with asyncio.timeout(20):
+            await hold(shares, "mine", released, search=True)
     assert SEARCHES_OF_OWNER < SEARCHES < READS
     released.set()
     await asyncio.gather(*mine)
