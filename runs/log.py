@@ -66,6 +66,9 @@ class Log:
         self.items: list[OpenItem] = []
         self.position = 0
         self.closed = False
+        self.place = BEFORE  # of a reader who has all of it
+        self._before_last = BEFORE  # the place of a reader who lacks the last frame only
+        self._until_merge = MERGE_AT  # so many more pieces of the newest item
         self._id = run_id.encode()
         self._frames: list[bytes] = []
         self._positions = array("q")  # of each frame
@@ -85,18 +88,25 @@ class Log:
         self._append(start_frame(self._id, start), 0)
 
     def add(self, piece: Piece) -> None:
-        items = self.items
+        items, content = self.items, piece.content
+        if not content:
+            return  # its frame would have no place of its own, and be read again and again
         if not items or items[-1].first.item != piece.item:
-            if items:
-                self._merge_rest(items[-1])
-            items.append(OpenItem(piece, self.position, self.position))
+            self._begin_item(piece)
         item = items[-1]
-        self.position += len(piece.content)
-        item.pieces.append(piece.content)
-        item.end = self.position
-        self._append(piece_frame(self._id, self.position, piece), self.position)
-        if len(item.pieces) - item.merged >= MERGE_AT:
+        item.pieces.append(content)
+        item.end = self.position = position = self.position + len(content)
+        self._append(piece_frame(self._id, position, piece), position)
+        self._until_merge -= 1
+        if not self._until_merge:
             self._merge(item)
+            self._until_merge = max(1, MERGE_AT - len(item.pieces) + item.merged)
+
+    def _begin_item(self, piece: Piece) -> None:
+        if self.items:
+            self._merge_rest(self.items[-1])
+        self.items.append(OpenItem(piece, self.position, self.position))
+        self._until_merge = MERGE_AT
 
     def close(self, last: End | Error) -> None:
         if self.items:
@@ -108,6 +118,8 @@ class Log:
         self._frames.append(frame)
         self._positions.append(position)
         self._text_bytes += len(frame)
+        self._before_last = self.place
+        self.place = position
 
     def _merge_rest(self, item: OpenItem) -> None:
         """Of a long item, at its end."""
@@ -136,17 +148,12 @@ class Log:
 
     # Reading
 
-    @property
-    def place(self) -> int:
-        """That of a reader who has all of it."""
-        return self._positions[-1] if self._positions else BEFORE
-
     def read(self, place: int) -> tuple[bytes, int]:
         """The frames behind the place, at most FRAMES_A_READ, and the place behind them."""
+        if place == self._before_last and self._frames:
+            return self._frames[-1], self.place
         positions = self._positions
         count = len(positions)
-        if count > 1 and positions[-2] == place:
-            return self._frames[-1], positions[-1]
         index = min(bisect_right(positions, place), count - self.closed)
         frames = self._frames[index : index + FRAMES_A_READ]
         if not frames or place == BEHIND:

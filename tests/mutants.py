@@ -1132,6 +1132,13 @@ MUTANTS = (
         "test_redline.py:effort",
     ),
     Mutant(
+        "the letters of a change are counted once",
+        "documents/redline.py",
+        "        self.letters_deleted += between + following.letters_deleted",
+        "        self.letters_deleted = _letters(self.deleted)",
+        "test_redline.py:straight_line",
+    ),
+    Mutant(
         "the end of a file whose client left",
         "web/file_workers.py",
         "leaving.add_done_callback(lambda _: self._end(scope))",
@@ -1239,9 +1246,16 @@ MUTANTS = (
     Mutant(
         "the log: old frames are merged",
         "runs/log.py",
-        "        if len(item.pieces) - item.merged >= MERGE_AT:",
+        "        if not self._until_merge:",
         "        if False:",
         "test_run_log.py:little_memory",
+    ),
+    Mutant(
+        "the log: a piece without text has no frame",
+        "runs/log.py",
+        "        if not content:",
+        "        if False:",
+        "test_run_log.py:without_text",
     ),
     Mutant(
         "the log: a reader inside of a merged frame gets its rest",

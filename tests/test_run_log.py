@@ -79,6 +79,18 @@ async def test_a_reader_inside_of_a_merged_frame_gets_the_rest_of_it() -> None:
         cursor.close()
 
 
+async def test_a_piece_without_text_is_not_read_again_and_again() -> None:
+    run = a_run([Message("a", 0)])
+    cursor = follow(run, None)
+    seen = [await anext(cursor)]
+    for content in ("", "b", ""):
+        run.emit([Message(content, 0), Message("", 1)])
+    run.finish(End("stop", saved=True, checkpoint_id=None, usage=None))
+    seen += [frames async for frames in cursor]
+    assert text_of(seen) == "ab"
+    assert b"".join(seen).count(b"data: ") == 4
+
+
 async def test_a_token_of_a_long_reply_takes_little_memory_and_the_log_knows_how_much() -> None:
     tracemalloc.start()
     try:
@@ -159,8 +171,9 @@ async def test_runs_that_are_not_stored_or_have_readers_stay_in_memory() -> None
 
 async def test_a_run_that_writes_without_end_is_ended_and_keeps_what_it_has() -> None:
     async def endless(turn: Turn, emit: Emit, stopping: "asyncio.Future[StopCause]") -> Outcome:
-        while not stopping.done():
-            emit([Message("x" * 100_000, 0)])
+        for _ in range(2 * MOST_CHARS // 100_000):
+            if not stopping.done():
+                emit([Message("x" * 100_000, 0)])
         return outcome("cancelled", unfinished=[0])
 
     async with registry(endless) as runs:
