@@ -9,7 +9,7 @@ the blocks of the new version, rejecting all changes gives the old blocks.
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Generic, TypedDict, TypeVar
 
@@ -238,9 +238,23 @@ class Change:
     kept: list[Token]
     deleted: list[Token]
     inserted: list[Token]
+    letters_deleted: int = field(init=False)
+    letters_inserted: int = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.letters_deleted, self.letters_inserted = _letters(self.deleted), _letters(self.inserted)
+
+    @property
     def longest(self) -> int:
-        return max(_letters(self.deleted), _letters(self.inserted))
+        return max(self.letters_deleted, self.letters_inserted)
+
+    def join(self, following: "Change") -> None:
+        """Take the next change and the kept tokens before it. Its own letters, which are many, are not counted again."""
+        between = _letters(following.kept)
+        self.deleted += following.kept + following.deleted
+        self.inserted += following.kept + following.inserted
+        self.letters_deleted += between + following.letters_deleted
+        self.letters_inserted += between + following.letters_inserted
 
 
 def _spans(before: Spans, after: Spans, effort: Effort) -> Spans:
@@ -277,8 +291,7 @@ def _readable(changes: Iterable[Change]) -> list[Change]:
     joined: list[Change] = []
     for change in changes:
         if joined and _scrap(change.kept, joined[-1], change):
-            joined[-1].deleted += change.kept + change.deleted
-            joined[-1].inserted += change.kept + change.inserted
+            joined[-1].join(change)
         else:
             joined.append(change)
     return joined
@@ -291,7 +304,7 @@ def _scrap(kept: list[Token], before: Change, after: Change) -> bool:
     if one_sided or at_the_end or any(text == "\n" for text, *_ in kept):
         return False
     words = [text for text, *_ in kept if WORD.search(text)]
-    return len(words) <= 1 and all(len(word) < min(before.longest(), after.longest()) for word in words)
+    return len(words) <= 1 and all(len(word) < min(before.longest, after.longest) for word in words)
 
 
 def _letters(tokens: Iterable[Token]) -> int:

@@ -67,6 +67,7 @@ class Line:
 
     async def end(self, *names: str) -> None:
         for name in names:
+            assert name in self.began
             self._ends[name].set()
             await self.tasks[name]
             await asyncio.sleep(0)

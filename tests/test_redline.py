@@ -226,6 +226,14 @@ def long_document(word: Callable[[int], str]) -> str:
     return "\n\n".join(" ".join(word(60 * n + i) for i in range(60)) for n in range(100))
 
 
+def test_many_changes_that_are_read_as_one_are_joined_in_a_straight_line() -> None:
+    def work(size: int) -> int:
+        before = "[a](b) " * size
+        return lines_run(lambda: redline(before, before[::2]), ("redline.py",))
+
+    assert work(2000) < 2.5 * work(1000)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
