@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
-import pytest
 import requests
 from conftest import Service, folder_for_all, rows
 from sse_client import Stream, chat
@@ -82,12 +80,6 @@ def pair() -> Iterator[tuple[Primary, Standby]]:
             primary.leave()
 
 
-@pytest.fixture(scope="module")
-def servers(postgres: str) -> Iterator[tuple[Primary, Standby]]:
-    with pair() as servers:
-        yield servers
-
-
 def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -120,93 +112,85 @@ def reasons(url: str) -> object:
     return answer.json().get("reasons", [])
 
 
+# Whatever a database sets: it waits for nobody, hides warnings, and ends statements soon. Each alone, and without a
+# real standby: test_acknowledgements.py.
+SETTINGS = ("synchronous_commit = off", "client_min_messages = error", "statement_timeout = 100")
 FAULTS = {
-    "nobody cancels": (None, ""),
-    "an operator cancels each wait": ("pg_cancel_backend", ""),
-    "an operator ends each process that waits": ("pg_terminate_backend", ""),
-    "the database has a statement_timeout": (None, "statement_timeout = 100"),
-    "the database hides warnings, and waits for nobody": ("pg_cancel_backend", "client_min_messages = error"),
-    "a standby of that name never was": ("pg_cancel_backend", ""),
+    "nobody cancels": (GHOST, None),
+    "an operator cancels each wait": (STANDBY, "pg_cancel_backend"),
+    "an operator ends each process that waits": (STANDBY, "pg_terminate_backend"),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_nothing_is_acknowledged_while_no_standby_has_it(
-    service: Start, servers: tuple[Primary, Standby], fault: str
-) -> None:
-    primary, standby = servers
-    function, setting = FAULTS[fault]
-    name = f"replicated_{next(NUMBERS)}"
-    dsn = primary.new(name)
-    if setting:
-        rows(primary.dsn, f"ALTER DATABASE {name} SET {setting}")
-    primary.wait_for(STANDBY)
-    running = service(DATABASE_URL=dsn, SAVE_TIMEOUT_S="1")
-    load = Load(running.url)
-    with load.going():
-        acknowledges(load)
-        if fault == "a standby of that name never was":
-            primary.wait_for(GHOST)
-        else:
-            standby.stop()
+@dataclass(frozen=True)
+class Case:
+    primary: Primary
+    standby: Standby
+    running: Service
+    load: Load
+
+    def goes_on(self) -> None:
+        now = time.monotonic()
+        until(lambda: len(self.load.acknowledged_since(now)) > 5)
+
+    def endures(self, name: str, function: str | None) -> None:
+        """Nothing is acknowledged from the moment the standby is gone. `name`: the one that commits wait for."""
+        self.standby.stop()
+        self.primary.wait_for(name)
         gone = time.monotonic()
-        with operator(primary.dsn, function) as waits:
-            until(lambda: len(load.ended_since(gone)) > 20 and sum(waits) > 20)
-            until(lambda: reasons(running.url) == ["writes_failing"])
-            assert load.acknowledged_since(gone) == []
-            assert max(waits) <= 4, "the writer's, one that it has given up, and one of the search"
-        primary.wait_for(STANDBY)
-        if fault != "a standby of that name never was":
-            standby.start()
-        acknowledges(load)
-        until(lambda: reasons(running.url) == [])
-    turns = [turn for turn in load.turns if turn.stream.status == 200]
-    assert all(turn.stream.last["type"] == "end" for turn in turns)
-    assert running.stop() == 0, running.log
-    until(lambda: stored(standby.dsn(name)) == stored(dsn))
-    runs = stored(dsn)
-    assert {turn.stream.run_id for turn in turns} <= set(runs), "what was not acknowledged was kept and written, too"
-    assert len(runs) == len(set(runs))
-    assert {row["count"] for row in rows(dsn, "SELECT count(*) FROM messages GROUP BY run_id")} == {2}
+        with operator(self.primary.dsn, function) as waits:
+            until(lambda: len(self.load.ended_since(gone)) > CLIENTS and sum(waits) > 10)
+            until(lambda: reasons(self.running.url) == ["writes_failing"])
+        assert self.load.acknowledged_since(gone) == []
+        assert max(waits) <= 4, "the writer's, one that it has given up, and one of the search"
+
+    def recovers(self) -> None:
+        self.primary.wait_for(STANDBY)
+        self.standby.start()
+        self.goes_on()
+        until(lambda: reasons(self.running.url) == [])
 
 
 def stored(dsn: str) -> list[str]:
     return sorted(row["run_id"] for row in rows(dsn, "SELECT run_id FROM runs WHERE status = 'completed'"))
 
 
-def acknowledges(load: Load) -> None:
-    now = time.monotonic()
-    until(lambda: len(load.acknowledged_since(now)) > 10)
-
-
-def waits_in_vain(load: Load, since: float, waits: list[int], waited: int) -> bool:
-    return len(load.ended_since(since)) > 10 and sum(waits) > waited + 10
-
-
-def test_everything_acknowledged_survives_the_loss_of_the_primary(service: Start, postgres: str) -> None:
-    """While the standby comes and goes, an operator cancels the waits, and the service is killed once."""
+def test_nothing_is_acknowledged_that_a_failover_would_lose(service: Start, postgres: str) -> None:
+    """The standby goes away and comes back, the service is killed once, and in the end the primary is lost."""
     with pair() as (primary, standby):
-        dsn = primary.new("lost")
+        dsn = primary.new("replicated")
+        for setting in SETTINGS:
+            rows(primary.dsn, f"ALTER DATABASE replicated SET {setting}")
         primary.wait_for(STANDBY)
-        running = service(DATABASE_URL=dsn, SAVE_TIMEOUT_S="1")
-        load = Load(running.url, is_killed=True)
-        with load.going(), operator(primary.dsn, "pg_cancel_backend") as waits:
-            for ends in ("is killed", "goes on"):
-                acknowledges(load)
-                standby.stop()
-                gone, waited = time.monotonic(), sum(waits)
-                until(partial(waits_in_vain, load, gone, waits, waited))
-                assert load.acknowledged_since(gone) == []
-                if ends == "is killed":
-                    running.kill()
-                    running.start()
-                standby.start()
-            acknowledges(load)
+        running = service(DATABASE_URL=dsn, SAVE_TIMEOUT_S="0.5")
+        case = Case(primary, standby, running, Load(running.url))
+        with case.load.going():
+            case.goes_on()
+            for fault in FAULTS.values():
+                case.endures(*fault)
+                case.recovers()
+        turns = [turn for turn in case.load.turns if turn.stream.status == 200]
+        assert all(turn.stream.last["type"] == "end" for turn in turns)
+        assert running.stop() == 0, running.log
+        runs = stored(dsn)
+        until(lambda: stored(standby.dsn("replicated")) == runs)
+        assert {turn.stream.run_id for turn in turns} <= set(runs), "all of them, acknowledged or not"
+        assert len(runs) == len(set(runs))
+        assert {row["count"] for row in rows(dsn, "SELECT count(*) FROM messages GROUP BY run_id")} == {2}
+
+        running.start()
+        running.wait_until_ready()
+        case = Case(primary, standby, running, Load(running.url, is_killed=True))
+        with case.load.going():
+            case.goes_on()
+            case.endures(STANDBY, "pg_cancel_backend")
+            running.kill()
+            running.start()
+            case.recovers()
         running.kill()
         primary.crash()
         standby.promote()
-        there = set(stored(standby.dsn("lost")))
-        acknowledged = {turn.stream.run_id for turn in load.acknowledged_since(0)}
+        acknowledged = {turn.stream.run_id for turn in [*turns, *case.load.turns] if turn.acknowledged}
         assert len(acknowledged) > 30
-        assert acknowledged <= there
+        assert acknowledged <= set(stored(standby.dsn("replicated")))
         primary.start()
