@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from chat import (
+    LEASE_S,
     End,
     RunEnded,
     RunProgress,
@@ -39,13 +40,12 @@ from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns, UnsavedTurns
 from storage.pool import READ_BUDGET_S, ReadPool, open_pool
 from storage.reader import Reader, ThreadExists, stored_run
-from storage.reads import ITEMS_OF_THREAD, READ_STORED_BYTES, StoredItem, item_of
+from storage.reads import ITEMS_OF_THREAD, READ_STORED_BYTES, RENEW_LEASES, StoredItem, item_of
 from storage.recovery import JournaledTurn, replay
 from storage.sql import Row, Statement, Write
 from storage.statements import (
     DELETE_THREAD,
     RENAME_THREAD,
-    RENEW_LEASES,
     end_writes,
     progress_write,
     start_writes,
@@ -187,12 +187,9 @@ class Store:
         """How many turns have ended and are neither in the database nor in the journal."""
         return self._turns.unsaved
 
-    def renew_leases(self, run_ids: Sequence[str]) -> bool:
-        """Queue a renewal of the leases of runs in progress. False if it could not be queued."""
-        if self._writer.failing or self._free_places < 1:
-            return False
-        self._writer.put_nowait("", [RENEW_LEASES(list(run_ids))])
-        return True
+    async def renew_leases(self, run_ids: Sequence[str]) -> None:
+        """Renew the leases of runs in progress. Raises StoreUnavailable."""
+        await self.fetch(RENEW_LEASES, run_ids, LEASE_S)
 
     def save_progress(self, progress: Sequence[RunProgress]) -> bool:
         """Queue the pieces that runs have added. False while half of the queue is full, or the writer fails."""

@@ -9,6 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
@@ -53,7 +54,7 @@ class RunStore(TurnStore, Protocol):
 
     def start_run(self, run: RunStarted) -> asyncio.Future[None]: ...
 
-    def renew_leases(self, run_ids: Sequence[str]) -> bool: ...
+    async def renew_leases(self, run_ids: Sequence[str]) -> None: ...
 
     def save_progress(self, progress: Sequence[RunProgress]) -> bool: ...
 
@@ -319,14 +320,15 @@ class Runs:
         """Twice a second. Without it a crash loses whole runs, and other processes take their threads."""
         while True:
             await asyncio.sleep(PROGRESS_S)
-            self._renew_leases()
+            await self._renew_leases()
             self._save_progress()
 
-    def _renew_leases(self) -> None:
-        if self._busy and time.monotonic() - self._renewed_at > LEASE_RENEWAL_S:
-            run_ids = [run.run_id for run in self._busy.values()]
-            if self._store.renew_leases(run_ids):
-                self._renewed_at = time.monotonic()
+    async def _renew_leases(self) -> None:
+        asked_at = time.monotonic()
+        if self._busy and asked_at - self._renewed_at > LEASE_RENEWAL_S:
+            with suppress(Refusal):  # the store is unavailable; the next try is half a second later
+                await self._store.renew_leases([run.run_id for run in self._busy.values()])
+                self._renewed_at = asked_at
 
     def _save_progress(self) -> None:
         """Save the progress of all runs since the last time, together. A run's end saves the rest of it."""

@@ -126,7 +126,8 @@ class Turns:
         """
         try:
             status, failure = _end_of(run, outcome)
-            ended = _ended(run, started, outcome, status, failure, self._store.now())
+            ended_at = max(started.started_at, self._store.now())  # the clock of another database, after a failover
+            ended = _ended(run, started, outcome, status, failure, ended_at)
             run.closing = True
             saving = await self._store_end(run, ended)
             failure = failure or saving.refused

@@ -110,7 +110,8 @@ class Committer:
         self._closing = Closing()
         # Whether something that was sent since the last good COMMIT may be visible, and missing on the standby.
         self._in_doubt = False
-        self._unconfirmed: Sequence[Unit] = ()  # the batch that is committed on this connection, if only there
+        self._has_one_server = False  # the connection
+        self._unconfirmed: Sequence[Unit] = ()  # the batch that this server has committed, if only this one
 
     async def commit(self, units: Sequence[Unit]) -> None:
         """Return when the units are committed, on a synchronous standby, too.
@@ -141,7 +142,7 @@ class Committer:
         try:
             await within(COMMIT_BUDGET_S, connection, commit(connection), self._closing)
         except Unconfirmed as error:
-            self._unconfirmed = list(units) if error.committed else ()
+            self._unconfirmed = list(units) if error.committed and self._has_one_server else ()
             raise
         except Exception as error:
             if is_refused_content(error):  # by a deferred constraint
@@ -152,7 +153,12 @@ class Committer:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._unconfirmed = ()  # a server that took over may lack it
-            self._connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
+            connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
+            # A pooler tells a made-up process id. Behind it another server may take over without our notice.
+            read = connection.fetchval("SELECT pg_backend_pid()")
+            pid = await within(COMMIT_BUDGET_S, connection, read, self._closing)
+            self._has_one_server = pid == connection.get_server_pid()
+            self._connection = connection
         return self._connection
 
     @staticmethod

@@ -82,6 +82,11 @@ FROM (SELECT owner, thread_id FROM threads WHERE owner = $1 AND thread_id > $2 O
 READ_THREAD_BYTES = f"""SELECT coalesce(sum({" + ".join(_SIZES)}), 0)::bigint AS bytes
 FROM threads t WHERE owner = $1 AND thread_id = $2"""  # noqa: S608  # our own text
 
+# The leases of runs in progress. Not by the writer: leases are renewed while its commits wait for a standby or for a
+# place in the queue, and this COMMIT waits for no standby.
+RENEW_LEASES = """UPDATE runs SET leased_until = now() + make_interval(secs => $2)
+WHERE run_id = ANY($1) AND status = 'running' AND set_config('synchronous_commit', 'local', true) IS NOT NULL"""
+
 # A new thread $4 of the history of the thread's run $3.
 FORK_THREAD = "SELECT fork_thread($1, $2, $3, $4)"
 

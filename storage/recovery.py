@@ -164,7 +164,8 @@ async def _attempt(connection: asyncpg.Connection, turn: JournaledTurn) -> Outco
     run = turn.ended.started
     branch_id = str(uuid.uuid5(BRANCHES, run.run_id))
     async with connection.transaction():
-        await connection.execute("SET LOCAL synchronous_commit = local")  # `replay` has all of them confirmed together
+        # `replay` has all of them confirmed together.
+        await connection.execute("SET LOCAL synchronous_commit = local; SET LOCAL statement_timeout = 0")
         [place] = await connection.fetch(
             READ_PLACE, run.owner, run.thread_id, run.run_id, branch_id, run.idempotency_key
         )

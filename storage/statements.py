@@ -69,19 +69,6 @@ ON CONFLICT (run_id) DO NOTHING""",
 )
 
 
-class LeasesRow(NamedTuple):
-    run_ids: list[str]
-    lease_s: float = LEASE_S
-
-
-RENEW_LEASES = Statement(
-    "renew_leases",
-    LeasesRow,
-    """UPDATE runs SET leased_until = now() + make_interval(secs => $2)
-WHERE run_id = ANY($1) AND status = 'running'""",
-)
-
-
 class PiecesRow(NamedTuple):
     """Column by column: one statement takes all pieces of all runs."""
 

@@ -208,6 +208,27 @@ MUTANTS = (
         "test_acknowledgements.py:whatever_the_database_sets",
     ),
     Mutant(
+        "a pooler's server may have changed, so its batch is sent again as a whole",
+        "storage/commits.py",
+        "if error.committed and self._has_one_server else",
+        "if error.committed else",
+        "test_acknowledgements.py:pooler",
+    ),
+    Mutant(
+        "the renewal of a lease waits for no standby",
+        "storage/reads.py",
+        "set_config('synchronous_commit', 'local', true) IS NOT NULL",
+        "true",
+        "test_acknowledgements.py:leases",
+    ),
+    Mutant(
+        "a run does not end before it began",
+        "runs/turn.py",
+        "max(started.started_at, self._store.now())",
+        "self._store.now()",
+        "test_runs.py:ends_before",
+    ),
+    Mutant(
         "a commit that is given up is cancelled at the server",
         "storage/closing.py",
         "                work.cancel()\n",
@@ -259,8 +280,8 @@ MUTANTS = (
     Mutant(
         "the time of a run's end is the database's",
         "runs/turn.py",
-        "failure, self._store.now())",
-        "failure, time.time())",
+        "max(started.started_at, self._store.now())",
+        "time.time()",
         "test_clock.py:stores_right_times",
     ),
     Mutant(

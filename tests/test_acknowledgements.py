@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from conftest import ROOT, folder_for_all
 from fault_proxy import FaultProxy
+from pooler import Pooler
 from standby import GHOST, WAITING, Primary
 from test_store import ended, started, texts
 
@@ -174,6 +175,39 @@ async def test_a_batch_that_is_sent_again_waits_for_the_standby_though_its_rows_
         primary.wait_for("")
         await asyncio.wait_for(saved, 20)
         assert await operator.count(table) == 1
+
+
+async def test_a_pooler_that_changes_its_server_acknowledges_nothing_that_the_new_one_lacks(
+    primary: Primary, dsn: str
+) -> None:
+    """The wait is cancelled, the standby takes over without the rows, and the connection to the pooler stays."""
+    new = primary.new(f"acknowledged_{next(NUMBERS)}")
+    async with operating(dsn) as operator, Pooler(dsn, new) as pooler, opened(pooler.dsn) as store:
+        primary.wait_for(GHOST)
+        saved = store.start_run(started())
+        async with ending_waits(operator):
+            await until(lambda: operator.count("runs"))
+            await until(lambda: store.writes_failing_s > 0)
+            pooler.switches = True
+            assert not saved.done()
+        primary.wait_for("")
+        await asyncio.wait_for(saved, 20)
+    async with operating(new) as operator:
+        assert await operator.count("runs") == 1
+
+
+async def test_leases_are_renewed_while_no_standby_confirms_anything(primary: Primary, dsn: str) -> None:
+    async with operating(dsn) as operator, opened(dsn) as store:
+        await store.start_run(started())
+        primary.wait_for(GHOST)
+        stuck = store.start_run(started("other"))
+        await until(operator.waiting)
+        before = await operator.pool.fetchval("SELECT leased_until FROM runs")
+        await asyncio.wait_for(store.renew_leases(["run t 1"]), 20)
+        assert await operator.pool.fetchval("SELECT leased_until FROM runs WHERE run_id = 'run t 1'") > before
+        assert not stuck.done()
+        primary.wait_for("")
+        await asyncio.wait_for(stuck, 20)
 
 
 async def test_connections_that_are_given_up_leave_no_waiting_process(

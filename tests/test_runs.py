@@ -69,6 +69,7 @@ class Records:
         self.progress: list[RunProgress] = []
         self.takes_progress = True
         self.asked = 0  # how often progress came
+        self.times: list[float] = []
         self.renewed: list[Sequence[str]] = []
         self.stored: dict[str | None, StoredRun] = {}
         self.heads: dict[str, ThreadHead] = {}
@@ -87,9 +88,8 @@ class Records:
         self.ended.append(run)
         return self._future()
 
-    def renew_leases(self, run_ids: Sequence[str]) -> bool:
+    async def renew_leases(self, run_ids: Sequence[str]) -> None:
         self.renewed.append(run_ids)
-        return True
 
     def save_progress(self, progress: Sequence[RunProgress]) -> bool:
         self.asked += 1
@@ -102,7 +102,7 @@ class Records:
         return False
 
     def now(self) -> float:
-        return 1_800_000_000.0
+        return self.times.pop(0) if self.times else 1_800_000_000.0
 
     async def journal(self, run_id: str) -> bool:
         return False
@@ -489,6 +489,17 @@ async def test_a_person_stops_a_run_and_it_keeps_what_it_has() -> None:
     [ended] = records.ended
     assert ended.status is RunStatus.CANCELLED
     assert [(item["content"], item["complete"]) for item in ended.items] == [("As far as", False)]
+
+
+async def test_no_run_ends_before_it_began() -> None:
+    """Also if another database, with a clock that is behind, took over meanwhile."""
+    records = Records()
+    async with registry(says, records) as runs:
+        for began, ends, expected in ((100.0, 40.0, 100.0), (100.0, 160.0, 160.0)):
+            records.times = [began, ends]
+            run = await runs.start("o", ChatRequest("Hi"))
+            await read(run.follow(None, heartbeat_s=60, write_now=later))
+            assert (records.started[-1].started_at, records.ended[-1].ended_at) == (began, expected)
 
 
 async def test_a_run_that_takes_too_long_ends_with_an_error() -> None:

@@ -154,8 +154,7 @@ async def test_a_lease_and_its_renewal_are_as_long_as_the_vocabulary_says(store:
         [row] = await store.fetch(left)
         assert LEASE_S - 5 < row["s"] <= LEASE_S
         await store.fetch("UPDATE runs SET leased_until = now()")
-        assert store.renew_leases([run.run_id])
-        await store.settled("")
+        await store.renew_leases([run.run_id])
 
 
 async def test_a_process_that_slept_through_its_lease_stores_nothing(store: Store) -> None:
