@@ -25,7 +25,7 @@ SHARED_USER = "nobody"  # other programs run as this user, too
 ACCESS = """# Written by the service at each start.
 local all all {}
 """
-USERS = """# Written by the service at each start: the users that connect as postgres.
+USERS = """# Written by the service at each start: the users that connect, as any role.
 {}
 """
 
@@ -89,12 +89,15 @@ def give(folder: Path, account: Account) -> None:
 
 
 def write_access(data: Path, owner: Account) -> bool:
-    """Root, the owner of the data and the service's user may connect; True if a server must read the files again."""
+    """Root, the owner of the data and the service's user may connect, as any role: they own the data anyway.
+
+    Gives True if a server must read the files again.
+    """
     names = []
     for number in sorted({0, owner.user, os.geteuid()}):
         with suppress(KeyError):
             names.append(pwd.getpwuid(number).pw_name)
-    users = "\n".join(f'draftstream "{name}" postgres' for name in names)
+    users = "\n".join(f'draftstream "{name}" all' for name in names)
     # The server can't look up a user without a name. Then the modes of its folders are the guard.
     is_known = owner.user != os.geteuid() or _has_name(os.geteuid())
     texts = {

@@ -38,7 +38,8 @@ BEGIN
         SELECT run_id, parent_run_id, seq, checkpoint_id FROM runs
         WHERE run_id = tip AND owner = its_owner AND thread_id = its_id
       UNION ALL
-        SELECT r.run_id, r.parent_run_id, r.seq, r.checkpoint_id FROM line JOIN runs r ON r.run_id = line.parent_run_id
+        SELECT r.run_id, r.parent_run_id, r.seq, r.checkpoint_id
+        FROM line, LATERAL (SELECT * FROM runs WHERE run_id = line.parent_run_id LIMIT 1) AS r
     )
     SELECT array_agg(run_id ORDER BY seq), array_agg(seq ORDER BY seq), array_agg(gen_random_uuid()::text),
         (array_agg(checkpoint_id ORDER BY seq DESC) FILTER (WHERE checkpoint_id IS NOT NULL))[1]
