@@ -249,7 +249,7 @@ class Change:
         return max(self.letters_deleted, self.letters_inserted)
 
     def join(self, following: "Change") -> None:
-        """Take the next change and the kept tokens before it. Its own letters, which are many, are not counted again."""
+        """Take the next change and the kept tokens before it. Its own letters are many, and are not counted again."""
         between = _letters(following.kept)
         self.deleted += following.kept + following.deleted
         self.inserted += following.kept + following.inserted
