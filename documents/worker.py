@@ -1,9 +1,9 @@
 """A process that makes files: jobs come in at its standard input, files go out at its standard output.
 
 A job is a frame (eight bytes of length, then JSON) with the name of a file's kind and its arguments. The answer is one
-byte that says how it went, and a frame. The process reads all the time, in a thread of its own. So it ends at once when
-its parent closes the pipe or dies, also in the middle of a job. Its memory and the processor time of a job are limited
-by the system. It imports nothing but this folder, and gets no environment.
+byte when the job begins, one byte that says how it went, and a frame. The process reads all the time, in a thread of
+its own. So it ends at once when its parent closes the pipe or dies, also in the middle of a job. Its memory and the
+processor time of a job are limited by the system. It imports nothing but this folder, and gets no environment.
 """
 
 import os
@@ -37,6 +37,7 @@ MEMORY_BYTES = 512 * 2**20  # of addresses. The largest files that files.PARTS a
 FILE_BYTES = 64 * 2**20  # more than the largest redline, which the service holds in its memory
 NICE = 5  # a quarter of the processor where the streams need it
 
+BEGUN = b"b"
 MADE, TOO_LARGE, TOO_COMPLEX, FAILED = b"m", b"l", b"c", b"f"
 
 
@@ -86,6 +87,8 @@ def main(cpu_s: float) -> None:
     threading.Thread(target=_read, args=(jobs, waiting), daemon=True).start()
     while True:
         content = waiting.get()
+        out.write(BEGUN)
+        out.flush()
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + cpu_s) + 1)
         how, made = answer(content)

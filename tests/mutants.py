@@ -1167,6 +1167,20 @@ MUTANTS = (
         "test_file_workers.py:who_leaves",
     ),
     Mutant(
+        "a process that was killed before it began",
+        "web/file_workers.py",
+        "raise (WorkerDied(-code) if self.has_begun else NotBegun) from None",
+        "raise WorkerDied(-code) from None",
+        "test_file_workers.py:before_the_job_began",
+    ),
+    Mutant(
+        "a process that can't be started now",
+        "web/file_workers.py",
+        "        except OSError as error:  # no descriptor, process or memory is left; uvloop tells no errno",
+        "        except FileExistsError as error:",
+        "test_file_workers.py:started_now",
+    ),
+    Mutant(
         "the end of all files at a shutdown",
         "web/file_workers.py",
         "        for scope in list(self._open):",

@@ -5,6 +5,7 @@ import asyncio
 import http.client
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -184,6 +185,48 @@ async def test_work_that_is_too_much_is_refused_for_its_cause_and_the_next_file_
         assert await files.make("document_as_docx", version("x"))
         for gone in files._workers - set(files._idle):
             await asyncio.wait_for(gone.process.wait(), 60)
+
+
+async def test_a_process_that_was_killed_before_the_job_began_says_nothing_about_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(monkeypatch) as files:
+        first = await files.make("document_as_docx", version("x"))
+        [idle] = files._idle
+        idle.process.kill()
+        assert idle.process.returncode is None, "the service does not know it yet"
+        assert first != await files.make("document_as_docx", version("x"))
+        [idle] = files._idle
+        idle.process.send_signal(signal.SIGSTOP)
+        files._timeout_s = 0.5
+        with pytest.raises(Refusal) as refusal:
+            await files.make("document_as_docx", version("x"))
+        assert refusal.value.code == "overloaded"
+        monkeypatch.setattr(file_workers, "START", "import os; os.kill(os.getpid(), 9)")
+        files._timeout_s = 60
+        with pytest.raises(Refusal) as refusal:
+            await files.make("document_as_docx", version("x"))
+        assert refusal.value.code == "overloaded"
+
+
+async def test_a_process_that_cant_be_started_now_is_no_fault_and_a_missing_program_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with workers(monkeypatch) as files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+        try:
+            with pytest.raises(Refusal) as refusal:
+                await files.make("document_as_docx", version("x"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        assert refusal.value.code == "overloaded"
+        assert await files.make("document_as_docx", version("x"))
+        files._drop(files._idle[0])
+        monkeypatch.setattr("sys.executable", "/nowhere/python")
+        with pytest.raises(WorkerFailed):
+            await files.make("document_as_docx", version("x"))
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
 
 
 async def test_the_processor_time_of_a_job_is_limited_by_the_system(

@@ -44,6 +44,10 @@ class WorkerFailed(Exception):
     """A fault of ours in a process that makes files."""
 
 
+class NotBegun(Exception):
+    """No process began the work, which says nothing about the file: it was killed before, or could not be started."""
+
+
 class WorkerDied(Exception):
     """The process was killed in the middle of its work, by a limit of the system or for want of memory."""
 
@@ -56,21 +60,24 @@ class WorkerDied(Exception):
 class Worker:
     process: Process
     files: int = 0
+    has_begun: bool = False  # the file in hand
     idle: asyncio.TimerHandle | None = field(default=None, repr=False)  # its end, when it has no work
 
     async def make(self, job: bytes) -> tuple[bytes, bytes]:
-        """How it went, and the file or the reason. Raises WorkerDied and WorkerFailed."""
+        """How it went, and the file or the reason. Raises NotBegun, WorkerDied and WorkerFailed."""
+        self.has_begun = False
         to, made = cast("asyncio.StreamWriter", self.process.stdin), cast("asyncio.StreamReader", self.process.stdout)
         try:
             to.write(job)
             await to.drain()
+            self.has_begun = await made.readexactly(1) == worker.BEGUN
             how = await made.readexactly(1)
             length = int.from_bytes(await made.readexactly(worker.LENGTH_BYTES), "big")
             return how, await made.readexactly(length)
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self.process.wait()
             if code < 0:
-                raise WorkerDied(-code) from None
+                raise (WorkerDied(-code) if self.has_begun else NotBegun) from None
             log.error("a process that makes files ended with %d", code)
             raise WorkerFailed from None
 
@@ -171,25 +178,21 @@ class FileWorkers:
                     f"{WAITING_PER_OWNER} of your exports and redlines are waiting already; ask for this one later."
                 )
                 raise Refusal("rate_limited", detail, limit="exports") from None
-            detail = "Too many exports and redlines are waiting already; try again in a moment."
-            raise Refusal("overloaded", detail) from None
+            raise _overloaded("Too many exports and redlines are waiting already; try again in a moment.") from None
 
     async def make(self, kind: Kind, *arguments: object) -> bytes:
-        """The file. Call it with a place. Raises Refusal (export_too_large, export_too_complex) and WorkerFailed."""
-        used = await self._ready()
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                how, made = await used.make(worker.job(kind, *arguments))
-        except TimeoutError:
-            raise _given_up(kind, "deadline", f"takes longer than {self._timeout_s:g} seconds") from None
-        except WorkerDied as death:
-            raise _given_up(kind, f"signal-{death.signal}", "needs too much memory or time") from None
+        """The file. Call it with a place.
+
+        Raises Refusal (export_too_large, export_too_complex, overloaded) and WorkerFailed.
+        """
+        job = worker.job(kind, *arguments)
+        for _ in range(WORKERS + 1):  # every idle process may have been killed, and then a new one is used
+            with suppress(NotBegun):
+                how, made = await self._try(kind, job)
+                break
         else:
-            if how in {worker.MADE, worker.TOO_LARGE}:
-                self._keep(used)
-        finally:
-            if used not in self._idle:
-                self._drop(used)
+            log.warning("no process began a file (%s)", kind)
+            raise _overloaded()
         if how == worker.MADE:
             return made
         if how == worker.TOO_LARGE:
@@ -199,21 +202,50 @@ class FileWorkers:
         log.error("a file (%s) failed in its process: %s", kind, made.decode())
         raise WorkerFailed
 
+    async def _try(self, kind: Kind, job: bytes) -> tuple[bytes, bytes]:
+        used: Worker | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                used = await self._ready()
+                how, made = await used.make(job)
+        except TimeoutError:
+            if used is None or not used.has_begun:
+                log.warning("no process began a file (%s) in time", kind)
+                raise _overloaded() from None
+            raise _given_up(kind, "deadline", f"takes longer than {self._timeout_s:g} seconds") from None
+        except WorkerDied as death:
+            raise _given_up(kind, f"signal-{death.signal}", "needs too much memory or time") from None
+        else:
+            if how in {worker.MADE, worker.TOO_LARGE}:
+                self._keep(used)
+            return how, made
+        finally:
+            if used is not None and used not in self._idle:
+                self._drop(used)
+
     async def _ready(self) -> Worker:
         while self._idle:
             used = self._idle.pop()
             used.rest()
             if used.process.returncode is None:
                 return used
-        used = Worker(
-            await asyncio.create_subprocess_exec(
+        used = Worker(await self._start())
+        self._workers = {each for each in self._workers if each.process.returncode is None} | {used}
+        return used
+
+    async def _start(self) -> Process:
+        try:
+            return await asyncio.create_subprocess_exec(
                 sys.executable, *COMMAND, START, str(self._timeout_s), *PATH,
                 stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd="/", start_new_session=True,
                 env={name: os.environ[name] for name in INHERITED if name in os.environ},
-            )
-        )  # fmt: skip
-        self._workers = {each for each in self._workers if each.process.returncode is None} | {used}
-        return used
+            )  # fmt: skip
+        except (FileNotFoundError, PermissionError) as error:
+            log.error("a process that makes files can't be started: %s", type(error).__name__)
+            raise WorkerFailed from None
+        except OSError as error:  # no descriptor, process or memory is left; uvloop tells no errno
+            log.warning("a process that makes files can't be started now: %s", type(error).__name__)
+            raise _overloaded() from None
 
     def _keep(self, used: Worker) -> None:
         used.files += 1
@@ -237,6 +269,10 @@ def too_large(reason: str) -> Refusal:
 def _given_up(kind: Kind, cause: str, reason: str) -> Refusal:
     log.warning("gave up a file (%s): %s", kind, cause)
     return Refusal("export_too_complex", f"To make this file {reason}; {WAY_OUT}.")
+
+
+def _overloaded(detail: str = "The service has no means left to make this file; try again in a moment.") -> Refusal:
+    return Refusal("overloaded", detail)
 
 
 def _shutting_down() -> Refusal:
