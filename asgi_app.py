@@ -146,7 +146,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         runs = await opened(runs_of(settings, agent, model, store, per_owner, admission, telemetry, supervisor))
         needing_model = (lambda: 0) if settings.offline else lambda: runs.in_progress
         admission.watch(runs=needing_model, close_idle=bounded(server, admission))
-        admission.warn_of_few(settings.max_runs)
+        admission.warn_of_few(settings.max_runs, descriptors_a_run=1 if settings.offline else 2)
         files = FileWorkers(
             per_owner=settings.exports_per_owner, timeout_s=settings.export_timeout_s, everyone=ANONYMOUS.owner
         )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -132,6 +133,16 @@ async def test_a_soft_limit_of_descriptors_is_raised(service: Start, openai: Ope
     started = service(openai=openai, command=limited("ulimit -Sn 1024 && ulimit -Hn 5000"), RUNS_PER_OWNER="1000")
     assert "Max open files            5000 " in Path(f"/proc/{started.process.pid}/limits").read_text()
     assert await ask_at_once(started.port, 700, gate) == {200: 700}
+
+
+def test_a_start_says_for_how_many_runs_its_descriptors_are_enough(service: Start, openai: OpenAIServer) -> None:
+    def said(**more: Any) -> int:
+        log = service(command=limited("ulimit -n 256"), **more).log
+        return int(re.findall(r"enough for about (\d+) runs", log)[0])
+
+    with_a_model = said(openai=openai)
+    assert 60 < with_a_model < 100
+    assert abs(said() - 2 * with_a_model) < 10, "the offline model needs no connection"
 
 
 def test_idle_connections_make_room_for_chats(service: Start) -> None:

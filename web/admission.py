@@ -84,9 +84,9 @@ class Admission:
         finally:
             self._model_connections -= 1
 
-    def warn_of_few(self, max_runs: int) -> None:
+    def warn_of_few(self, max_runs: int, descriptors_a_run: int) -> None:
         """At the start."""
-        runs = max(0, self._left - self._door) // 2
+        runs = max(0, self._left - self._door) // descriptors_a_run
         if runs < max_runs:
             text = "%d descriptors (ulimit -n) are enough for about %d runs at once, and not for MAX_RUNS=%d"
             log.warning(text, self._descriptors.limit, runs, max_runs)
