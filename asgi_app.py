@@ -25,7 +25,17 @@ from drafting.models import offline_model, openai_model
 from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
-from store import JournalError, SchemaError, Store, StoreUnavailable, UnsavedTurns, open_store, where
+from store import (
+    JournalError,
+    SchemaError,
+    Store,
+    StoreUnavailable,
+    UnreadableAddress,
+    UnsavedTurns,
+    open_store,
+    passwords_of,
+    where,
+)
 from telemetry import logs, tracing
 from telemetry.metrics import Telemetry
 from telemetry.resources import Descriptors, Memory, bound_address_space
@@ -71,7 +81,7 @@ EXIT_UNSAVED = 4  # turns were lost
 
 CANNOT_START = (
     *(SettingsError, TracerError, ProxyError, CannotListen),
-    *(StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError),
+    *(UnreadableAddress, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError),
 )
 """The faults of a start whose text is for a person, and says the way out."""
 
@@ -338,6 +348,7 @@ def begin(settings: Settings) -> None:
     """What the process needs before it does anything."""
     os.umask(0o077)  # files of packages and of the embedded PostgreSQL, too
     secrets = [*settings.secrets, os.environ.get("PGPASSWORD", ""), os.environ.get("LANGSMITH_API_KEY", "")]
+    secrets += passwords_of(settings.database_url or "")
     logs.set_up(settings.log_level, settings.log_format, content=settings.log_content, secrets=secrets)
     log.info("Draftstream %s", VERSION)
 

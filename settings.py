@@ -1,12 +1,12 @@
 """The environment, read once into one frozen object."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -19,12 +19,6 @@ DEFAULT_DATA_DIR = Path(".data")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 HOST_NAME = re.compile(r"(?:\*\.[a-z0-9_-]+\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and long enough not to be guessed
-# At most one @, behind the user and the password. One / behind the hosts, no #. In any other form a part of a
-# password would be taken for the host, the port or the database's name, and shown as such.
-DSN_FORM = re.compile(
-    r"[a-z]+://(?P<user>[^@/?#\x00-\x1f]*@)?(?P<hosts>[^@/?#\x00-\x1f]*)(/[^@/?#\x00-\x1f]*)?(?P<query>\?[^@#\x00-\x1f]*)?"
-)
-HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:(?P<port>\d{1,5}))?")
 
 
 class SettingsError(ValueError):
@@ -53,24 +47,10 @@ def _url(*schemes: str) -> Callable[[str], str | None]:
 
 
 def _dsn(text: str) -> str:
-    """A DSN that can be read in one way only. The driver parses it, when it connects."""
-    found = DSN_FORM.fullmatch(text)
-    if found is None or not text.startswith(("postgresql://", "postgres://")):
+    """The rest of it is read where a connection is made: storage/address.py."""
+    if not text.startswith(("postgresql://", "postgres://")):
         raise ValueError
-    for host in found["hosts"].split(","):
-        place = HOST_AND_PORT.fullmatch(host)
-        if place is None or not 0 < int(place["port"] or 1) < 2**16:
-            raise ValueError
-    urlsplit(text)  # raises for brackets and for some characters of Unicode
     return text
-
-
-def _passwords(dsn: str) -> Iterator[str]:
-    found = DSN_FORM.fullmatch(dsn)
-    if found is not None:
-        yield unquote((found["user"] or "").removesuffix("@").partition(":")[2])
-        query = parse_qs((found["query"] or "").removeprefix("?"))
-        yield from (value for name in ("password", "sslpassword") for value in query.get(name, ()))
 
 
 def is_loopback(host: str) -> bool:
@@ -197,12 +177,7 @@ def _switch(*, default: bool) -> bool:
 class Settings:
     """Each field is the environment variable of its name, in capitals. Times are in seconds."""
 
-    database_url: str | None = _setting(
-        _dsn,
-        None,
-        "a postgresql:// URL, with @ / ? # and : of a user or a password percent-encoded (%40 for @)",
-        secret=True,
-    )
+    database_url: str | None = _setting(_dsn, None, "a postgresql:// URL", secret=True)
     migrate_at_start: bool = _switch(default=True)
     data_dir: Path = _setting(Path, DEFAULT_DATA_DIR, "a folder")  # noqa: RUF009  # the call makes a field
     # `from_env` sets one for the embedded database.
@@ -294,9 +269,7 @@ class Settings:
     @property
     def secrets(self) -> list[str]:
         """Texts that no line of the log may have."""
-        values = [getattr(self, setting.name) for setting in fields(self) if setting.metadata["secret"]]
-        if self.database_url is not None:
-            values += _passwords(self.database_url)
+        values = (getattr(self, setting.name) for setting in fields(self) if setting.metadata["secret"])
         return [value for value in values if value]
 
     @property

@@ -27,7 +27,7 @@ from chat import (
     graph_thread_id,
     unsupervised,
 )
-from storage.address import where
+from storage.address import UnreadableAddress, passwords_of, where
 from storage.batched_reads import BatchedReads
 from storage.changes import PendingChanges, TooManyChanges
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
@@ -74,12 +74,14 @@ __all__ = [
     "ThreadExists",
     "TooManyChanges",
     "Unconfirmed",
+    "UnreadableAddress",
     "UnsavedTurns",
     "Write",
     "fetch_committed",
     "item_of",
     "open_connection",
     "open_store",
+    "passwords_of",
     "where",
     "within",
 ]

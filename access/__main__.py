@@ -16,7 +16,16 @@ from access.issuers import LIST_ISSUERS, MOVE_ISSUER, prefix_of
 from access.keys import ADD_KEY, LIST_KEYS, REVOKE_KEY, ApiKey
 from settings import SCOPES, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
-from store import Row, SchemaError, StoreUnavailable, Unconfirmed, fetch_committed, open_connection, within
+from store import (
+    Row,
+    SchemaError,
+    StoreUnavailable,
+    Unconfirmed,
+    UnreadableAddress,
+    fetch_committed,
+    open_connection,
+    within,
+)
 
 OWNER_CHARS = 255
 CONNECT_TIMEOUT_S = 5.0
@@ -47,7 +56,7 @@ def main() -> None:
     os.umask(0o077)  # what it makes under DATA_DIR is the user's alone
     try:
         asyncio.run(_carry_out(arguments))
-    except (SettingsError, SchemaError) as error:
+    except (SettingsError, UnreadableAddress, SchemaError) as error:
         sys.exit(f"{parser.prog}: {error}")
     except (StoreUnavailable, EmbeddedPostgresError) as error:
         sys.exit(f"{parser.prog}: {error}; {_cure()}")

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 
 from settings import Settings, SettingsError
-from storage.address import where
+from storage.address import UnreadableAddress, where
 from storage.closing import close
 from storage.database import (
     VERSION,
@@ -49,7 +49,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sys.exit(asyncio.run(_carry_out(arguments.command)))
-    except (SettingsError, StoreUnavailable, SchemaError, EmbeddedPostgresError) as error:
+    except (SettingsError, UnreadableAddress, StoreUnavailable, SchemaError, EmbeddedPostgresError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)  # noqa: T201  # the command's answer
         sys.exit(FOREIGN if isinstance(error, ForeignSchema) else FAILED)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import asyncpg
 
-from storage.address import where, why_not
+from storage.address import check_readable, where, why_not
 from storage.closing import close, within
 from storage.faults import BACKOFF_S, DATABASE_FAULTS, StoreUnavailable
 
@@ -75,7 +75,11 @@ class ForeignSchema(SchemaError):
 
 
 async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
-    """Retry for `wait_s` seconds, as the database may start beside the service. Raises StoreUnavailable."""
+    """Retry for `wait_s` seconds, as the database may start beside the service.
+
+    Raises StoreUnavailable, UnreadableAddress.
+    """
+    check_readable(dsn)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_s
     while True:
@@ -91,7 +95,7 @@ async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
 
 @asynccontextmanager
 async def open_connection(dsn: str, wait_s: float, *, migrates: bool) -> AsyncIterator[asyncpg.Connection]:
-    """One connection to a database with this service's schema. Raises StoreUnavailable, SchemaError."""
+    """One connection to a database with this service's schema. Raises SchemaError, and what `connect` raises."""
     connection = await connect(dsn, wait_s)
     try:
         await check_schema(connection, migrates=migrates)

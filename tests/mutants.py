@@ -69,16 +69,16 @@ MUTANTS = (
     ),
     Mutant(
         "a DSN that can be read in two ways is refused",
-        "settings.py",
-        "if found is None or not text",
-        "if not text",
-        "test_address.py:no_part or two_ways",
+        "storage/database.py",
+        "    check_readable(dsn)\n",
+        "",
+        "test_address.py:two_ways",
     ),
     Mutant(
         "a DSN that can be read in two ways is not shown",
         "storage/address.py",
-        "if not DSN_FORM.fullmatch(dsn):",
-        "if False:",
+        "    if _parts(dsn) is None:\n        return UNKNOWN\n",
+        "",
         "test_address.py:no_part",
     ),
     Mutant(

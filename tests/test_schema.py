@@ -550,6 +550,7 @@ def test_the_command_makes_the_schema_of_the_embedded_database() -> None:
     ("dsn", "line"),
     [
         ("mysql://user:secret@x/y", "DATABASE_URL must be a postgresql:// URL"),
+        ("postgresql://user:12/34secret@127.0.0.1:1/x", "DATABASE_URL can't be read"),
         ("postgresql://user:secret@127.0.0.1:1/x", "can't use the database at 127.0.0.1:1/x"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_wrong_setting_is_named_without_a_secret(name: str, value: str, said: 
     [
         ({"MAX_RUNS": "0"}, "MAX_RUNS must be a whole number from 1 to 2147483647, not '0'"),
         ({"DATABASE_URL": "postgresql://user:secret@127.0.0.1:1/x"}, "can't use the database at 127.0.0.1:1/x"),
-        ({"DATABASE_URL": "postgresql://user:12/34secret@127.0.0.1:1/x"}, "DATABASE_URL must be a postgresql:// URL"),
+        ({"DATABASE_URL": "postgresql://user:12/34secret@127.0.0.1:1/x"}, "percent-encoded (%40 for @)"),
         ({"DATA_DIR": "/dev/null/data"}, "DATA_DIR can't be used"),
     ],
     ids=["setting", "database", "password", "embedded"],
