@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from access.callers import ANONYMOUS, open_access
+from access.callers import ANONYMOUS, Access, open_access
 from access.per_owner import PerOwner, limiting
 from agent import Agent, ChatModel
 from drafting.deltas import ProxyError
@@ -146,10 +146,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         store = await opened(open_database(settings, telemetry, supervisor))
         stack.callback(supervisor.close)
         per_owner = await opened(limiting(settings, store, supervisor.keep))
-        only_loopback = listens_on_loopback_only(server)
-        if settings.jwt_jwks_url is not None:
-            log.info("keys of the identity provider: at %s, without a proxy", logs.origin_of(settings.jwt_jwks_url))
-        access = await opened(open_access(settings, store.fetch, supervisor.keep, only_loopback=only_loopback))
+        access = await opened(access_of(settings, store, supervisor, server))
         model = await opened(model_of(settings, telemetry, admission))
         checkpointer = Checkpointer(store)
         agent = agent_of(settings, model, checkpointer)
@@ -173,12 +170,22 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
             oldest_unit_s=lambda: store.oldest_unit_s,
         )
         retention = Retention(store, runs, checkpointer.forget)
+        await opened(tending_threads(settings, store, retention, supervisor))
+        parts = (settings, store, runs, access, per_owner, admission, telemetry, readiness, retention, files)
+        yield Service(*parts, read_page(), OPENAPI.read_bytes())
+
+
+@asynccontextmanager
+async def tending_threads(
+    settings: Settings, store: Store, retention: Retention, supervisor: Supervisor
+) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        opened = stack.enter_async_context
         await opened(supervisor.running("search_words", partial(keep_searchable, store)))
         if settings.thread_ttl_days is not None:
             expire = partial(retention.expire, timedelta(days=settings.thread_ttl_days))
             await opened(supervisor.running("thread_expiry", expire))
-        parts = (settings, store, runs, access, per_owner, admission, telemetry, readiness, retention, files)
-        yield Service(*parts, read_page(), OPENAPI.read_bytes())
+        yield
 
 
 @asynccontextmanager
@@ -203,6 +210,15 @@ async def open_database(settings: Settings, telemetry: Telemetry, supervisor: Su
                 supervise=supervisor.keep_vital,
             )
         )
+
+
+def access_of(
+    settings: Settings, store: Store, supervisor: Supervisor, server: uvicorn.Server | None
+) -> AbstractAsyncContextManager[Access]:
+    if settings.jwt_jwks_url is not None:
+        log.info("keys of the identity provider: at %s, without a proxy", logs.origin_of(settings.jwt_jwks_url))
+    only_loopback = listens_on_loopback_only(server)
+    return open_access(settings, store.fetch, supervisor.keep, only_loopback=only_loopback)
 
 
 def agent_of(settings: Settings, model: ChatModel, checkpointer: Checkpointer) -> Agent:
@@ -234,7 +250,7 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
         telemetry=telemetry,
         max_runs=settings.max_runs,
         log_bytes=settings.run_log_bytes or admission.log_bytes,
-        check_room=admission.check_run,
+        check_resources=admission.check_run,
         run_timeout_s=settings.run_timeout_s,
         save_timeout_s=settings.save_timeout_s,
         drain_timeout_s=settings.drain_timeout_s,

@@ -106,7 +106,7 @@ class Runs:
         telemetry: Telemetry,
         max_runs: int,
         log_bytes: int,
-        check_room: Callable[[int], None] = lambda _: None,
+        check_resources: Callable[[int], None] = lambda _: None,
         run_timeout_s: float,
         save_timeout_s: float,
         drain_timeout_s: float,
@@ -127,7 +127,7 @@ class Runs:
         self._telemetry = telemetry
         self._max_runs = max_runs
         self._log_bytes = log_bytes  # for the logs of all runs
-        self._check_room = check_room  # raises Overloaded where the process lacks descriptors or memory
+        self._check_resources = check_resources  # raises Overloaded where the process lacks descriptors or memory
         self._drain_timeout_s = drain_timeout_s
         self._runs: dict[str, Run] = {}  # by run_id; the ended ones linger
         self._busy: dict[tuple[str, str], Run] = {}  # by owner and thread
@@ -250,7 +250,7 @@ class Runs:
             raise ThreadBusy(busy.run_id, busy.begun_by)
         if self.full or self.log_full:
             raise TooManyRuns
-        self._check_room(len(request.message))
+        self._check_resources(len(request.message))
         self._limits.check_run(owner)
         run = self._busy[owner, thread_id] = Run(owner, thread_id, str(uuid.uuid4()), request.fingerprint, begun_by)
         self._limits.run_started(owner, run.run_id)

@@ -1057,7 +1057,7 @@ MUTANTS = (
     Mutant(
         "descriptors: no run beyond those that are left",
         "web/admission.py",
-        "            raise Short\n        self._promise",
+        "            raise OutOfResources\n        self._promise",
         "            pass\n        self._promise",
         "test_admission.py:each_client or never_reach",
     ),
@@ -1309,7 +1309,7 @@ MUTANTS = (
     Mutant(
         "memory: work is refused before the limit",
         "web/admission.py",
-        "                raise Short\n        if self._memory.limits:",
+        "                raise OutOfResources\n        if self._memory.limits:",
         "                pass\n        if self._memory.limits:",
         "test_admission.py:memory or bodies",
     ),

@@ -26,7 +26,7 @@ from test_runs import later, read, registry
 from chat import ChatRequest, Emit, Outcome, Overloaded, StopCause, Turn
 from telemetry import resources
 from telemetry.resources import Descriptors, Memory, MemoryLimit, raise_descriptor_limit
-from web.admission import DOOR, RESERVED, RUN_BYTES, Admission
+from web.admission import HEADROOM, RESERVED, RUN_BYTES, Admission
 from web.problems import refusal_of
 
 pytestmark = pytest.mark.anyio
@@ -232,7 +232,7 @@ def test_runs_with_their_clients_and_models_never_reach_what_is_reserved(limit: 
         assert refused
         unopened = runs - admission._model_connections
         assert descriptors.count + unopened <= limit - min(RESERVED, limit // 4)
-        assert admission.connections_left >= min(DOOR, limit // 16) - 1, "the door is open for the next to be refused"
+        assert admission.connections_left >= min(HEADROOM, limit // 16) - 1, "the next one can be refused"
 
 
 async def test_the_count_of_descriptors_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from telemetry.logs import Lines
 from web import file_workers
 from web.asgi import Disconnected, Request, Response
 from web.file_workers import FileWorkers, WorkerFailed
-from web.places import LineFull, Places
+from web.places import FairPlaces, LineFull
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ class Line:
     """Requests of owners for the places, in the order in which each got one."""
 
     def __init__(self, places: int, most: int, longest: int = 10, waiting: int = 100) -> None:
-        self.places = Places(places, lambda _: most, lambda _: longest, waiting)
+        self.places = FairPlaces(places, lambda _: most, lambda _: longest, waiting)
         self.began: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -83,7 +83,7 @@ async def test_an_owner_has_its_places_and_no_more_while_another_gets_one_at_onc
     await line.ask("c1")
     assert line.began == ["a1", "b1", "c1"]
     await line.end("a1", "a2", "c1")
-    assert repr(line.places) == "<Places 2 free, 0 taken, 0 waiting>"
+    assert repr(line.places) == "<FairPlaces 2 free, 0 taken, 0 waiting>"
 
 
 async def test_the_owners_who_wait_have_turns() -> None:
@@ -119,7 +119,7 @@ async def test_a_request_that_leaves_the_line_takes_no_place(at_its_turn: bool) 
     await asyncio.wait({line.tasks["a2"]})
     await line.end("a1", "b1")
     assert line.began == ["a1", "b1"]
-    assert repr(line.places) == "<Places 1 free, 0 taken, 0 waiting>"
+    assert repr(line.places) == "<FairPlaces 1 free, 0 taken, 0 waiting>"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ async def test_a_client_who_leaves_and_a_shutdown_kill_the_process(
         with pytest.raises(Disconnected if end == "leaves" else Refusal) as ended:
             await asyncio.wait_for(task, 60)
         assert end == "leaves" or (isinstance(ended.value, Refusal) and ended.value.code == "shutting_down")
-        assert repr(files._places) == "<Places 2 free, 0 taken, 0 waiting>"
+        assert repr(files._places) == "<FairPlaces 2 free, 0 taken, 0 waiting>"
         [used] = files._workers
         assert await used.process.wait() == -signal.SIGKILL
         assert begun[0].name == f"begun {used.process.pid}"

@@ -1,8 +1,8 @@
 """Admission: whether the descriptors and the memory that are left allow more work.
 
 A run needs two descriptors: its client's connection, which is open when the request arrives, and the model's. RESERVED
-of them are for the database, the journal, processes and names; nothing here takes those. Of the others the last few are
-the door: through it come clients that are refused, and answers that are soon over. So a client is told 503
+of them are for the database, the journal, processes and names; nothing here takes those. The last few of
+the others are headroom for clients that are refused, and for answers that are soon over. So a client is told 503
 `overloaded`, and is never cut, and a run that has begun finds a descriptor for its model.
 """
 
@@ -24,8 +24,8 @@ Load = Literal["none", "short", "long"]
 
 RESERVED = 48  # 8 connections for reads and a cancel request for each, the writer's two, workers, names, files
 RESERVED_PART = 4  # and at most this part of the limit
-DOOR = 64
-DOOR_PART = 16
+HEADROOM = 64
+HEADROOM_PART = 16
 RUN_BYTES = 2**18  # memory that a run takes: its graph, its client's buffers, its log
 MESSAGE_COPIES = 8  # of its message: in the body, the state, the model's request, the rows, each encoded and decoded
 REQUEST_BYTES = 2**16
@@ -36,8 +36,8 @@ LOG_BYTES = 2**28
 CLOSE = ("connection", "close")  # a client that was refused, and waits with its connection, would hold a place
 
 
-class Short(Overloaded):
-    """A resource of the process is short."""
+class OutOfResources(Overloaded):
+    """Descriptors or memory of the process are short."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Admission:
         self._reserve = min(RESERVED_BYTES, smallest.limit // RESERVED_BYTES_PART) if smallest is not None else 0
         limit = descriptors.limit
         self._places = limit - min(RESERVED, limit // RESERVED_PART)
-        self._door = min(DOOR, limit // DOOR_PART)
+        self._headroom = min(HEADROOM, limit // HEADROOM_PART)
 
     def __repr__(self) -> str:
         return f"<Admission {self.connections_left} of {self._descriptors.limit} descriptors left>"
@@ -86,7 +86,7 @@ class Admission:
 
     def warn_of_few(self, max_runs: int, descriptors_a_run: int) -> None:
         """At the start."""
-        runs = max(0, self._left - self._door) // descriptors_a_run
+        runs = max(0, self._left - self._headroom) // descriptors_a_run
         if runs < max_runs:
             text = "%d descriptors (ulimit -n) are enough for about %d runs at once, and not for MAX_RUNS=%d"
             log.warning(text, self._descriptors.limit, runs, max_runs)
@@ -104,17 +104,17 @@ class Admission:
     @property
     def is_scarce(self) -> bool:
         """Whether connections that wait between two requests should be closed."""
-        return self._left < 2 * self._door
+        return self._left < 2 * self._headroom
 
     @property
     def is_short(self) -> bool:
         """Whether there are no descriptors for another run or stream."""
-        return self._left <= self._door
+        return self._left <= self._headroom
 
     def check_run(self, chars: int) -> None:
         """Of a message of that length. Raises Overloaded. Nothing is awaited between this and the run's claim."""
         if self.is_short:
-            raise Short
+            raise OutOfResources
         self._promise(RUN_BYTES + chars * MESSAGE_COPIES)
 
     # Memory
@@ -143,7 +143,7 @@ class Admission:
         if not self._fits(size):
             self._memory.relieve()
             if not self._fits(size):
-                raise Short
+                raise OutOfResources
         if self._memory.limits:
             self._promised.append((time.monotonic() + PROMISE_S, size))
 
@@ -161,4 +161,4 @@ class Admission:
             await asyncio.sleep(0)  # the loop closes them in its next pass
             await asyncio.sleep(0)
         if self.is_short:
-            raise Short
+            raise OutOfResources

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from chat import Refusal
+from runs.sse import EVENT_STREAM
 from web import cors
 from web.asgi import Request
 
@@ -29,7 +30,6 @@ MAX_PORT = 65535
 
 PREFETCH_HEADERS = ("sec-purpose", "purpose", "x-purpose", "x-moz")
 SCRIPT_MODES = ("cors", "same-origin")  # Sec-Fetch-Mode of an EventSource and of a fetch that can read its answer
-EVENT_STREAM = "text/event-stream"
 BROWSER = "mozilla/"  # how the User-Agent of every browser begins
 ELEMENT_TYPES = ("text/html", "text/css", "application/xhtml+xml", "image/", "audio/", "video/", "font/")
 

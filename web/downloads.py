@@ -8,7 +8,7 @@ from documents.redline_page import HEADER_POLICY
 from documents.worker import Kind
 from threads.histories import Branch, StoredVersion
 from web import fields
-from web.asgi import COMMON_HEADERS, Headers, Response
+from web.asgi import COMMON_HEADERS, JSON, Headers, Response
 from web.fields import DiffFormat, ExportFormat
 from web.file_names import disposition
 from web.file_workers import too_large
@@ -17,7 +17,6 @@ from web.service import Call
 Chunks = AsyncIterator[bytes]
 
 MARKDOWN = "text/markdown; charset=utf-8"
-JSON = "application/json"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 HTML = "text/html; charset=utf-8"
 CHUNK_BYTES = 65536

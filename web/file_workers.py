@@ -21,7 +21,7 @@ from chat import Refusal
 from documents import worker
 from documents.worker import Kind
 from web.asgi import Disconnected, Request, Response
-from web.places import LineFull, Places
+from web.places import FairPlaces, LineFull
 
 log = logging.getLogger("draftstream.files")
 
@@ -103,7 +103,7 @@ class FileWorkers:
         self._timeout_s = timeout_s
         self._everyone = everyone
         self._per_owner = per_owner
-        self._places = Places(WORKERS, self._most, self._longest, WAITING)
+        self._places = FairPlaces(WORKERS, self._most, self._longest, WAITING)
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._open: set[asyncio.Timeout] = set()

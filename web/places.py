@@ -14,7 +14,7 @@ class LineFull(Exception):
         self.of_owner = of_owner
 
 
-class Places:
+class FairPlaces:
     """`most`: how many an owner may have at once. `longest`: how many of its requests may wait; `waiting`: of all."""
 
     def __init__(self, places: int, most: Callable[[str], int], longest: Callable[[str], int], waiting: int) -> None:
@@ -26,7 +26,7 @@ class Places:
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}  # the owner whose turn is next comes first
 
     def __repr__(self) -> str:
-        return f"<Places {self._free} free, {self._taken.total()} taken, {self.waiting} waiting>"
+        return f"<FairPlaces {self._free} free, {self._taken.total()} taken, {self.waiting} waiting>"
 
     @property
     def waiting(self) -> int:
