@@ -27,6 +27,8 @@ TURN = re.compile(
 )
 JSON_FORMAT = "draftstream-thread/1"
 
+NAMED = Block("paragraph", (Span(""),))  # of the size of the paragraph with an item's name or author
+
 Newest = Mapping[str, int]
 """The newest version of each document of a conversation, by the document's id."""
 
@@ -134,11 +136,16 @@ class Conversation:
         self.newest = newest
         self.items: list[Item] = []
         self._chars = 0
+        self._room = Room(PARTS)
 
     def add(self, item: Item) -> None:
-        """Raises TooLarge."""
+        """Raises TooLarge. An item takes memory also where it has no text."""
+        if item["type"] == "doc" and _is_replaced(item, self.newest):
+            item = {**item, "content": ""}  # it is only named, so any number of versions fits
         self._chars += len(item["content"])
         check_chars(self._chars)
+        with _limited(self._room) as room:
+            room.take(NAMED)
         self.items.append(item)
 
 
@@ -151,10 +158,10 @@ def conversation_as_docx(title: str, newest: Newest, items: Iterable[Item]) -> b
 
 
 @contextmanager
-def _limited() -> Iterator[Room]:
+def _limited(room: Room | None = None) -> Iterator[Room]:
     """Room for the parts of one file."""
     try:
-        yield Room(PARTS)
+        yield room or Room(PARTS)
     except TooManyParts:
         raise TooLarge(f"has more than {PARTS:,} paragraphs, table cells and passages of one style") from None
 
@@ -168,6 +175,7 @@ def check_chars(chars: int) -> None:
 def _conversation_blocks(title: str, newest: Newest, items: Iterable[Item], room: Room) -> Iterator[Block]:
     yield Block("title", (Span(title),))
     for item in items:
+        room.take(NAMED)
         if item["type"] == "doc":
             yield from _document_blocks(item, newest, room)
         else:

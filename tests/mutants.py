@@ -1181,6 +1181,13 @@ MUTANTS = (
         "test_file_workers.py:started_now",
     ),
     Mutant(
+        "the parts of each item of a conversation",
+        "documents/files.py",
+        "        with _limited(self._room) as room:\n            room.take(NAMED)",
+        "        pass",
+        "test_export.py:has_parts",
+    ),
+    Mutant(
         "the end of all files at a shutdown",
         "web/file_workers.py",
         "        for scope in list(self._open):",

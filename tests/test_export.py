@@ -254,6 +254,28 @@ def test_each_format_that_is_made_as_a_whole_has_the_same_limits(monkeypatch: py
         conversation.add(half) if limit == "CHARS" else files.conversation_as_docx("t", {}, [half, half])
 
 
+def test_each_item_of_a_conversation_has_parts_and_an_earlier_version_is_only_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at = datetime(2026, 11, 28, tzinfo=UTC)
+    item = files.Item(
+        role="assistant", type="doc", content="x", complete=True, created_at=at, doc_id="d1", title="T", version=1
+    )
+    conversation = files.Conversation("t", {"d1": 2})
+    for _ in range(3):
+        conversation.add({**item, "content": "x" * files.CHARS})
+    assert [kept["content"] for kept in conversation.items] == [""] * 3
+    monkeypatch.setattr(files, "PARTS", 20)
+    many = files.Conversation("t", {"d1": 2})
+    for _ in range(10):
+        many.add(item)
+    with pytest.raises(files.TooLarge, match="more than 20"):
+        many.add(item)
+    files.conversation_as_docx("t", {"d1": 2}, many.items)
+    with pytest.raises(files.TooLarge, match="more than 20"):
+        files.conversation_as_docx("t", {"d1": 2}, [*many.items, item])
+
+
 def test_there_is_a_file_for_each_format_that_can_be_asked_for() -> None:
     assert tuple(EXPORTS) == EXPORT_FORMATS
     assert set(REDLINES) == set(DIFF_FORMATS)
