@@ -146,14 +146,14 @@ class Access:
         """
         if authorization is not None and access_token is not None:
             raise TwoCredentials
-        if access_token is not None:
-            return await self._by_stream_token(access_token, seen_run, seen)
         scheme, _, _ = (authorization or "").partition(" ")
-        if authorization is None or (self.is_open and scheme.lower() != "bearer"):  # maybe a proxy's Basic
-            if self.is_open:
-                return ANONYMOUS
-            raise Unauthorized(sent=False)
         try:
+            if access_token is not None:
+                return await self._by_stream_token(access_token, seen_run, seen)
+            if self.is_open and scheme.lower() != "bearer":  # nothing was sent, or a proxy's Basic
+                return ANONYMOUS
+            if authorization is None:
+                raise Unauthorized(sent=False)
             return await self._by_bearer(authorization)
         except Unauthorized:
             if self.is_open:

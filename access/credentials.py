@@ -26,12 +26,15 @@ class Unauthorized(Refusal):
 
 
 class NoKeyNeeded(Unauthorized):
-    """The service is open, and the request has a key that it does not know: an SDK sends one even where none is set."""
+    """The service is open, and the request has a credential that it does not know.
+
+    An SDK sends a key even where none is set, and an EventSource a token.
+    """
 
     def __init__(self) -> None:
         super().__init__(
-            "This service is open: it needs no key, and it does not know the one that was sent. Send the request "
-            "without an Authorization header."
+            "This service is open: it needs neither a key nor a token, and does not know the one that was sent. Send "
+            "the request without an Authorization header and without an access_token."
         )
 
 

@@ -929,6 +929,20 @@ MUTANTS = (
         "test_boundary.py:every_route_that_changes",
     ),
     Mutant(
+        "the sender: a foreign page measures no read",
+        "web/routing.py",
+        '        elif route.who != "anyone":',
+        "        elif False:",
+        "test_boundary.py:measured",
+    ),
+    Mutant(
+        "the sender: a frame is no link",
+        "web/boundary.py",
+        ' and headers.get("sec-fetch-dest") == "document"',
+        "",
+        "test_boundary.py:measures_no_read",
+    ),
+    Mutant(
         "the sender: both signals must agree",
         "web/asgi.py",
         "if from_own_site and (origin is None",

@@ -409,6 +409,57 @@ def test_every_route_that_changes_or_starts_something_refuses_a_foreign_page(
     assert rows(running.env["DATABASE_URL"], "SELECT FROM stream_tokens") == []
 
 
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        (fetched("cross-site", "no-cors", "image"), "bad_origin"),
+        (fetched("same-site", "no-cors", "script"), "bad_origin"),
+        (fetched("cross-site", "no-cors", "empty"), "bad_origin"),
+        (fetched("cross-site", "cors", "empty") | {"Origin": "http://evil.example"}, "bad_origin"),
+        (fetched("cross-site", "navigate", "iframe"), "bad_origin"),
+        (fetched("cross-site", "navigate", "embed"), "bad_origin"),
+        (fetched("same-site", "navigate", "object"), "bad_origin"),
+        (fetched("cross-site", "no-cors", "document"), "bad_origin"),
+        ({"Sec-Fetch-Site": "cross-site"}, "bad_origin"),
+        (fetched("cross-site") | {"Sec-Fetch-Storage-Access": "active"}, "bad_origin"),
+        (fetched("cross-site", "navigate", "document"), None),  # a link in a mail
+        (fetched("same-origin", "navigate", "iframe"), None),
+        (fetched("same-origin", "no-cors", "image"), None),
+        (fetched("same-origin"), None),
+        (fetched("none", "navigate", "document"), None),
+        (fetched("cross-site") | {"Origin": LISTED}, None),
+        ({"Sec-Fetch-Mode": "cors"}, None),  # Node's fetch
+        ({}, None),
+    ],
+)
+def test_a_foreign_page_measures_no_read_and_a_link_is_followed(headers: dict[str, str], code: str | None) -> None:
+    if code is None:
+        boundary.check_read(sent(headers), (LISTED,))
+        return
+    with pytest.raises(Refusal) as refusal:
+        boundary.check_read(sent(headers), (LISTED,))
+    assert refusal.value.code == code
+
+
+def test_every_route_of_a_caller_is_measured_by_no_foreign_page(service: Start) -> None:
+    running = service()
+    reads = [
+        (path, methods["GET"].who)
+        for path, methods in zip(PATHS, ROUTES.values(), strict=True)
+        if "GET" in methods and not methods["GET"].starts
+    ]
+    image = fetched("cross-site", "no-cors", "image")
+    for path, who in reads:
+        for method in ("GET", "HEAD"):
+            answer = requests.request(method, f"{running.url}{path}", headers=image, timeout=20, allow_redirects=False)
+            if who == "anyone":
+                assert answer.status_code in (200, 302)
+            elif method == "GET":
+                assert (answer.status_code, answer.json()["code"]) == (403, "bad_origin"), path
+            else:
+                assert answer.status_code in (403, 405)
+
+
 def test_only_the_route_that_starts_a_run_by_get_needs_more_than_a_get() -> None:
     starts = [path for path, methods in ROUTES.items() for route in methods.values() if route.starts]
     assert starts == ["/chat"]

@@ -9,7 +9,8 @@ never read, because such a page can send it.
 
 The sender: what changes something or starts a run must come from a page that may use the service, or from a client
 that is no browser. Browsers send `Origin` with every request that is not a GET or HEAD, so `cors.allows` decides those.
-A GET that starts a run needs more, because an image, a link or a prefetch sends it without `Origin`.
+A GET that starts a run needs more, because an image, a link or a prefetch sends it without `Origin`. The other GETs
+of a caller are refused where the browser says that a foreign page sent them and no person followed a link.
 """
 
 import re
@@ -86,6 +87,18 @@ def check_sender(request: Request, origins: Collection[str]) -> None:
         )
 
 
+def check_read(request: Request, origins: Collection[str]) -> None:
+    """Raises Refusal (bad_origin) for an image, a frame or a script of a foreign page.
+
+    The page can't read the answer. But it can measure its time, which tells of a search whether there is a hit, and it
+    uses up the owner's limits.
+    """
+    headers = request.headers
+    follows_a_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    if "sec-fetch-site" in headers and not follows_a_link:
+        check_sender(request, origins)
+
+
 def check_start_by_get(request: Request, origins: Collection[str], *, is_open: bool) -> None:
     """Raises Refusal (prefetch, bad_origin, event_stream_only) for a GET that must not start a run."""
     headers = request.headers
@@ -101,13 +114,13 @@ def check_start_by_get(request: Request, origins: Collection[str], *, is_open: b
         raise Refusal(
             "event_stream_only",
             "In a browser a GET starts a chat only for an EventSource or a fetch, not for an address, a link or an "
-            f"image. Use the page at /debug, or send Accept: {EVENT_STREAM}.",
+            f"image. Use the page at /debug. A program can send Accept: {EVENT_STREAM}, or use POST /api/chat.",
         )
     if _may_be_a_browser(headers) and not _is_from_own_page(request, is_open=is_open):
         raise Refusal(
             "bad_origin",
             "It is unknown which page sent this, because browsers tell it at this address only in a Referer. Let the "
-            "page send one, serve it over https, or add an API key.",
+            "page send one, serve it over https, or add an API key. A program can use POST /api/chat.",
         )
 
 

@@ -105,6 +105,8 @@ class Router:
             return
         if route.starts:
             boundary.check_start_by_get(request, origins, is_open=is_open)
+        elif route.who != "anyone":
+            boundary.check_read(request, origins)
         try:
             await _serve(service, request, response, found, route)
         except Refusal as refused:
