@@ -47,7 +47,7 @@ def where(dsn: str) -> str:
     except Exception:  # noqa: BLE001  # whatever the parser raises, its text has parts of the DSN
         return UNKNOWN
     hosts = [f"[{it[0]}]:{it[1]}" if ":" in it[0] else f"{it[0]}:{it[1]}" for it in addresses if isinstance(it, tuple)]
-    return f"{','.join(hosts) or 'a local socket'}/{parameters.database}"
+    return f"{','.join(hosts) or 'local-socket'}/{parameters.database}"
 
 
 def passwords_of(dsn: str) -> list[str]:

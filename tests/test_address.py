@@ -30,7 +30,7 @@ FORMS = (
     "jdbc:postgresql://db.example/drafts?password={}",
 )
 MAY_BE_SHOWN = (
-    "postgresql db.example:5432/drafts a.example:1,b.example:2/drafts [::1]:5433/drafts a local socket/drafts user "
+    "postgresql db.example:5432/drafts a.example:1,b.example:2/drafts [::1]:5433/drafts local-socket/drafts user "
     f"{UNKNOWN} can't use the database at"
 )
 RUN = 4
@@ -84,7 +84,7 @@ def test_a_password_that_is_percent_encoded_is_read_as_it_is(password: str) -> N
         ("postgresql://u:p@a:1,b:2/x", "a:1,b:2/x"),
         ("postgresql://u:p@a,b:2/x?target_session_attrs=read-write", "a:5432,b:2/x"),
         ("postgresql://u:p@[2001:db8::1]:6432/x", "[2001:db8::1]:6432/x"),
-        ("postgresql:///x?host=/run/postgresql&port=5433", "a local socket/x"),
+        ("postgresql:///x?host=/run/postgresql&port=5433", "local-socket/x"),
         ("postgres://u:p%40ss@db/x?sslmode=verify-full&sslrootcert=/not/there", "db:5432/x"),
     ],
 )

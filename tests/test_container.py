@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import re
 import shutil
 import stat
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Service, folder_for_all, free_port, product_files
+from test_embedded import ORDINARY_USER as DATABASE_USER
+from test_embedded import another_service, python_of_ordinary_users, said
 
 LINES = (ROOT / "Dockerfile").read_text().splitlines()
 ORDINARY_USER = 10001
@@ -79,9 +80,21 @@ def image() -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.usefixtures("reachable_python")
-def test_its_steps_run_as_an_ordinary_user_on_a_read_only_tree(image: Path, database_url: str, tmp_path: Path) -> None:
-    env = {"PATH": f"{image / 'venv/bin'}:/usr/bin:/bin", "DATABASE_URL": database_url, "LOG_FORMAT": "json"}
+@pytest.fixture
+def database(
+    request: pytest.FixtureRequest, open_folder: Path, reachable_python: None
+) -> Iterator[str]:  # it comes first
+    """Under root one of DATABASE_USER: the tests' own server lets in root and nobody else."""
+    if os.geteuid() != 0 or "TEST_DATABASE_URL" in os.environ:
+        yield request.getfixturevalue("database_url")
+        return
+    os.chown(open_folder, DATABASE_USER, DATABASE_USER)
+    with another_service(open_folder, python_of_ordinary_users(), DATABASE_USER) as server:
+        yield said(server)
+
+
+def test_its_steps_run_as_an_ordinary_user_on_a_read_only_tree(image: Path, database: str, tmp_path: Path) -> None:
+    env = {"PATH": f"{image / 'venv/bin'}:/usr/bin:/bin", "DATABASE_URL": database, "LOG_FORMAT": "json"}
     env |= dict(pair.split("=") for line in instructions("ENV") for pair in line.split())
     env |= {"HOST": "127.0.0.1", "PORT": str(free_port())}
     service = Container(env, tmp_path / "log", as_run(image, instructions("CMD")[0]), cwd=image / "app")
@@ -126,8 +139,7 @@ class Container(Service):
         super().__init__(env, log, command)
 
     def start(self) -> None:
-        # Any ordinary user would do.
-        user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+        user = DATABASE_USER if os.geteuid() == 0 else None
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(
                 self._steps,

@@ -515,7 +515,7 @@ def test_the_command_shows_and_migrates(new_database: MakeDatabase) -> None:
     assert (told.returncode, told.stdout.splitlines(), told.stderr) == (
         3,
         [
-            f"database at a local socket{place}: a schema from before versions",
+            f"database at local-socket{place}: a schema from before versions",
             f"this service: version {VERSION} of the schema",
             f"to be applied: {steps}",
         ],
@@ -525,7 +525,7 @@ def test_the_command_shows_and_migrates(new_database: MakeDatabase) -> None:
     done = command(dsn, "migrate")
     assert (done.returncode, done.stdout) == (
         0,
-        f"database at a local socket{place}: version {VERSION} of the schema\n",
+        f"database at local-socket{place}: version {VERSION} of the schema\n",
     )
     assert [line.split()[-1] for line in done.stderr.splitlines()] == steps.split(", ")
     assert (command(dsn, "migrate").returncode, command(dsn, "status").returncode) == (0, 0)
