@@ -208,6 +208,13 @@ MUTANTS = (
         "test_acknowledgements.py:whatever_the_database_sets",
     ),
     Mutant(
+        "few requests are in line on a connection",
+        "web/outlet.py",
+        "> REQUESTS_IN_LINE",
+        "> 10**9",
+        "test_slow_readers.py:asks_for_more",
+    ),
+    Mutant(
         "a pooler's server may have changed, so its batch is sent again as a whole",
         "storage/commits.py",
         "if error.committed and self._has_one_server else",

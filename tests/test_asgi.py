@@ -157,6 +157,9 @@ class Cycle:
         self._unsent = unsent
         self._waits = waits
 
+    def get_protocol(self) -> None:
+        return None
+
     def get_write_buffer_size(self) -> int:
         return self._unsent
 

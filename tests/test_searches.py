@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from storage.reader import SearchTooBroad
 from storage.shares import READS, READS_OF_OWNER, SEARCHES, SEARCHES_OF_OWNER, Shares, TooMany
 from store import Store
 from threads.histories import Threads
-from threads.search import find_words, wanted
+from threads.search import find_words, pattern, wanted
 
 pytestmark = pytest.mark.anyio
 Start = Callable[..., Service]
@@ -94,6 +95,58 @@ async def test_a_passage_is_found_where_the_text_has_any_character(store: Store)
     found = await passages(store, "needle")
     assert len(found) == 30
     assert all("Needle" in passage for passage in found)
+
+
+# By all matches, which is slow. The passage begins 60 characters before the first one.
+BY_ALL_MATCHES = """SELECT thread_id, substr(content,
+    greatest(regexp_instr(left(content, 100000), $1, 1, 1, 0, 'i') - 60, 1), 240) AS passage FROM messages"""
+QUERIES = (
+    *("term", "TERM or law", "law -party", '"the law"', '"the law" notice', '"term', 'the "law', "of the law or a"),
+    *(
+        "契約",
+        "契約 or vertrag",
+        "straße",
+        "STRASSE or naïve",
+        "a_b",
+        "x-y",
+        "e.g.",
+        "-term",
+        "or",
+        '""',
+        "und'er",
+        "😀 law",
+    ),
+    *(" or ".join(f"w{number}" for number in range(25)) + " or law",),
+)
+
+
+WORD = re.compile(r"\w+")
+NO_MATCH = {"or", '""', "STRASSE or naïve"}
+
+
+async def test_a_passage_begins_at_the_first_match_of_all(store: Store) -> None:
+    made = random.Random(3)
+    said = [*WORDS, "契約", "契約書", "Straße", "naïve", "naïve", "a_b", "x-y", "e.g.", "und'er", "Vertrag", "w7", "😀"]
+    gaps = (" ", " ", "\n", "\n\n", ", ", ". ", "\u2028", " – ", "\t" * 30, "\x01", "。")
+    texts = []
+    for _ in range(60):
+        filler = made.choice(("", "lorem ", "z\n", "😀", "。")) * made.randrange(5_000)
+        words = [made.choice(said) + made.choice(gaps) for _ in range(made.randrange(2, 300))]
+        made.shuffle(words)
+        texts.append(filler[:3_990] + "".join(words) + filler + "law")
+    await fill(store, texts)
+    for query in QUERIES:
+        found, _ = await Threads(store, "o").search(query, 100, None)
+        expected = {row["thread_id"]: row["passage"] for row in await store.fetch(BY_ALL_MATCHES, pattern(query))}
+        for thread in found:
+            match = thread["match"]
+            if match is None:  # its title lacks the word
+                assert query == "-term"
+                continue
+            assert match["passage"] == expected[thread["thread_id"]], query
+            for start, end in match["marks"]:
+                assert set(WORD.findall(match["passage"][start:end].lower())) <= set(WORD.findall(query.lower())), query
+        assert found or query in NO_MATCH, query
 
 
 async def test_the_passages_of_many_long_documents_are_found_in_one_statement(store: Store) -> None:

@@ -6,7 +6,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, MutableMapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,36 @@ def test_a_reader_that_takes_nothing_is_cut_off_from_every_answer(
         wait_for(lambda: all(map(is_reset, deaf)))
 
 
+@pytest.mark.parametrize("path", ["/", "/openapi.json", "/metrics", "/api/threads/none", "/none"])
+def test_a_reader_that_asks_for_more_and_takes_nothing_is_cut_off(service: Start, path: str) -> None:
+    """Small answers, in line on one connection: each of them alone would fit into the buffers."""
+    running = service(HEARTBEAT_S="0.2", REQUESTS_PER_MINUTE="1000000")
+    before = peak_mb(running, anew=True)
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", running.port))
+        deaf.setblocking(False)
+        asked = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 100
+
+        def takes_no_more() -> bool:
+            with suppress(BlockingIOError, ConnectionError):
+                while True:
+                    deaf.send(asked)
+            return is_reset(deaf)
+
+        wait_for(takes_no_more)
+    assert chat(running.url, "Hi").last["saved"]
+    assert peak_mb(running) - before < 100, "one read of the connection has some thousand requests"
+
+
+def test_requests_in_line_get_their_answers(service: Start) -> None:
+    running = service()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as asking:
+        asking.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        asking.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert whole_of(asking, 2**20, 0, 0).count(b"HTTP/1.1 200 OK") == 51
+
+
 def test_a_slow_reader_that_takes_something_gets_all_of_it(service: Start, database_url: str) -> None:
     """Much slower than the kernel tells us that it has room again."""
     running = service(HEARTBEAT_S="0.5")
@@ -114,6 +144,9 @@ class Client:
         return self.unsent
 
     def get_extra_info(self, _: str) -> None:
+        return None
+
+    def get_protocol(self) -> None:
         return None
 
     def is_closing(self) -> bool:

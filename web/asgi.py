@@ -260,6 +260,7 @@ class Response:
     async def end(self, body: bytes = b"") -> None:
         """Raises Disconnected if the client does not take the rest."""
         await self._transmit({"type": "http.response.body", "body": body})
+        self._outlet.bound_line()
         await self._outlet.flushed()
 
     async def _transmit(self, message: MutableMapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 UNSENT_BYTES = 16384  # below it a transport never asks to wait: asyncio's low-water mark for uvicorn's limit of 64 KiB
 STUCK_S = 30.0
 LOOKS = 4  # within STUCK_S
+REQUESTS_IN_LINE = 100  # on one connection; browsers send none before the answer, and each takes kilobytes
 
 
 def transport_of(call: Callable[..., Awaitable[object]]) -> asyncio.Transport | None:
@@ -58,6 +59,12 @@ class Outlet:
                 connection = self._transport.get_extra_info("socket")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
+
+    def bound_line(self) -> None:
+        """Abort if too many requests are in line behind this one. uvicorn reads more of them after each answer."""
+        protocol = self._transport.get_protocol() if self._transport is not None else None
+        if len(getattr(protocol, "pipeline", ())) > REQUESTS_IN_LINE:
+            self.abort()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
