@@ -1,6 +1,7 @@
 """A history comes in pages of whole runs, and is read a part at a time."""
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -165,3 +166,67 @@ def test_what_fits_is_as_much_as_possible_and_one_run_at_least(sizes: list[int],
     needed = [size + RUN_BYTES for size in sizes]
     assert count <= 1 or sum(needed[:count]) <= limit
     assert count == len(sizes) or sum(needed[: count + 1]) > limit
+
+
+PLACE = """INSERT INTO runs (run_id, owner, thread_id, seq, parent_run_id, status, model, started_at, leased_until)
+VALUES ('{run}', 'o', 't', {seq}, {parent}, 'running', 'm', now(), now() + interval '{lease} s')"""
+
+
+async def a_random_thread(store: Store, made: random.Random) -> int:
+    """With branches; runs of every status, some of which said nothing, and some as much as a page."""
+    runs = made.randrange(1, 40)
+    await store.fetch("INSERT INTO threads SELECT 'o', 't', 'T', $1, NULL, now(), now()", runs)
+    for seq in range(1, runs + 1):
+        status = made.choice(("completed", "failed", "cancelled", "running", "interrupted"))
+        parent = f"'r{made.randrange(1, seq)}'" if seq > 1 and made.random() < 0.9 else "NULL"
+        await store.fetch(PLACE.format(run=f"r{seq}", seq=seq, parent=parent, lease=made.choice((-1, 60))))
+        items = range(-1, made.randrange(0, 4))
+        size = made.choice((0, 10, 1_000, 300_000, 3_000_000))
+        await store.fetch(
+            """INSERT INTO messages (owner, thread_id, seq, item, run_id, role, type, content, complete, created_at)
+            SELECT 'o', 't', $1::bigint, item, 'r' || $1::bigint, 'user', 'message', repeat('ü', $2::int), true, now()
+            FROM unnest($3::int[]) AS item""",
+            seq,
+            size // len(items) // 2,
+            list(items),
+        )
+        if status == "running":
+            await store.fetch(
+                """INSERT INTO pieces (run_id, position, owner, thread_id, seq, item, type, content)
+                SELECT 'r' || $1::bigint, n, 'o', 't', $1::bigint, 9, 'message', repeat('x', $2::int) FROM generate_series(1, 3) AS n""",
+                seq,
+                size,
+            )
+        await store.fetch("UPDATE runs SET status = $2 WHERE run_id = $1", f"r{seq}", status)
+    await store.fetch("UPDATE threads SET head_run_id = 'r' || last_seq")
+    return runs
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_pages_of_any_thread_are_the_whole_of_it(store: Store, seed: int) -> None:
+    """Also while runs begin. A page of several runs is within its bound."""
+    made = random.Random(seed)
+    runs, threads = await a_random_thread(store, made), Threads(store, "o")
+    expected = await store.fetch("SELECT run_id, item, content FROM thread_items ORDER BY seq, item")
+    for limit in (None, 1, 3, 1000):
+        found: list[tuple[object, ...]] = []
+        listed: list[str] = []
+        before = None
+        while before is not None or not listed:
+            page = await threads.history("t", limit, before)
+            items = [item async for item in page.messages]
+            found[:0] = [(item["run_id"], item["item"], item["content"]) for item in items]
+            listed[:0] = [run["run_id"] for run in page.runs]
+            size = sum(len(str(item["content"]).encode()) for item in items) + RUN_BYTES * len(page.runs)
+            assert len(page.runs) == 1 or size <= HISTORY_BYTES
+            assert limit is None or len(page.runs) <= limit
+            assert {item["run_id"] for item in items} == {run["run_id"] for run in page.runs}
+            before = page.next_before
+            runs += 1
+            await store.fetch(PLACE.format(run=f"r{runs}", seq=runs, parent="NULL", lease=60))
+        known = {row["run_id"] for row in expected}
+        assert [run for run in listed if run in known] == [f"r{seq}" for seq in range(1, len(known) + 1)]
+        assert found == [tuple(row) for row in expected]
+        await store.fetch("DELETE FROM runs WHERE seq > $1", len(known))
+        runs = len(known)
