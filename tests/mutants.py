@@ -469,8 +469,8 @@ MUTANTS = (
     Mutant(
         "cutting a reader off that takes nothing",
         "web/outlet.py",
-        "            self.abort()\n",
-        "            pass\n",
+        "            self.abort()\n            return\n",
+        "            return\n",
         "test_slow_readers.py:takes_nothing",
     ),
     Mutant(

@@ -120,6 +120,9 @@ async def until(condition: Callable[[], object]) -> None:
         "synchronous_commit = local",
         "synchronous_commit = remote_apply",
         "statement_timeout = 50",
+        "transaction_timeout = 200",
+        "idle_in_transaction_session_timeout = 100",
+        "idle_session_timeout = 100",
     ],
 )
 async def test_a_commit_whose_wait_was_cancelled_is_not_acknowledged_whatever_the_database_sets(
