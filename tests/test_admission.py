@@ -26,6 +26,7 @@ from test_runs import later, read, registry
 from chat import ChatRequest, Emit, Outcome, Overloaded, StopCause, Turn
 from telemetry import resources
 from telemetry.resources import Descriptors, Memory, MemoryLimit, raise_descriptor_limit
+from web import admission as web_admission
 from web.admission import HEADROOM, RESERVED, RUN_BYTES, Admission
 from web.problems import refusal_of
 
@@ -324,6 +325,7 @@ async def test_work_that_begins_together_fits_into_the_memory_that_is_left(
 ) -> None:
     """All of it is admitted before a reading shows any of it."""
     monkeypatch.setattr(resources, "MEASURE_S", -1.0)
+    monkeypatch.setattr(web_admission, "PROMISE_S", 3600.0)  # however slow the machine is
     used = Used()
     admission = Admission(Opened(20_000), Memory([MemoryLimit("a limit", limit, lambda: used.used)]))
     admitted = 0
