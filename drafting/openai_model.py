@@ -64,6 +64,9 @@ class OpenAIModel:
             )
         except (ValueError, httpx2.InvalidURL):  # its text has the proxy's password
             raise ProxyError(UNREADABLE_PROXY) from None
+        # ChatOpenAI would make a client for calls without asyncio, which reads the proxies of the environment anew, and
+        # fails for one that this model does not go through.
+        self._unused = httpx2.Client(trust_env=False, follow_redirects=False)
         url, query = _split_query(base_url or DEFAULT_BASE_URL)
         self._chat = ChatOpenAI(
             model=name,
@@ -71,7 +74,8 @@ class OpenAIModel:
             base_url=url,
             default_query=query,
             http_async_client=self._http,
-            http_socket_options=(),  # for clients that it makes itself, with a warning if there is a proxy
+            http_client=self._unused,
+            http_socket_options=(),  # else it warns that a proxy is passed by
             openai_proxy=None,
             timeout=timeout,  # without it ChatOpenAI switches the HTTP client's own off
             use_responses_api=False,
@@ -99,6 +103,7 @@ class OpenAIModel:
         return f"<OpenAIModel {self.name}>"
 
     async def aclose(self) -> None:
+        self._unused.close()
         await self._http.aclose()
 
     async def _bound_retry_after(self, response: httpx2.Response) -> None:

@@ -409,6 +409,14 @@ def test_a_proxy_that_can_not_be_used_stops_the_start(env: dict[str, str], monke
     assert "canary" not in str(refused.value)
 
 
+async def test_a_proxy_of_other_hosts_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://p.example:1080")
+    monkeypatch.setenv("NO_PROXY", "api.example")
+    model = OpenAIModel("m", api_key="k", base_url="https://api.example/v1")
+    await model.aclose()
+    assert model.proxy is None
+
+
 def test_a_start_names_the_proxy_that_the_turns_go_through(service: Start, openai: OpenAIServer) -> None:
     openai.reply(text("Hello."), finish())
     place = openai.base_url.removeprefix("http://").removesuffix("/v1")
