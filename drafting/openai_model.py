@@ -66,7 +66,7 @@ class OpenAIModel:
             raise ProxyError(UNREADABLE_PROXY) from None
         # ChatOpenAI would make a client for calls without asyncio, which reads the proxies of the environment anew, and
         # fails for one that this model does not go through.
-        self._unused = httpx2.Client(trust_env=False, follow_redirects=False)
+        self._unused = httpx2.Client(trust_env=False)
         url, query = _split_query(base_url or DEFAULT_BASE_URL)
         self._chat = ChatOpenAI(
             model=name,
