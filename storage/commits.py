@@ -154,11 +154,11 @@ class Committer:
         if self._connection is None or self._connection.is_closed():
             self._unconfirmed = ()  # a server that took over may lack it
             connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
+            self._connection = connection  # first, so that a failure of the read drops it
             # A pooler tells a made-up process id. Behind it another server may take over without our notice.
             read = connection.fetchval("SELECT pg_backend_pid()")
             pid = await within(COMMIT_BUDGET_S, connection, read, self._closing)
             self._has_one_server = pid == connection.get_server_pid()
-            self._connection = connection
         return self._connection
 
     @staticmethod

@@ -48,7 +48,11 @@ async def open_pool(dsn: str) -> AsyncIterator["ReadPool"]:
         connection: asyncpg.Connection = await asyncpg.connect(dsn, timeout=READ_BUDGET_S)
         limits = (int(1000 * limit_s) for limit_s in (STATEMENT_LIMIT_S, LOCK_LIMIT_S))
         set_limits = connection.execute(SET_LIMITS.format(*limits, connection.get_server_pid()))
-        await within(READ_BUDGET_S, connection, set_limits, closing)
+        try:
+            await within(READ_BUDGET_S, connection, set_limits, closing)
+        except BaseException:  # of any kind: the pool does not know of this connection yet
+            closing.add(connection)
+            raise
         return connection
 
     pool = asyncpg.create_pool(min_size=0, max_size=POOL_CONNECTIONS, connect=connect, reset=_no_reset)
