@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 from access.limits import Quota, Used
-from access.places import LimitExceeded, jitter
 
 OWNERS = 1000  # whose use is remembered, those who used something last; far more than are active in a window
 
@@ -26,11 +25,7 @@ class Budget:
 
     def check(self, owner: str) -> None:
         """Raises LimitExceeded if nothing is left."""
-        quota, now = self._quota, self._clock()
-        used = self._used.get(owner, Used())
-        if used.total(quota, now) >= quota.units:
-            wait_s = used.until_below(quota.units, quota, now)
-            raise LimitExceeded(quota.name, self._used_up, wait_s + jitter())
+        self._used.get(owner, Used()).check(self._quota, self._clock(), self._used_up)
 
     def count(self, owner: str, units: int) -> None:
         """Also above the budget, as some uses are known only afterwards."""

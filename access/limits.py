@@ -100,6 +100,11 @@ class Used:
                 return max(math.floor(reached - now) + 1, 1)
         return 1
 
+    def check(self, quota: Quota, now: float, used_up: str) -> None:
+        """Raises LimitExceeded, with this text, if nothing of the quota is left."""
+        if self.total(quota, now) >= quota.units:
+            raise LimitExceeded(quota.name, used_up, self.until_below(quota.units, quota, now) + jitter())
+
 
 @dataclass(slots=True)
 class Tally:
@@ -208,11 +213,8 @@ class Limits:
         """Raises LimitExceeded if the quota of this name, where there is one, is used up."""
         if (quota := self._quota(name)) is None:
             return
-        used = _used(self._tally(owner), quota)
-        if used.total(quota, now) >= quota.units:
-            wait_s = used.until_below(quota.units, quota, now)
-            detail = f"You have used your {quota.units} {quota.name} of the last {_WINDOWS[quota.window_s]}."
-            raise LimitExceeded(quota.name, detail, wait_s + jitter())
+        used_up = f"You have used your {quota.units} {quota.name} of the last {_WINDOWS[quota.window_s]}."
+        _used(self._tally(owner), quota).check(quota, now, used_up)
 
     def _limits_runs_of(self, owner: str) -> bool:
         return self.runs_at_once is not None and owner != self._everyone

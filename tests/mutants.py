@@ -980,7 +980,7 @@ MUTANTS = (
     Mutant(
         "the Accept of an EventSource, where a browser tells nothing else",
         "web/boundary.py",
-        "or (_may_be_a_browser(headers) and EVENT_STREAM not in _accepted(headers)):",
+        "or (_may_be_a_browser(headers) and EVENT_STREAM not in accepted(headers)):",
         "or False:",
         "test_boundary.py:starts_no_run",
     ),

@@ -110,7 +110,7 @@ def check_start_by_get(request: Request, origins: Collection[str], *, is_open: b
     if by_script and "sec-fetch-site" in headers:
         return
     says_otherwise = mode not in (None, *SCRIPT_MODES) or kind not in (None, "empty")
-    if says_otherwise or (_may_be_a_browser(headers) and EVENT_STREAM not in _accepted(headers)):
+    if says_otherwise or (_may_be_a_browser(headers) and EVENT_STREAM not in accepted(headers)):
         raise Refusal(
             "event_stream_only",
             "In a browser a GET starts a chat only for an EventSource or a fetch, not for an address, a link or an "
@@ -124,13 +124,14 @@ def check_start_by_get(request: Request, origins: Collection[str], *, is_open: b
         )
 
 
-def _accepted(headers: Mapping[str, str]) -> list[str]:
+def accepted(headers: Mapping[str, str]) -> list[str]:
+    """The media types of its Accept header, without their parameters."""
     return [part.partition(";")[0].strip().lower() for part in headers.get("accept", "").split(",")]
 
 
 def _may_be_a_browser(headers: Mapping[str, str]) -> bool:
     """Whether the page behind a GET has to be known. Others accept anything and give their own name."""
-    by_element = any(media_type.startswith(ELEMENT_TYPES) for media_type in _accepted(headers))
+    by_element = any(media_type.startswith(ELEMENT_TYPES) for media_type in accepted(headers))
     return by_element or BROWSER in headers.get("user-agent", "").lower()
 
 

@@ -144,7 +144,8 @@ def _check_scope(caller: Caller, route: Route) -> None:
 
 def _comes_back(request: Request, route: Route) -> bool:
     """Whether an EventSource reconnects. A status other than 200 would end it for good."""
-    return route.stream and "last-event-id" in request.headers and EVENT_STREAM in request.headers.get("accept", "")
+    headers = request.headers
+    return route.stream and "last-event-id" in headers and EVENT_STREAM in boundary.accepted(headers)
 
 
 def _pattern(path: str) -> re.Pattern[str]:
