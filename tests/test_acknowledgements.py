@@ -55,7 +55,7 @@ async def opened(dsn: str, journal_dir: Path | None = None) -> AsyncIterator[Sto
 
 
 class Operator:
-    """Reads, and ends the waits of others. Nothing that it does waits for a standby."""
+    """Reads, and ends the waits of others. Nothing that it does waits for a standby, or is ended for being idle."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool
@@ -80,9 +80,8 @@ class Operator:
 
 @asynccontextmanager
 async def operating(dsn: str) -> AsyncIterator[Operator]:
-    async with asyncpg.create_pool(
-        dsn, min_size=1, max_size=3, server_settings={"synchronous_commit": "local"}
-    ) as pool:
+    settings = {"synchronous_commit": "local", "idle_session_timeout": "0"}
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=3, server_settings=settings) as pool:
         yield Operator(pool)
 
 
