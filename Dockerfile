@@ -9,6 +9,7 @@ RUN pip install --no-cache-dir --require-hashes -r requirements.txt
 
 COPY *.py schema.sql ./
 COPY access access/
+COPY chat chat/
 COPY documents documents/
 COPY drafting drafting/
 COPY runs runs/

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import uvicorn
 
-from access.callers import ANONYMOUS, Access, open_access
+from access.callers import Access, open_access
+from access.credentials import ANONYMOUS
 from access.per_owner import PerOwner, limiting
 from agent import Agent, ChatModel
 from drafting.deltas import ProxyError

@@ -29,7 +29,7 @@ from chat import (
 )
 from storage.address import UnreadableAddress, passwords_of, where
 from storage.batched_reads import BatchedReads
-from storage.changes import PendingChanges, TooManyChanges
+from storage.changes import PendingChanges
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.clock import DatabaseClock
 from storage.closing import within
@@ -72,7 +72,6 @@ __all__ = [
     "StoreUnavailable",
     "StoredItem",
     "ThreadExists",
-    "TooManyChanges",
     "Unconfirmed",
     "UnreadableAddress",
     "UnsavedTurns",
@@ -243,7 +242,7 @@ class Store:
     async def _change(self, owner: str, thread_id: str, write: Write) -> None:
         """Write behind all that is queued, also while a run is in progress.
 
-        Raises QueueFull, TooManyChanges, and StoreUnavailable when it takes longer than CHANGE_WAIT_S; then it may
+        Raises QueueFull, LimitExceeded, and StoreUnavailable when it takes longer than CHANGE_WAIT_S; then it may
         still be done.
         """
         self._changes.check(owner)

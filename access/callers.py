@@ -27,12 +27,10 @@ from access.credentials import (
     ANONYMOUS,
     Caller,
     Fetch,
-    Forbidden,
     NoKeyNeeded,
     StreamToken,
     TwoCredentials,
     Unauthorized,
-    challenge,
 )
 from access.issuers import FIRST_PREFIX, owner_prefix
 from access.jwts import Provider, open_provider
@@ -43,23 +41,6 @@ from settings import SCOPES, Scope, Settings, SettingsError
 from store import BatchedReads, StoreUnavailable
 
 log = logging.getLogger("draftstream.callers")
-
-__all__ = [
-    "ANONYMOUS",
-    "DEFAULT_SCOPES",
-    "SCOPES",
-    "Access",
-    "Caller",
-    "Forbidden",
-    "NoKeyNeeded",
-    "Scope",
-    "StreamToken",
-    "TokenStream",
-    "TwoCredentials",
-    "Unauthorized",
-    "challenge",
-    "open_access",
-]
 
 DEFAULT_SCOPES: Sequence[Scope] = ("chat", "read")  # of a new key
 

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from chat import Refusal
+from chat.refusals import Refusal
 from settings import SCOPES, Scope
 from store import Row
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from access.claims import Identity, InvalidToken, identity_of
-from chat import Refusal
+from chat.refusals import Refusal
 from settings import Settings, SettingsError
 
 log = logging.getLogger("draftstream.identity")

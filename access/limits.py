@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from access.places import LimitExceeded, jitter
 from chat import LEASE_S
+from chat.refusals import LimitExceeded
 
 SLOTS = 12  # of a window: a call counts for at most a twelfth of it too long or too short
 MINUTE_S = 60
@@ -103,7 +103,7 @@ class Used:
     def check(self, quota: Quota, now: float, used_up: str) -> None:
         """Raises LimitExceeded, with this text, if nothing of the quota is left."""
         if self.total(quota, now) >= quota.units:
-            raise LimitExceeded(quota.name, used_up, self.until_below(quota.units, quota, now) + jitter())
+            raise LimitExceeded(quota.name, used_up, self.until_below(quota.units, quota, now))
 
 
 @dataclass(slots=True)
@@ -172,7 +172,7 @@ class Limits:
         self._check("tokens", owner, now)
         if self._limits_runs_of(owner) and self._free_runs(owner) <= 0:
             detail = f"You have {self.runs_at_once} runs in progress, which is as many as you may have."
-            raise LimitExceeded("runs", detail, 1 + jitter())
+            raise LimitExceeded("runs", detail)
 
     def run_started(self, owner: str, run_id: str) -> None:
         """The run has a place, until `run_ended`."""

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from access.budgets import Budget
-from access.callers import ANONYMOUS
+from access.credentials import ANONYMOUS
 from access.forks import Forks
 from access.limits import MINUTE_S, Limits, Quota
 from access.places import Places

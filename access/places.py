@@ -4,26 +4,10 @@ They protect what only a process has, as its file descriptors and its connection
 by process: with P processes an owner may have P times as many. Nothing here is written or read anywhere.
 """
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chat import Refusal
-
-JITTER_S = 2  # spreads the retries of requests that were refused together
-
-
-class LimitExceeded(Refusal):
-    """The owner has used up a limit. `retry_after_s`: whole seconds, not less than the `t` of the RateLimit field."""
-
-    def __init__(self, limit: str, detail: str, retry_after_s: int) -> None:
-        super().__init__("rate_limited", detail, [("retry-after", str(retry_after_s))], limit=limit)
-        self.limit = limit
-        self.retry_after_s = retry_after_s
-
-
-def jitter() -> int:
-    return random.randint(0, JITTER_S)  # noqa: S311  # no secret
+from chat.refusals import LimitExceeded
 
 
 class Places:
@@ -48,7 +32,7 @@ class Places:
         before = self._taken.get(owner, 0)
         if self.at_once is not None and owner != self._everyone and before >= self.at_once:
             detail = f"You have {before} {self._what}, which is as many as you may have at once."
-            raise LimitExceeded(self.name, detail, 1 + jitter())
+            raise LimitExceeded(self.name, detail)
         self._taken[owner] = before + 1
         try:
             yield

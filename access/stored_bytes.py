@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from chat import Refusal
+from chat.refusals import Refusal
 from store import READ_STORED_BYTES, Row, StoreUnavailable
 
 FRESH_S = 5.0

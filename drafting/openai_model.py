@@ -20,7 +20,8 @@ from langchain_core.messages import BaseMessage
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from chat import OVERLOADED, Finished
+from chat import Finished
+from chat.refusals import OVERLOADED
 from drafting.deltas import TOO_LONG, Hear, ModelError, ProxyError
 from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder

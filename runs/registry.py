@@ -16,20 +16,17 @@ from typing import NoReturn, Protocol, Self
 from chat import (
     LEASE_S,
     ChatRequest,
-    InvalidRequest,
-    Overloaded,
-    Refusal,
     RunProgress,
     RunStarted,
     Start,
     StopCause,
     StoredRun,
     Supervise,
-    ThreadBusy,
     ThreadHead,
     Turn,
     unsupervised,
 )
+from chat.refusals import InvalidRequest, Overloaded, Refusal, ThreadBusy
 from runs.lingering import EndedRuns
 from runs.run import Run
 from runs.turn import RunAgent, Turns, TurnStore

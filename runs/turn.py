@@ -13,7 +13,6 @@ from functools import partial
 from typing import Protocol
 
 from chat import (
-    OVERLOADED,
     Conflict,
     Emit,
     End,
@@ -27,6 +26,7 @@ from chat import (
     Turn,
     Usage,
 )
+from chat.refusals import OVERLOADED
 from runs.run import Run
 from telemetry import tracing
 from telemetry.metrics import RunReport, Telemetry

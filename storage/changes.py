@@ -7,20 +7,9 @@ others would be refused. A change counts until it is committed, also where its c
 import asyncio
 from collections import Counter
 
-from chat import Refusal
+from chat.refusals import LimitExceeded
 
 CHANGES_AT_ONCE = 8  # an eighth of a batch of the writer (BATCH_UNITS)
-
-
-class TooManyChanges(Refusal):
-    """As many changes of the owner wait for their commit as may."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "rate_limited",
-            f"{CHANGES_AT_ONCE} of your renames and deletions wait for the database; send this again after them.",
-            limit="changes",
-        )
 
 
 class PendingChanges:
@@ -28,9 +17,10 @@ class PendingChanges:
         self._waiting: Counter[str] = Counter()
 
     def check(self, owner: str) -> None:
-        """Raises TooManyChanges. Call `add` with no await in between."""
+        """Raises LimitExceeded. Call `add` with no await in between."""
         if self._waiting[owner] >= CHANGES_AT_ONCE:
-            raise TooManyChanges
+            detail = f"{CHANGES_AT_ONCE} of your renames and deletions wait for the database; send this after them."
+            raise LimitExceeded("changes", detail)
 
     def add(self, owner: str, saved: asyncio.Future[None]) -> None:
         self._waiting[owner] += 1

@@ -3,7 +3,8 @@
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from chat import Refusal, RunFailure
+from chat import RunFailure
+from chat.refusals import Refusal
 
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 

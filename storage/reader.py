@@ -11,17 +11,8 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
-from chat import (
-    End,
-    Error,
-    Item,
-    LostRun,
-    Refusal,
-    StoredRun,
-    ThreadHead,
-    UnknownCheckpoint,
-    graph_thread_id,
-)
+from chat import End, Error, Item, LostRun, StoredRun, ThreadHead, graph_thread_id
+from chat.refusals import Refusal, UnknownCheckpoint
 from storage.batched_reads import BatchedReads
 from storage.commits import transaction
 from storage.faults import NotConfirmed, StatementTooSlow

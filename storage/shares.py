@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
-from chat import Overloaded, Refusal
+from chat.refusals import LimitExceeded, Overloaded, Refusal
 from storage.pool import READ_BUDGET_S
 
 READS = 4  # of POOL_CONNECTIONS; two are for forks, and two for reads without a share
@@ -18,12 +18,9 @@ SEARCHES = 3  # of READS, so that a slow search holds up no other read
 SEARCHES_OF_OWNER = 2
 
 
-class TooMany(Refusal):
-    """The owner has as many of these under way as it may have."""
-
-    def __init__(self, limit: str) -> None:
-        detail = f"You have too many {limit} under way; wait for their answers, and try again in a second."
-        super().__init__("rate_limited", detail, [("retry-after", "1")], limit=limit)
+def _too_many(limit: str) -> LimitExceeded:
+    detail = f"You have too many {limit} under way; wait for their answers, and try again in a second."
+    return LimitExceeded(limit, detail)
 
 
 class Shares:
@@ -35,9 +32,9 @@ class Shares:
 
     @asynccontextmanager
     async def read(self, owner: str) -> AsyncIterator[None]:
-        """Wait for a place, for READ_BUDGET_S at most. Raises TooMany, and Overloaded if all shares are full."""
+        """Wait for a place, for READ_BUDGET_S at most. Raises LimitExceeded, and Overloaded if all shares are full."""
         own = self._reads_of.setdefault(owner, asyncio.Semaphore(READS_OF_OWNER))
-        async with _place(own, lambda: TooMany("reads")), _place(self._reads, Overloaded):
+        async with _place(own, lambda: _too_many("reads")), _place(self._reads, Overloaded):
             yield
 
     @asynccontextmanager
@@ -45,7 +42,7 @@ class Shares:
         """As `read`, but the owner's own searches don't wait for each other."""
         own = self._searches_of.setdefault(owner, asyncio.Semaphore(SEARCHES_OF_OWNER))
         if own.locked():
-            raise TooMany("searches")
+            raise _too_many("searches")
         async with own, _place(self._searches, Overloaded), self.read(owner):
             yield
 

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import orjson
 
-from chat import Conflict, Overloaded, RunFailure, Supervise
+from chat import Conflict, RunFailure, Supervise
+from chat.refusals import Overloaded
 from storage.commits import Committer
 from storage.faults import BACKOFF_S, CONFLICTS, DATABASE_FAULTS, TOO_SLOW, Unconfirmed, is_refused_content
 from storage.sql import Statement, Write

@@ -27,10 +27,11 @@ from sse_client import chat
 from access import callers as room
 from access import stream_tokens
 from access.__main__ import _end_date
-from access.callers import ANONYMOUS, Access, Caller, Forbidden, Unauthorized
+from access.callers import Access
+from access.credentials import ANONYMOUS, Caller, Forbidden, Unauthorized
 from access.keys import ADD_KEY, READ_KEYS, REVOKE_KEY, command_to_add_a_key
 from asgi_app import ROUTES
-from settings import Settings
+from settings import SCOPES, Settings
 from store import Store, StoreUnavailable
 from web.routing import Who
 
@@ -169,7 +170,7 @@ def test_every_route_refuses_who_has_no_good_key_and_says_the_same_to_all(servic
 
 def test_every_route_takes_its_scope(service: Start, database_url: str) -> None:
     running = service()
-    keys = {scope: new_key(database_url, "a", [scope]) for scope in room.SCOPES}
+    keys = {scope: new_key(database_url, "a", [scope]) for scope in SCOPES}
     chat_and_read = new_key(database_url, "a", ["chat", "read"])
     for method, template, who in GUARDED:
         path = re.sub(r"\{\w+\}", NOWHERE, template)

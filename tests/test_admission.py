@@ -23,7 +23,8 @@ from sse_client import chat
 from test_access import until
 from test_runs import later, read, registry
 
-from chat import ChatRequest, Emit, Outcome, Overloaded, StopCause, Turn
+from chat import ChatRequest, Emit, Outcome, StopCause, Turn
+from chat.refusals import Overloaded
 from telemetry import resources
 from telemetry.resources import Descriptors, Memory, MemoryLimit, raise_descriptor_limit
 from web import admission as web_admission

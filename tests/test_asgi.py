@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chat import Refusal
+from chat.refusals import Refusal
 from web import asgi
 from web.asgi import Disconnected, Request, Response
 from web.outlet import UNSENT_BYTES

@@ -15,7 +15,7 @@ from openai_server import OpenAIServer
 from test_access import new_key
 
 from asgi_app import ROUTES
-from chat import Refusal
+from chat.refusals import Refusal
 from settings import Settings, SettingsError
 from web import boundary
 from web.asgi import Request

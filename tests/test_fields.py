@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chat import ChatRequest, FieldError, InvalidRequest
+from chat import ChatRequest
+from chat.refusals import FieldError, InvalidRequest
 from threads.histories import Place
 from web import fields as readers
 from web.fields import BadValue, EventsQuery, MessageTooLong, chat_request, cursor, cursor_of, events_query

@@ -23,7 +23,7 @@ from sse_client import chat
 from test_access import new_key, until
 from test_export import Start, download, draft, lengthen
 
-from chat import Refusal
+from chat.refusals import Refusal
 from documents import files, worker
 from telemetry.logs import Lines
 from web import file_workers

@@ -150,6 +150,22 @@ async def test_no_limit_is_set_in_the_session_of_a_pooler(admin: asyncpg.Connect
     assert LOCK_LIMIT_S < STATEMENT_LIMIT_S
 
 
+@pytest.mark.parametrize("first", ["SELECT 1 / 0 -- {} {} {}", "SELECT pg_sleep(60) -- {} {} {}"])
+async def test_a_connection_whose_first_statement_fails_is_closed(
+    database_url: str, admin: asyncpg.Connection, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.pool.SET_LIMITS", first)
+    async with open_pool(database_url) as pool:
+        with pytest.raises(StoreUnavailable):
+            await pool.fetch("SELECT 1")
+        await until(lambda: none_but(admin))
+
+
+async def none_but(admin: asyncpg.Connection) -> bool:
+    count: int = await admin.fetchval(BACKENDS)
+    return count == 0
+
+
 async def test_a_cancel_request_meets_no_later_statement(database_url: str, admin: asyncpg.Connection) -> None:
     """One connection after the other is given up, while others use the pool."""
     async with open_pool(database_url) as pool:

@@ -19,9 +19,9 @@ from openai_server import OpenAIServer, finish, status, text, wait
 from sse_client import Stream, chat
 
 from access.limits import DAY_S, MINUTE_S, SLOTS, Limits
-from access.places import JITTER_S, LimitExceeded
 from access.shared_limits import FORGET_EXPIRED, READ_OTHERS, READ_RUNNING, exchanging
 from chat import RunStarted
+from chat.refusals import JITTER_S, LimitExceeded
 from store import Store, open_store
 
 SLOT_S = MINUTE_S / SLOTS

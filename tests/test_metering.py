@@ -31,10 +31,11 @@ from access.budgets import Budget
 from access.forks import FAILED_BYTES_A_S, Forks
 from access.limits import HOUR_S, Quota
 from access.per_owner import STREAM_TOKENS_A_MINUTE
-from access.places import LimitExceeded, Places
+from access.places import Places
 from asgi_app import ROUTES
 from chat import RunStarted
-from storage.changes import CHANGES_AT_ONCE, TooManyChanges
+from chat.refusals import LimitExceeded
+from storage.changes import CHANGES_AT_ONCE
 from storage.reads import READ_THREAD_BYTES
 from store import open_store
 from web.routing import Route
@@ -444,7 +445,7 @@ async def test_the_changes_of_one_owner_leave_places_in_the_queue_for_the_turns_
         await asyncio.sleep(0)
         refused = [task for task in changes if task.done()]
         assert len(refused) == 50 - CHANGES_AT_ONCE
-        assert {type(task.exception()) for task in refused} == {TooManyChanges}
+        assert {type(task.exception()) for task in refused} == {LimitExceeded}
         other = asyncio.create_task(store.rename_thread("p", "t", "T"))
         turn = store.start_run(RunStarted("p", "a", "run a", 1, "Hi", "m", time.time()))
         proxy.frozen = False

@@ -25,11 +25,11 @@ from openai_server import status as http_error
 from sse_client import Stream, chat, request
 from test_access import NOWHERE, new_key, until
 
-from access.callers import Scope
 from asgi_app import ROUTER, ROUTES
-from chat import EndReason, InvalidRequest, RunStatus
+from chat import EndReason, RunStatus
+from chat.refusals import InvalidRequest
 from documents.markdown import Kind, Mark
-from settings import VERSION
+from settings import VERSION, Scope
 from web.fields import CHAT_FIELDS, FORK_FIELDS, MessageTooLong, chat_request
 from web.problems import PROBLEM_TYPES
 from web.routing import Route

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from conftest import product_files
 
-from access.callers import Forbidden, TwoCredentials, Unauthorized
-from access.places import LimitExceeded
-from chat import Conflict, InvalidRequest, Refusal, ThreadBusy
+from access.credentials import Forbidden, TwoCredentials, Unauthorized
+from chat import Conflict
+from chat.refusals import InvalidRequest, LimitExceeded, Refusal, ThreadBusy
 from store import StoreUnavailable
 from web.asgi import Response
 from web.problems import PROBLEM_TYPES, refusal_of, send_problem

@@ -27,11 +27,10 @@ from chat import (
     Start,
     StopCause,
     StoredRun,
-    ThreadBusy,
     ThreadHead,
     Turn,
-    UnknownCheckpoint,
 )
+from chat.refusals import ThreadBusy, UnknownCheckpoint
 from drafting.deltas import ModelError
 from runs.log import FRAMES_A_READ, MERGED_CHARS
 from runs.registry import Draining, Runs, TooManyRuns

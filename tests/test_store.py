@@ -16,7 +16,8 @@ from fault_proxy import FaultProxy
 
 import store as store_room
 from access import shared_limits
-from chat import LEASE_S, Conflict, Message, NotFound, RunEnded, RunProgress, RunStarted, RunStatus
+from chat import LEASE_S, Conflict, Message, RunEnded, RunProgress, RunStarted, RunStatus
+from chat.refusals import NotFound
 from storage import checkpoints, commits, reads, writer
 from storage import statements as sql_statements
 from storage.pool import POOL_CONNECTIONS

@@ -28,7 +28,7 @@ from test_access import (
     until,
 )
 
-from access.callers import Caller, Unauthorized
+from access.credentials import Caller, Unauthorized
 from access.stream_tokens import THE_END, StreamTokens, TokenStream
 from store import Store, StoreUnavailable
 

@@ -21,7 +21,8 @@ from test_journal import put_back, turn_of
 from test_service import history
 from test_store import ended, started, texts
 
-from chat import Conflict, Doc, Message, NotFound, Piece, RunProgress
+from chat import Conflict, Doc, Message, Piece, RunProgress
+from chat.refusals import NotFound
 from store import FOREVER, Store
 from threads.histories import Threads
 from threads.search import find_words, marked, pattern

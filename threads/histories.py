@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import orjson
 
-from chat import DOC_ID, Document, InvalidRequest, NotFound, UnknownCheckpoint, Usage, graph_thread_id
+from chat import DOC_ID, Document, Usage, graph_thread_id
+from chat.refusals import InvalidRequest, NotFound, UnknownCheckpoint
 from store import FOREVER, Row, Store, StoredItem, item_of
 from threads.search import marked, pattern
 from threads.statements import (

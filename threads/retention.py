@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, Protocol
 
-from chat import Conflict, ThreadBusy, graph_thread_id
-from store import FOREVER, QueueFull, Store, StoreUnavailable, TooManyChanges
+from chat import Conflict, graph_thread_id
+from chat.refusals import LimitExceeded, ThreadBusy
+from store import FOREVER, QueueFull, Store, StoreUnavailable
 from threads.statements import READ_OLD, WALK_THREADS
 
 log = logging.getLogger("draftstream.retention")
@@ -39,7 +40,7 @@ class Retention:
     async def delete(self, owner: str, thread_id: str, before: datetime = FOREVER) -> None:
         """Delete a thread, unless it was updated since `before`.
 
-        Raises ThreadBusy, QueueFull, TooManyChanges, and StoreUnavailable; after that it may still be deleted.
+        Raises ThreadBusy, QueueFull, LimitExceeded, and StoreUnavailable; after that it may still be deleted.
         """
         while True:
             # There is no await between this check and the place in the queue, so no run can begin here in between.
@@ -80,7 +81,7 @@ class Retention:
         while True:
             try:
                 await self._expire_once(datetime.fromtimestamp(self.store.now(), UTC) - ttl)
-            except (StoreUnavailable, QueueFull, TooManyChanges):
+            except (StoreUnavailable, QueueFull, LimitExceeded):
                 log.warning("old threads could not be deleted; the next try is in an hour")
             await asyncio.sleep(EXPIRY_S)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from chat import Overloaded
+from chat.refusals import Overloaded
 from telemetry.resources import Descriptors, Memory
 
 log = logging.getLogger("draftstream.admission")

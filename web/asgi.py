@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from chat import Refusal
+from chat.refusals import Refusal
 from web.outlet import STUCK_S, Outlet, transport_of
 
 T = TypeVar("T")

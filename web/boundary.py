@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-from chat import Refusal
+from chat.refusals import Refusal
 from runs.sse import EVENT_STREAM
 from web import cors
 from web.asgi import Request

@@ -2,7 +2,7 @@
 
 import uuid
 
-from chat import ThreadBusy
+from chat.refusals import ThreadBusy
 from web import fields
 from web.service import Call
 

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from access.callers import Unauthorized
-from chat import NotFound, StopCause, StreamMode
+from access.credentials import Unauthorized
+from chat import StopCause, StreamMode
+from chat.refusals import NotFound
 from runs.run import Cursor, Run
 from runs.sse import MEDIA_TYPE, EventId
 from web import fields

@@ -13,17 +13,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Literal, Self, TypeVar
 
-from chat import (
-    CHECKPOINT_ID,
-    RUN_ID,
-    THREAD_ID,
-    ChatRequest,
-    FieldError,
-    InvalidRequest,
-    OnDisconnect,
-    Refusal,
-    StreamMode,
-)
+from chat import CHECKPOINT_ID, RUN_ID, THREAD_ID, ChatRequest, OnDisconnect, StreamMode
+from chat.refusals import FieldError, InvalidRequest, Refusal
 from runs.sse import EventId
 from threads.histories import Place
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from chat import Refusal
+from chat.refusals import LimitExceeded, Refusal
 from documents import worker
 from documents.worker import Kind
 from web.asgi import Disconnected, Request, Response
@@ -168,7 +168,7 @@ class FileWorkers:
 
     @asynccontextmanager
     async def place(self, owner: str) -> AsyncIterator[None]:
-        """A place to make a file, which the owner may have to wait for. Raises Refusal (rate_limited, overloaded)."""
+        """A place to make a file, which the owner may have to wait for. Raises LimitExceeded, Overloaded."""
         try:
             async with self._places.take(owner):
                 yield
@@ -177,7 +177,7 @@ class FileWorkers:
                 detail = (
                     f"{WAITING_PER_OWNER} of your exports and redlines are waiting already; ask for this one later."
                 )
-                raise Refusal("rate_limited", detail, limit="exports") from None
+                raise LimitExceeded("exports", detail) from None
             raise _overloaded("Too many exports and redlines are waiting already; try again in a moment.") from None
 
     async def make(self, kind: Kind, *arguments: object) -> bytes:

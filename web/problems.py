@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 import orjson
 
-from chat import Overloaded, Refusal
+from chat.refusals import Overloaded, Refusal
 from runs.sse import MEDIA_TYPE, pause
 from web.asgi import Response
 

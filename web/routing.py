@@ -8,9 +8,11 @@ from functools import partial
 from typing import Literal
 from urllib.parse import unquote_to_bytes
 
-from access.callers import Caller, Scope
-from chat import DOC_ID, RUN_ID, THREAD_ID, Refusal, ThreadBusy
+from access.credentials import Caller
+from chat import DOC_ID, RUN_ID, THREAD_ID
+from chat.refusals import Refusal, ThreadBusy
 from runs.sse import EVENT_STREAM, EventId
+from settings import Scope
 from web import boundary, cors
 from web.admission import Load
 from web.asgi import Request, Response

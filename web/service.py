@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from access.callers import Access, Caller
+from access.callers import Access
+from access.credentials import Caller
 from access.per_owner import PerOwner
 from runs.registry import Runs
 from settings import Settings

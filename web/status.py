@@ -2,8 +2,8 @@
 
 import hmac
 
-from access.callers import challenge
-from chat import Refusal
+from access.credentials import challenge
+from chat.refusals import Refusal
 from settings import VERSION
 from web.asgi import JSON
 from web.problems import retry_after

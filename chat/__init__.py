@@ -1,4 +1,4 @@
-"""The vocabulary of a chat: the request and its refusals, each event, the states of a run.
+"""The vocabulary of a chat: the request, each event, the states of a run.
 
 Everything else speaks these words. Nothing here does I/O, reads a clock or knows SQL or LangGraph.
 """
@@ -19,78 +19,6 @@ CHECKPOINT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # LangGraph does not store names that begin with two underscores.
 STORED_LAST = "__stored_last"
 LEASE_S = 10.0  # a run whose process has not renewed its lease for this long is over, and its thread is free
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Refusals
-
-
-class Refusal(Exception):
-    """A request that is not carried out.
-
-    `code` tells programs the reason, and web/problems.py gives each code its status. `detail` tells people.
-    `members` go into the body of the answer, `headers` into its head.
-    """
-
-    def __init__(self, code: str, detail: str, headers: Sequence[tuple[str, str]] = (), **members: object) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-        self.headers = headers
-        self.members = members
-
-
-class FieldError(TypedDict):
-    """One thing wrong with a request; `pointer` is a JSON pointer (RFC 6901) into its body."""
-
-    pointer: str
-    detail: str
-
-
-class InvalidRequest(Refusal):
-    """`errors` names every field that can't be used."""
-
-    def __init__(self, errors: Sequence[FieldError]) -> None:
-        self.errors = list(errors)
-        super().__init__("invalid_request", "The request has fields that can't be used.", errors=self.errors)
-
-
-class UnknownCheckpoint(InvalidRequest):
-    def __init__(self) -> None:
-        super().__init__([{"pointer": "/checkpoint_id", "detail": "is not a checkpoint of this thread"}])
-
-
-class NotFound(Refusal):
-    """It does not exist, or another owner has it: a client can't tell the two apart."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__("not_found", f"There is no such {what}.")
-
-
-class ThreadBusy(Refusal):
-    """`run_id`: the run that is in progress on the thread; None for a caller who may not know it."""
-
-    def __init__(self, run_id: str | None, begun_by: str | None = None) -> None:
-        detail = "The thread has a run in progress; follow it, cancel it, or wait for its end."
-        if run_id is None:
-            detail = "The thread has a run in progress, which another key began; wait for its end."
-        super().__init__("thread_busy", detail, run_id=run_id)
-        self.run_id = run_id
-        self.begun_by = begun_by
-
-    def told_to(self, reads: str | None) -> "ThreadBusy":
-        """For a caller who may read the runs of this credential only, or all runs (None)."""
-        return self if reads in (None, self.begun_by) else ThreadBusy(None)
-
-
-OVERLOADED = "The service is at its limit and takes no more now; try again in a few seconds."
-
-
-class Overloaded(Refusal):
-    """The service has as much work as its settings allow."""
-
-    def __init__(self) -> None:
-        super().__init__("overloaded", OVERLOADED)
 
 
 # ---------------------------------------------------------------------------------------------------------------
