@@ -42,7 +42,7 @@ from drafting.reply import Reply
 from drafting.tools import TOOLS, Documents
 from drafting.watchdog import Watchdog
 
-MODEL_CALLS = 8  # the most of one turn; the last is not offered the tools, so that the turn closes with words
+MODEL_CALLS = 8  # the most of one turn; the last may not call a tool, so that the turn closes with words
 # After this many updates of a channel its whole value is stored again, which bounds the updates to replay. A turn
 # updates the messages four times. At 1000, 100 turns take 1.5 times their text; at 200 they take 2.7 times, and load
 # as fast. See bench/stored_bytes.py.
@@ -82,8 +82,14 @@ class ChatModel(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
-        """Call `hear` with the reply's deltas as they come; returns how the reply ended. Raises ModelError."""
+    async def reply(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
+    ) -> Finished:
+        """Call `hear` with the reply's deltas as they come; returns how the reply ended. Raises ModelError.
+
+        The tools go with each request, also with one that may not call them. They stand at its head, so a prefix cache
+        would miss without them, and some servers refuse a history that has calls if the request has no tools.
+        """
 
 
 def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
@@ -224,12 +230,14 @@ class Agent:
             reply.feed(deltas)
             watchdog.beat()
 
-        tools = TOOLS if progress.model_calls < MODEL_CALLS else ()
+        may_call = progress.model_calls < MODEL_CALLS
         try:
             async with Watchdog(first_s=self._first_token_timeout_s, idle_s=self._idle_timeout_s) as watchdog:
                 progress.stopping.add_done_callback(watchdog.stop)
                 try:
-                    finished = await asyncio.create_task(self._model.reply(messages, tools, hear), name="model")
+                    finished = await asyncio.create_task(
+                        self._model.reply(messages, TOOLS, hear, may_call=may_call), name="model"
+                    )
                 finally:
                     progress.stopping.remove_done_callback(watchdog.stop)
         except TimeoutError as silence:

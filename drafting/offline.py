@@ -243,12 +243,14 @@ class OfflineModel:
     def __init__(self, pause_s: float = PAUSE_S) -> None:
         self._pause_s = pause_s
 
-    async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
+    async def reply(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
+    ) -> Finished:
         reply = plan(messages)
         for piece in re.findall(r"\s*\S+|\s+$", reply.text):
             hear([piece])
             await asyncio.sleep(self._pause_s)
-        calls = bool(reply.tool and tools)
+        calls = bool(reply.tool and tools and may_call)
         said = len(reply.text)
         if calls:
             arguments = json.dumps(reply.arguments, ensure_ascii=False)

@@ -113,12 +113,15 @@ class OpenAIModel:
         if asked is not None and asked > RETRY_AFTER_S:
             response.headers["x-should-retry"] = "false"
 
-    async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
+    async def reply(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
+    ) -> Finished:
         """Call `hear` with the deltas of each arrival; returns how the reply ended. Raises ModelError."""
         with ModelCall(self.name, self._base_url) as call:
             try:
                 with call.current():
-                    body = Body(await self._post(messages, tools, call.headers))
+                    parameters = _tool_parameters(tools, may_call=may_call)
+                    body = Body(await self._post(messages, parameters, call.headers))
                 async with aclosing(body):
                     self._note_path(body)
                     decoder = ReplyDecoder()
@@ -157,13 +160,12 @@ class OpenAIModel:
                 log.warning("model replies are iterated (path: iterator, the slow one): %s", body.not_tapped)
 
     async def _post(
-        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], headers: Mapping[str, str]
+        self, messages: Sequence[BaseMessage], parameters: Mapping[str, Any], headers: Mapping[str, str]
     ) -> httpx2.Response:
         """The client's own request, with its retries and errors. The body is not read yet.
 
         `chat.completions.create` would spend a third of its time on validating every field.
         """
-        parameters: dict[str, Any] = {"tools": list(tools)} if tools else {}
         # Private, but every call of ChatOpenAI goes through it, and the version is pinned.
         payload = self._chat._get_request_payload(  # noqa: SLF001
             list(messages), stream=True, stream_options={"include_usage": True}, **parameters
@@ -178,6 +180,13 @@ class OpenAIModel:
             stream_cls=openai.AsyncStream[Any],
         )
         return cast("httpx2.Response", response)
+
+
+def _tool_parameters(tools: Sequence[Mapping[str, Any]], *, may_call: bool) -> dict[str, Any]:
+    """OpenAI refuses an empty list of tools, and a choice without tools."""
+    if not tools:
+        return {}
+    return {"tools": list(tools)} if may_call else {"tools": list(tools), "tool_choice": "none"}
 
 
 def _split_query(base_url: str) -> tuple[str, dict[str, str] | None]:

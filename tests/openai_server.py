@@ -352,6 +352,8 @@ class OpenAIServer:
         if body.get("stream_options") is not None and not body.get("stream"):
             raise Refusal("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
         check_tools(body.get("tools"))
+        if "tool_choice" in body and "tools" not in body:
+            raise Refusal("Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified.")
         check_messages(body.get("messages"))
         return body
 

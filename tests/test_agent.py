@@ -26,7 +26,9 @@ class Scripted:
         self.replies = list(replies)
         self.sent: list[list[BaseMessage]] = []
 
-    async def reply(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear) -> Finished:
+    async def reply(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
+    ) -> Finished:
         self.sent.append(list(messages))
         for delta in self.replies.pop(0):
             await asyncio.sleep(0)
@@ -68,11 +70,16 @@ async def test_what_arrives_right_behind_a_stop_does_not_put_it_off(checkpointer
 
     class Talkative(Scripted):
         async def reply(
-            self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear
+            self,
+            messages: Sequence[BaseMessage],
+            tools: Sequence[Mapping[str, Any]],
+            hear: Hear,
+            *,
+            may_call: bool = True,
         ) -> Finished:
             stopping.add_done_callback(lambda _: hear(["too late"]))  # behind the agent's own, in the same pass
             stopping.set_result(StopCause.USER)
-            return await super().reply(messages, tools, hear)
+            return await super().reply(messages, tools, hear, may_call=may_call)
 
     agent = Agent(
         Talkative([None]), checkpointer, remember=checkpointer.remember, first_token_timeout_s=60, idle_timeout_s=60
@@ -100,7 +107,12 @@ async def test_a_model_that_falls_silent_is_given_up(checkpointer: Checkpointer)
 async def test_a_model_that_goes_on_may_take_longer_than_its_first_token(checkpointer: Checkpointer) -> None:
     class Steady(Scripted):
         async def reply(
-            self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear
+            self,
+            messages: Sequence[BaseMessage],
+            tools: Sequence[Mapping[str, Any]],
+            hear: Hear,
+            *,
+            may_call: bool = True,
         ) -> Finished:
             loop = asyncio.get_running_loop()
             twice = loop.time() + 2 * limit_s
@@ -127,10 +139,15 @@ async def test_a_model_that_does_not_begin_is_given_up(checkpointer: Checkpointe
 async def test_after_a_chunk_of_reasoning_the_idle_limit_counts(checkpointer: Checkpointer) -> None:
     class Reasoning(Scripted):
         async def reply(
-            self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear
+            self,
+            messages: Sequence[BaseMessage],
+            tools: Sequence[Mapping[str, Any]],
+            hear: Hear,
+            *,
+            may_call: bool = True,
         ) -> Finished:
             hear([])
-            return await super().reply(messages, tools, hear)
+            return await super().reply(messages, tools, hear, may_call=may_call)
 
     agent = Agent(
         Reasoning([None]), checkpointer, remember=checkpointer.remember, first_token_timeout_s=600, idle_timeout_s=0.3

@@ -428,6 +428,7 @@ async def test_the_test_server_refuses_what_openai_refuses(openai: OpenAIServer)
         {"messages": [{"role": "user", "content": None}]},
         {"messages": [user], "unknown": 1},
         {"messages": [user], "tools": []},
+        {"messages": [user], "tool_choice": "none"},
         {"messages": [user], "stream_options": {"include_usage": True}},
     ]
     async with openai_package.AsyncOpenAI(api_key=openai.key, base_url=openai.base_url, max_retries=0) as client:

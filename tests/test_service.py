@@ -186,7 +186,10 @@ def test_a_model_that_never_stops_calling_tools_is_bounded(service: Start, opena
     running = service(openai=openai)
     assert chat(running.url, "Go", thread_id="t").last["reason"] == "length"
     assert 2 < len(openai.requests) <= 10
-    assert "tools" not in openai.requests[-1].body
+    first, *_, last = (request.body for request in openai.requests)
+    assert "tool_choice" not in first
+    assert (last["tools"], last["tool_choice"]) == (first["tools"], "none")
+    assert last["messages"][: len(first["messages"])] == first["messages"]
     openai.default = (text("Fine."), finish())
     assert chat(running.url, "On", thread_id="t").text == "Fine."
     assert openai.refusals == []
