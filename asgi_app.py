@@ -70,6 +70,7 @@ from web.server import (
 from web.service import Service
 from web.status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
 from web.threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
+from web.upgrades import ignoring_upgrades
 
 log = logging.getLogger("draftstream")
 
@@ -317,6 +318,7 @@ async def lifespan(scope: ConnectionScope, receive: Receive, send: Send) -> None
     except Exception as error:  # noqa: BLE001  # of an app without a lifespan uvicorn would go on to serve requests
         await send({"type": "lifespan.startup.failed", "message": cannot_start(error)})
         return
+    ignoring_upgrades(server)
     keep_collections_short()
     await send({"type": "lifespan.startup.complete"})
     await receive()

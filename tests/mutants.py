@@ -1355,6 +1355,13 @@ MUTANTS = (
         "        cached = 0",
         "test_admission.py:control_groups",
     ),
+    Mutant(
+        "the body of a request that offers another protocol",
+        "web/upgrades.py",
+        "server.config.http_protocol_class = Http11Protocol",
+        "pass",
+        "test_upgrades.py",
+    ),
 )
 
 

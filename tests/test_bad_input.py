@@ -115,7 +115,7 @@ MATRIX: list[tuple[bytes, int, str]] = [
     (post(BODY, CLOSE + b"Content-Type: application/json\r\n"), 415, "not_json"),
     (post_as(CLOSE + b"Transfer-Encoding: gzip, chunked\r\n", IN_CHUNKS), 415, "not_json"),
     (get(b"/nope", CLOSE + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"), 404, "not_found"),
-    (post(BODY, b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n"), 400, "invalid_json"),  # its body is dropped
+    (get(b"/chat?message=Hi", CLOSE + b"Upgrade: websocket\r\nSec-WebSocket-Key: x\r\n"), 400, "no_websockets"),
     # The body
     (post(b"null"), 422, "invalid_request"),
     (post(b"{}"), 422, "invalid_request"),

@@ -39,6 +39,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "connection_closed": ProblemType(400),
     "invalid_json": ProblemType(400),
     "malformed_host": ProblemType(400),
+    "no_websockets": ProblemType(400),
     "two_credentials": ProblemType(400, ["www-authenticate"], shown_as="invalid_request"),  # as RFC 6750 calls it
     "unauthorized": ProblemType(401, ["www-authenticate"]),
     "bad_host": ProblemType(403),

@@ -18,6 +18,7 @@ from web.admission import Load
 from web.asgi import Request, Response
 from web.problems import is_over_soon, send_pause, shown_code
 from web.service import Call, Service
+from web.upgrades import check_no_websocket
 
 Handler = Callable[[Call], Awaitable[None]]
 Who = Scope | Literal["anyone", "any caller"]
@@ -92,6 +93,7 @@ class Router:
         origins, is_open = service.settings.cors_allow_origins, service.access.is_open
         if is_open:
             boundary.check_host(request, service.settings.allowed_hosts)
+        check_no_websocket(request)
         if request.method not in boundary.SAFE_METHODS:
             boundary.check_sender(request, origins)
         found = self.find(request.path)
