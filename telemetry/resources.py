@@ -16,7 +16,7 @@ from pathlib import Path
 
 PAGE = resource.getpagesize()
 MOST_DESCRIPTORS = 2**20  # more is never needed, and some libraries loop over all numbers below the limit
-OWN_DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+OWN_DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 LISTING_S = 0.01  # the age of a listing of the descriptors, where the system does not count them itself
 MEASURE_S = 0.005  # the age of a reading of the memory
 RELIEF_S = 1.0  # the pause between two attempts to give memory back
@@ -51,11 +51,11 @@ class Descriptors:
     def used(self) -> int:
         """Linux 6.2 and later counts them; elsewhere a listing is kept for LISTING_S."""
         with suppress(OSError):
-            if sys.platform == "linux" and (count := OWN_DESCRIPTORS.stat().st_size):
+            if sys.platform == "linux" and (count := os.stat(OWN_DESCRIPTORS).st_size):  # noqa: PTH116  # a Path takes three times as long
                 return count
         if time.monotonic() - self._listed_at > LISTING_S:
             try:
-                self._listed = sum(1 for _ in OWN_DESCRIPTORS.iterdir())
+                self._listed = sum(1 for _ in Path(OWN_DESCRIPTORS).iterdir())
             except OSError:  # not one is left for the listing itself
                 self._listed = self.limit
             self._listed_at = time.monotonic()
