@@ -214,6 +214,8 @@ class Agent:
             return {}
         if progress.finish is None:
             message.response_metadata["interrupted"] = True
+        if opaque := reply.opaque():
+            message.additional_kwargs["opaque"] = opaque
         update = {"messages": [message]}
         return Command(update=update, goto="tools") if reply.calls else update
 

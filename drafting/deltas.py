@@ -1,7 +1,8 @@
 """The deltas of a model's reply, as they come from any model, and the failure of one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from chat import RunFailure
 
@@ -16,7 +17,18 @@ class ToolCallDelta:
     arguments: str
 
 
-ModelDelta = str | ToolCallDelta
+@dataclass(slots=True)
+class Opaque:
+    """Fields that the reader never sees, and that the provider wants back with the next request.
+
+    `call`: the index of the tool call that they belong to, None for those of the reply.
+    """
+
+    call: int | None
+    fields: Mapping[str, Any]
+
+
+ModelDelta = str | ToolCallDelta | Opaque
 """A string is the next characters of the reply; it is never empty."""
 
 Hear = Callable[[Sequence[ModelDelta]], None]

@@ -6,6 +6,7 @@ tool calls with their answers, the new versions of documents) goes into the grap
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ import orjson
 
 from chat import Doc, Document, Emit, Message, Piece
 from drafting.arguments import ArgumentsDecoder, BrokenArguments
-from drafting.deltas import ModelDelta, ToolCallDelta
+from drafting.deltas import ModelDelta, Opaque, ToolCallDelta
+from drafting.opaque import OpaqueFields
 from drafting.text import storable
 from drafting.tools import EDIT, WRITE, Documents, ToolError, parse_edits
 
@@ -30,6 +32,7 @@ class ToolCall:
     name: str
     arguments: dict[str, Any]
     answer: str
+    index: int
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +77,9 @@ class Reply:
         self._texts: list[str] = []
         self._pieces: list[Piece] = []  # of the deltas that are being fed
         self._by_index: dict[int, _Call] = {}
+        self._opaque: defaultdict[int | None, OpaqueFields] = defaultdict(
+            OpaqueFields
+        )  # by the call, None: the reply's
 
     @property
     def begun(self) -> bool:
@@ -85,6 +91,9 @@ class Reply:
         for delta in deltas:
             if isinstance(delta, ToolCallDelta):
                 self._feed_call(delta)
+                continue
+            if isinstance(delta, Opaque):
+                self._opaque[delta.call].add(delta.fields)
                 continue
             self._texts.append(delta)
             part = self._parts[-1] if self._parts else None
@@ -128,6 +137,18 @@ class Reply:
             self._parts.pop(0)
         self._emit_pieces()
         self.text = "".join(self._texts)
+
+    def opaque(self) -> dict[str, Any]:
+        """For the state: `reply` has the opaque fields of the reply, `calls` a list with those of each call.
+
+        Empty if there are none, as with most providers.
+        """
+        if not self._opaque:
+            return {}
+        return {"reply": self._fields(None), "calls": [self._fields(call.index) for call in self.calls]}
+
+    def _fields(self, call: int | None) -> dict[str, Any]:
+        return _storable_fields(self._opaque[call].whole()) if call in self._opaque else {}
 
     def _advance(self) -> None:
         while self._parts:
@@ -197,7 +218,7 @@ class Reply:
             answer = {"error": str(error)}
         name = call.name if TOOL_NAME.fullmatch(call.name) else "unknown"
         call_id = call.call_id or f"call_{len(self.calls)}"
-        self.calls.append(ToolCall(call_id, name, _kept_arguments(call), orjson.dumps(answer).decode()))
+        self.calls.append(ToolCall(call_id, name, _kept_arguments(call), orjson.dumps(answer).decode(), call.index))
 
     def _execute(self, call: _Call, *, finished: bool) -> Document:
         whole = call.decoder.complete and not call.broken
@@ -233,9 +254,16 @@ def _kept_arguments(call: _Call) -> dict[str, Any]:
     if call.doc is not None:
         return {"title": call.doc[2], "content": "".join(call.content)}
     try:
-        arguments = json.loads("".join(call.arguments), strict=False)
-        kept = json.loads(storable(json.dumps(arguments, ensure_ascii=False)))
-        orjson.dumps([[[[kept]]]])  # raises for values that the state can't hold: beyond 64 bits, or 250 levels deep
+        return _storable_fields(json.loads("".join(call.arguments), strict=False))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _storable_fields(fields: object) -> dict[str, Any]:
+    """The fields as the state can hold them; none where it can't: beyond 64 bits, or 250 levels deep."""
+    try:
+        kept = json.loads(storable(json.dumps(fields, ensure_ascii=False)))
+        orjson.dumps([[[[kept]]]])  # raises for the values that it can't hold
     except (ValueError, TypeError, RecursionError):
         return {}
     return kept if isinstance(kept, dict) else {}

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from chat import Finished, FinishReason, Usage
-from drafting.deltas import TOO_LONG, ModelDelta, ModelError, ToolCallDelta
+from drafting.deltas import TOO_LONG, ModelDelta, ModelError, Opaque, ToolCallDelta
 from drafting.text import storable
 
 DATA = b"data:"
@@ -21,6 +21,9 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "function_call": "tool_calls",
 }
 MOST_TOKENS = 2**40  # of one call: beyond any real figure, and the sum of a turn's calls still fits JSON and SQL
+PLAIN_FIELDS = frozenset({"role", "content", "refusal"})
+DELTA_FIELDS = PLAIN_FIELDS | {"tool_calls", "function_call", "audio"}
+CALL_FIELDS = frozenset({"index", "id", "type", "function"})
 TOGETHER_CHARS = 1000  # a delta of this length is not joined with the next one, which bounds the size of a piece
 
 
@@ -84,8 +87,16 @@ class ReplyDecoder:
                 deltas[-1] += text
             else:
                 deltas.append(text)
-        if calls := delta.get("tool_calls"):
-            deltas += map(self._call, calls)
+        if not delta.keys() <= PLAIN_FIELDS:
+            self._decode_more(delta, deltas)
+
+    def _decode_more(self, delta: dict[str, Any], deltas: list[ModelDelta]) -> None:
+        """The fields of a delta that most tokens don't have."""
+        _add_opaque(deltas, None, delta, DELTA_FIELDS)
+        for call in delta.get("tool_calls") or ():
+            begun = self._call(call)
+            deltas.append(begun)
+            _add_opaque(deltas, begun.index, call, CALL_FIELDS)
 
     def _decode_unusual(self, event: bytes) -> Any:  # noqa: ANN401  # JSON, of whatever shape
         """[DONE] as an empty chunk; else JSON with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
@@ -131,6 +142,11 @@ class ReplyDecoder:
             self._halves[call] = text[-1]
             text = text[:-1]
         return storable(text)
+
+
+def _add_opaque(deltas: list[ModelDelta], call: int | None, given: Mapping[str, Any], known: frozenset[str]) -> None:
+    if fields := {name: value for name, value in given.items() if name not in known and value}:
+        deltas.append(Opaque(call, fields))
 
 
 def _figures(usage: object) -> Usage | None:

@@ -32,7 +32,7 @@ from openai_server import (
 
 from chat import Finished
 from drafting import openai_model as model
-from drafting.deltas import ModelDelta, ModelError, ToolCallDelta
+from drafting.deltas import ModelDelta, ModelError, Opaque, ToolCallDelta
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from drafting.wire import ReplyDecoder
@@ -62,7 +62,7 @@ async def ask(
             if isinstance(delta, ToolCallDelta):
                 call_id, name, arguments = calls.get(delta.index, ("", "", ""))
                 calls[delta.index] = (call_id or delta.call_id, name or delta.name, arguments + delta.arguments)
-            else:
+            elif isinstance(delta, str):
                 assert delta
                 said += delta
 
@@ -352,7 +352,7 @@ async def test_a_model_that_reasons_gives_a_sign_of_life(openai: OpenAIServer) -
 
     await reasoning.reply([HumanMessage("Hi")], (), hear)
     await reasoning.aclose()
-    assert heard[0] == []
+    assert heard[0] == [Opaque(None, {"reasoning_content": "hm"})]
     assert heard[1][0] == "OK"
 
 
