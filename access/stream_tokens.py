@@ -47,9 +47,9 @@ WHERE hash = $1 AND redeemed_at IS NULL AND expires_at > now() AND {KEY_IS_GOOD}
 RETURNING {CALLER}"""  # noqa: S608  # our own text
 
 FIND_TOKEN = f"""SELECT {CALLER}, streams, position FROM stream_tokens t
-WHERE hash = $1 AND run_id = $2 AND NOT finished AND expires_at > now() AND {KEY_IS_GOOD}"""  # noqa: S608  # our own text
+WHERE hash = $1 AND run_id = $2 AND expires_at > now() AND {KEY_IS_GOOD}"""  # noqa: S608  # our own text
 
-# A stream of the run $2, the first one or another one.
+# A stream of the run $2, the first one or another one; none after the run was read to its end.
 OPEN_TOKEN = """UPDATE stream_tokens SET run_id = $2, streams = streams + 1, position = NULL
 WHERE hash = $1 AND coalesce(run_id, $2) = $2 AND NOT finished RETURNING streams"""  # noqa: S105  # a statement
 
@@ -115,7 +115,7 @@ class StreamTokens:
         if not rows or not self._may_resume(token_hash, rows[0], _place(seen)):
             raise Unauthorized
         opened = await self._fetch(OPEN_TOKEN, token_hash, seen_run)
-        if not opened:  # the run was read to its end meanwhile
+        if not opened:  # the run was read to its end
             raise Unauthorized
         number = opened[0]["streams"]
         if seen is None:  # the client says so itself

@@ -602,8 +602,8 @@ MUTANTS = (
     Mutant(
         "the end of a stream token: its run was read to its end",
         "access/stream_tokens.py",
-        "AND NOT finished AND expires_at > now()",
-        "AND expires_at > now()",
+        "coalesce(run_id, $2) = $2 AND NOT finished RETURNING",
+        "coalesce(run_id, $2) = $2 RETURNING",
         "test_stream_tokens.py:position_last_sent",
     ),
     Mutant(
