@@ -39,6 +39,7 @@ from chat import (
 from drafting.context import mended, remembered
 from drafting.deltas import Hear, ModelDelta, ModelError
 from drafting.reply import Reply
+from drafting.reported import log_reported
 from drafting.tools import TOOLS, Documents
 from drafting.watchdog import Watchdog
 
@@ -206,6 +207,8 @@ class Agent:
         progress.unfinished |= reply.unfinished
         calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
         message = AIMessage(reply.text, tool_calls=calls)
+        if isinstance(progress.error, ModelError):
+            log_reported(progress.error, [*asked, message])
         is_empty = not reply.text and not calls
         was_refused = is_empty and progress.error is not None  # by the provider, which counts no tokens for it then
         if progress.usage is usage_before and not was_refused:

@@ -36,8 +36,22 @@ Hear = Callable[[Sequence[ModelDelta]], None]
 a chunk of reasoning."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """An error as the provider told it, for the log alone: it may quote the conversation, or have an account's name."""
+
+    status: int | None
+    codes: Sequence[str]
+    message: str
+    content_type: str | None = None  # where it is not that of a stream
+
+
 class ModelError(RunFailure):
-    """The model did not answer, or its reply broke off."""
+    """The model did not answer, or its reply broke off. `reported` is None if the provider has said nothing."""
+
+    def __init__(self, code: str, content: str, *, retryable: bool, reported: Reported | None = None) -> None:
+        super().__init__(code, content, retryable=retryable)
+        self.reported = reported
 
 
 class ProxyError(Exception):

@@ -7,8 +7,10 @@
 import asyncio
 import errno
 import logging
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
 
@@ -22,10 +24,11 @@ from pydantic import SecretStr
 
 from chat import Finished
 from chat.refusals import OVERLOADED
-from drafting.deltas import TOO_LONG, Hear, ModelError, ProxyError
+from drafting.deltas import Hear, ModelError, ProxyError, Reported
+from drafting.provider_errors import provider_error
 from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder
-from telemetry.logs import NO_ORIGIN, origin_of
+from telemetry.logs import NO_ORIGIN, kind, origin_of
 from telemetry.tracing import ModelCall
 
 log = logging.getLogger("draftstream.model")
@@ -133,7 +136,10 @@ class OpenAIModel:
 
                     with self._connection():
                         await body.feed(take)
-                    finished = decoder.finished()
+                    try:
+                        finished = decoder.finished()
+                    except ModelError as error:
+                        raise _with_type(error, body.content_type) from error.__cause__
                     call.finished(finished)
                     # The rest of the body has usually arrived. Unless it is read, the connection can't be used again.
                     with suppress(TimeoutError, httpx2.HTTPError, aiohttp.ClientError):
@@ -194,6 +200,8 @@ def _split_query(base_url: str) -> tuple[str, dict[str, str] | None]:
     return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query)) or None
 
 
+LONGEST_CHAIN = 8  # of causes
+LONGEST_RETRY_AFTER_S = 30 * 86_400
 OWN_FAULTS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -206,46 +214,50 @@ def _own_fault(error: BaseException | None) -> ModelError | None:
     return None
 
 
-STATUS_ERRORS: Sequence[tuple[type[openai.APIError], str, str, bool]] = (
-    (
-        openai.AuthenticationError,
-        "model_auth",
-        "The model's provider refused our key; the operator must set another.",
-        False,
-    ),
-    (
-        openai.PermissionDeniedError,
-        "model_auth",
-        "The model's provider refused our key; the operator must set another.",
-        False,
-    ),
-    (
-        openai.NotFoundError,
-        "model_not_found",
-        "The model's provider does not have this model; the operator must set another.",
-        False,
-    ),
-    (openai.RateLimitError, "model_rate_limited", "The model is busy; please try again in a moment.", True),
-    (openai.BadRequestError, "model_rejected", "The model's provider rejected the request.", False),
-    (openai.UnprocessableEntityError, "model_rejected", "The model's provider rejected the request.", False),
-    (openai.APIConnectionError, "model_unreachable", "The model can't be reached; please try again in a moment.", True),
-)
+UNREACHABLE = "The model can't be reached; please try again in a moment."
+NOT_TRUSTED = "The certificate of the model's address is not valid; the operator must see to it."
 
 
 def _model_error(error: openai.APIError) -> ModelError:
-    """In our own words, as the provider's text may hold a key, an account or a prompt."""
-    if error.code == "context_length_exceeded":
-        return ModelError("model_context", TOO_LONG, retryable=False)
-    if error.code == "insufficient_quota":
-        return ModelError(
-            "model_quota", "The quota at the model's provider is used up; the operator can raise it.", retryable=False
-        )
-    if isinstance(error, openai.APIStatusError) and httpx2.codes.is_redirect(error.status_code):
+    if not isinstance(error, openai.APIStatusError):
+        return _unreachable(error) if isinstance(error, openai.APIConnectionError) else provider_error(error.body)
+    if httpx2.codes.is_redirect(error.status_code):
         return _redirected(error)
-    for kind, code, content, retryable in STATUS_ERRORS:
-        if isinstance(error, kind):
-            return ModelError(code, content, retryable=retryable)
-    return ModelError("model_unavailable", "The model's provider has a fault; please try again.", retryable=True)
+    try:
+        body: object = error.response.content
+    except httpx2.StreamError:  # the body broke off
+        body = error.body
+    return provider_error(body, error.status_code, retry_after_s=_retry_after_s(error.response))
+
+
+def _unreachable(error: openai.APIConnectionError) -> ModelError:
+    """No answer: the log gets the kinds of the errors that led to it."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and len(causes) < LONGEST_CHAIN:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    reported = Reported(None, [kind(each).replace(" ", "_") for each in causes[1:]], "")
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in causes):
+        return ModelError("model_unreachable", NOT_TRUSTED, retryable=False, reported=reported)
+    return ModelError("model_unreachable", UNREACHABLE, retryable=True, reported=reported)
+
+
+def _retry_after_s(response: httpx2.Response) -> float | None:
+    """None for a date, which few providers send."""
+    try:
+        seconds = float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < LONGEST_RETRY_AFTER_S else None
+
+
+def _with_type(error: ModelError, content_type: str) -> ModelError:
+    """The error of a body that began with status 200. Where it is no stream, its type is most of the cause."""
+    if not content_type.startswith("text/event-stream"):
+        reported = error.reported or Reported(200, (), "")
+        error.reported = replace(reported, content_type=content_type.partition(";")[0])
+    return error
 
 
 def _redirected(error: openai.APIStatusError) -> ModelError:

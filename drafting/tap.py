@@ -37,6 +37,7 @@ class Body:
 
     def __init__(self, response: httpx2.Response) -> None:
         self._inner = _aiohttp_response(response)
+        self.content_type: str = response.headers.get("content-type", "")
         self.not_tapped: str | None = None  # the reason, where the path is not the fast one
         if "content-encoding" in response.headers:
             self.not_tapped = f"the body is compressed ({response.headers.get('content-encoding')})"

@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from chat import Finished, FinishReason, Usage
-from drafting.deltas import TOO_LONG, ModelDelta, ModelError, Opaque, ToolCallDelta
+from drafting.deltas import ModelDelta, ModelError, Opaque, ToolCallDelta
+from drafting.provider_errors import provider_error
 from drafting.text import storable
 
 DATA = b"data:"
@@ -69,7 +70,7 @@ class ReplyDecoder:
         except orjson.JSONDecodeError:
             chunk = self._decode_unusual(event)
         if error := chunk.get("error"):
-            raise _error_in_stream(error)
+            raise provider_error(error)
         if usage := chunk.get("usage"):
             self._usage = _figures(usage)
         choices = chunk.get("choices")
@@ -157,14 +158,3 @@ def _figures(usage: object) -> Usage | None:
     if not all(isinstance(tokens, int) and 0 <= tokens < MOST_TOKENS for tokens in (read, written)):
         return None
     return {"input_tokens": read, "output_tokens": written}
-
-
-def _error_in_stream(error: object) -> ModelError:
-    code = str(error.get("code") or error.get("type")) if isinstance(error, dict) else ""
-    if "context_length" in code:
-        return ModelError("model_context", TOO_LONG, retryable=False)
-    if "rate_limit" in code:
-        return ModelError("model_rate_limited", "The model is busy; please try again in a moment.", retryable=True)
-    return ModelError(
-        "model_unavailable", "The model's provider broke the reply off; you can send the message again.", retryable=True
-    )

@@ -5,6 +5,7 @@ This is enforced where lines are formatted, so call sites can't get it wrong:
 - The text of a line is a template in the code. The linter refuses one that is put together.
 - Of its arguments only numbers, paths and single words of visible ASCII are shown: ids, codes, names, addresses.
   Anything else is shown by its length or its type. A URL is shown without its query, an address without its password.
+- The one exception is a provider's error, from which `Cleared` leaves out what was said.
 - Of an exception only its type, its code and the lines of code on its way are shown. Its text often has content:
   PostgreSQL's names the row, a provider's the request.
 - Records of packages without known fixed templates show their origin only.
@@ -33,6 +34,8 @@ from typing import Literal, TextIO
 from urllib.parse import quote, quote_plus, urlsplit
 
 import orjson
+
+from telemetry.cleared import Cleared
 
 Style = Literal["text", "json"]
 
@@ -110,7 +113,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _shown(argument: object) -> object:
-    if argument is None or isinstance(argument, int | float):
+    if argument is None or isinstance(argument, int | float | Cleared):
         return argument
     if isinstance(argument, BaseException):
         return kind(argument)

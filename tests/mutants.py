@@ -1076,6 +1076,20 @@ MUTANTS = (
         "test_logs.py:short_secret",
     ),
     Mutant(
+        "a passage of the conversation in a provider's error stays out of the log",
+        "telemetry/cleared.py",
+        "if len(run) == LONGEST_RUN and run in conversation:",
+        "if run == conversation:",
+        "test_provider_errors.py:passage or arguments",
+    ),
+    Mutant(
+        "a quotation in a provider's error stays out of the log",
+        "telemetry/cleared.py",
+        "return found[0] if kept else GAP",
+        "return found[0]",
+        "test_provider_errors.py:quoted",
+    ),
+    Mutant(
         "descriptors: no run beyond those that are left",
         "web/admission.py",
         "            raise OutOfResources\n        self._promise",
