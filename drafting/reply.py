@@ -7,7 +7,7 @@ tool calls with their answers, the new versions of documents) goes into the grap
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,9 @@ from drafting.arguments import ArgumentsDecoder, BrokenArguments
 from drafting.deltas import ModelDelta, Opaque, ToolCallDelta
 from drafting.opaque import OpaqueFields
 from drafting.text import storable
-from drafting.tools import EDIT, WRITE, Documents, ToolError, parse_edits
+from drafting.tools import EDIT, WRITE, ToolError, edit_call
+from drafting.versions import UNCHANGED, Documents, as_title, how_to_go_on
 
-DOCUMENT_TITLE_CHARS = 200
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # OpenAI refuses other names of functions
 
 
@@ -57,6 +57,7 @@ class _Call:
     held: int = 0  # the number of texts at the end of `content` that wait for the title
     doc: tuple[int, str, str, int] | None = None  # item, doc_id, title, version, from the first piece on
     broken: str | None = None
+    kept: dict[str, Any] | None = None  # the arguments for the state, where they are not simply those that came
 
 
 class Reply:
@@ -198,22 +199,38 @@ class Reply:
                 self._give_out_document(call)
 
     def _give_out_document(self, call: _Call) -> None:
-        if "title" not in call.decoder.strings:
-            return  # the model writes the content first, and only the title says which document this is
         if call.doc is None:
-            title = storable(" ".join(call.decoder.strings["title"].split())[:DOCUMENT_TITLE_CHARS]) or "Untitled"
-            doc_id, version = self._documents.place(title)
-            call.doc = (self._take_item(), doc_id, title, version)
+            place = self._place(call.decoder)
+            if place is None:
+                return
+            call.doc = (self._take_item(), *place)
         item, doc_id, title, version = call.doc
         for piece in call.content[len(call.content) - call.held :]:
             self._pieces.append(Doc(piece, item, doc_id, title, version))
         call.held = 0
 
+    def _place(self, decoder: ArgumentsDecoder) -> tuple[str, str, int] | None:
+        """The id, title and version of a document. None while a model that began with the content may name them.
+
+        Without a title, a document that the model named by its id keeps its own.
+        """
+        title, named = decoder.strings.get("title"), decoder.strings.get("doc_id")
+        if title is None:
+            document = self._documents.named(named) if named and decoder.complete else None
+            if document is None:
+                return None
+            title = document["title"]
+        title = as_title(title)
+        doc_id, version = self._documents.place(title, named)
+        return doc_id, title, version
+
     def _carry_out(self, call: _Call, *, finished: bool) -> None:
         """Called when the call's arguments are complete, or no more will come."""
         try:
             document = self._execute(call, finished=finished)
-            answer: Mapping[str, object] = {name: document[name] for name in ("doc_id", "title", "version")}
+            answer: dict[str, object] = {name: document[name] for name in ("doc_id", "title", "version")}
+            if not document["complete"]:
+                answer["complete"] = False
         except ToolError as error:
             answer = {"error": str(error)}
         name = call.name if TOOL_NAME.fullmatch(call.name) else "unknown"
@@ -229,21 +246,27 @@ class Reply:
             if not whole:
                 self.unfinished.add(item)
                 raise ToolError(
-                    f"Version {version} of {doc_id} broke off in the middle"
-                    + (f" (the arguments are not valid JSON: {call.broken})." if call.broken else ".")
+                    (f"The arguments are not valid JSON ({call.broken}). " if call.broken else "")
+                    + how_to_go_on(document)
                 )
             return document
         if not whole:
             raise ToolError(
-                "The arguments are not valid JSON." if finished else "The call broke off; nothing was done."
+                f"The arguments are not valid JSON. {UNCHANGED}" if finished else f"The call broke off. {UNCHANGED}"
             )
         if call.name == WRITE:
-            raise ToolError("write_document needs a title and a content, both texts and the content not empty.")
+            raise ToolError(
+                f"write_document needs a title and a content, both texts and the content not empty. {UNCHANGED}"
+            )
         if call.name != EDIT:
-            raise ToolError(f"There is no tool {call.name!r}; there are {WRITE} and {EDIT}.")
-        document = self._documents.edit(*parse_edits("".join(call.arguments)))
+            raise ToolError(f"There is no tool {call.name!r}; there are {WRITE} and {EDIT}. {UNCHANGED}")
+        edit = edit_call("".join(call.arguments))
+        document = self._documents.edit(edit)
+        call.kept = edit.arguments(document["doc_id"])
         self.new_documents.append(document)
         item = self._take_item()
+        if not document["complete"]:
+            self.unfinished.add(item)
         fields = (document["content"], item, document["doc_id"], document["title"], document["version"])
         self._pieces.append(Doc(*fields))
         return document
@@ -252,7 +275,10 @@ class Reply:
 def _kept_arguments(call: _Call) -> dict[str, Any]:
     """The arguments for the state. Those of a document are exactly the text that the reader got."""
     if call.doc is not None:
-        return {"title": call.doc[2], "content": "".join(call.content)}
+        named = {"doc_id": call.doc[1]} if "doc_id" in call.decoder.strings else {}
+        return {"title": call.doc[2], **named, "content": "".join(call.content)}
+    if call.kept is not None:
+        return call.kept
     try:
         return _storable_fields(json.loads("".join(call.arguments), strict=False))
     except (ValueError, RecursionError):

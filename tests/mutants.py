@@ -775,6 +775,27 @@ MUTANTS = (
         "test_watchdog.py:stop",
     ),
     Mutant(
+        "edits of several calls mean the version that the model saw",
+        "drafting/versions.py",
+        "self._edited.get(doc_id, (newest, []))",
+        "newest, list[Change]()",
+        "test_edits.py:one_reply",
+    ),
+    Mutant(
+        "edits of one call that overlap are refused",
+        "drafting/edits.py",
+        "if other.start < one.end:",
+        "if False:",
+        "test_edits.py:overlap",
+    ),
+    Mutant(
+        "a text to find that stands several times is refused",
+        "drafting/edits.py",
+        "        if len(places) == 1:\n            return Change",
+        "        if places:\n            return Change",
+        "test_edits.py:twice or several",
+    ),
+    Mutant(
         "the tokens of a run that was cancelled",
         "agent.py",
         "progress.estimated_tokens += count_tokens_approximately([*asked, message])",

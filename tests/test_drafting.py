@@ -11,8 +11,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from chat import Doc, Document, Message, Piece
 from drafting.deltas import ModelDelta, ToolCallDelta
+from drafting.edits import Edit
 from drafting.reply import Reply
-from drafting.tools import Documents, ToolError, parse_edits
+from drafting.tools import edit_call
+from drafting.versions import Documents
 
 
 class Desk:
@@ -127,6 +129,41 @@ def test_an_edit_gives_the_new_version_whole() -> None:
     assert desk.answers == [{"doc_id": "d1", "title": "NDA", "version": 2}]
 
 
+def test_a_document_that_is_named_keeps_its_id_under_a_new_title() -> None:
+    for fields in (
+        {"doc_id": "d1", "title": "Mutual NDA", "content": "new"},
+        {"title": "Mutual NDA", "doc_id": "NDA", "content": "new"},
+        {"content": "new", "doc_id": "d1", "title": "Mutual NDA"},
+    ):
+        desk = Desk([document("old")]).feed(*call("write_document", json.dumps(fields))).close()
+        assert desk.items == [("d1 v2", "new")]
+        assert desk.answers == [{"doc_id": "d1", "title": "Mutual NDA", "version": 2}]
+        assert desk.reply.calls[0].arguments == {"title": "Mutual NDA", "doc_id": "d1", "content": "new"}
+        assert {piece.title for piece in desk.pieces if isinstance(piece, Doc)} == {"Mutual NDA"}
+
+
+def test_a_document_that_is_named_needs_no_title() -> None:
+    arguments = json.dumps({"doc_id": "d1", "content": "new"})
+    desk = Desk([document("old")]).feed(*call("write_document", arguments)).close()
+    assert desk.answers == [{"doc_id": "d1", "title": "NDA", "version": 2}]
+    desk = Desk([document("old")]).feed(*call("write_document", arguments.replace("d1", "d7"))).close()
+    assert "needs a title" in str(desk.answers[0]["error"])
+
+
+def test_a_new_title_comes_as_a_new_version() -> None:
+    arguments = json.dumps({"doc_id": "d1", "title": "Mutual NDA"})
+    desk = Desk([document("text")]).feed(*call("edit_document", arguments)).close()
+    assert desk.pieces == [Doc("text", 0, "d1", "Mutual NDA", 2)]
+    assert desk.answers == [{"doc_id": "d1", "title": "Mutual NDA", "version": 2}]
+
+
+def test_the_state_keeps_the_arguments_of_an_edit_as_the_tool_asks_for_them() -> None:
+    """The model reads them again, and learns from them."""
+    odd = {"id": "NDA", "edits": json.dumps({"old_string": "text", "new_string": "paper"})}
+    desk = Desk([document("text")]).feed(*call("edit_document", json.dumps(odd))).close()
+    assert desk.reply.calls[0].arguments == {"doc_id": "d1", "edits": [{"find": "text", "replace": "paper"}]}
+
+
 def test_an_edit_in_one_reply_with_writes_counts_the_versions_as_they_come() -> None:
     desk = Desk().feed(*write("NDA", "a b"), *edit("d1", ("b", "c"), index=1), *write("NDA", "new", 2)).close()
     assert desk.items == [("d1 v1", "a b"), ("d1 v2", "a c"), ("d1 v3", "new")]
@@ -136,8 +173,10 @@ def test_an_edit_in_one_reply_with_writes_counts_the_versions_as_they_come() -> 
     ("deltas", "reason"),
     [
         (edit("d1", ("missing", "x")), "does not stand in the document"),
+        (edit("d1", ("once", "once")), "it changes nothing"),
+        (edit("d1", ("twice twice once", "")), "would leave an empty document"),
         (edit("d1", ("twice", "x")), "stands 2 times"),
-        (edit("d1", ("", "x")), "does not stand"),
+        (edit("d1", ("", "x")), "find is empty"),
         (edit("d9", ("once", "x")), "There is no document 'd9'; there are: d1"),
         (edit("d1"), "a list of edits"),
         (call("edit_document", '{"doc_id":"d1","edits":[{"find":1}]}'), "find and replace"),
@@ -175,9 +214,27 @@ def test_a_document_that_breaks_off_is_kept_and_marked() -> None:
     assert desk.reply.calls[0].arguments == {"title": "NDA", "content": kept["content"]}
 
 
-def test_an_edit_never_builds_on_a_document_that_broke_off() -> None:
-    desk = Desk([document("whole text"), document("whole te", 2, complete=False)]).feed(*edit("d1", ("text", "paper")))
-    assert desk.close().items == [("d1 v3", "whole paper")]
+def test_an_edit_of_a_version_that_broke_off_is_incomplete_until_one_takes_in_its_end() -> None:
+    broken = [document("whole text"), document("# NDA\n\nThe Receiving Par", 2, complete=False)]
+    desk = Desk(broken).feed(*edit("d1", ("# NDA", "# Mutual NDA"))).close()
+    assert desk.items == [("d1 v3", "# Mutual NDA\n\nThe Receiving Par")]
+    assert desk.answers == [{"doc_id": "d1", "title": "NDA", "version": 3, "complete": False}]
+    assert desk.reply.unfinished == {0}
+    desk = Desk([*broken, *desk.reply.new_documents]).feed(*edit("d1", ("The Receiving Par", "The Receiving Party.")))
+    assert desk.close().items == [("d1 v4", "# Mutual NDA\n\nThe Receiving Party.")]
+    assert desk.answers == [{"doc_id": "d1", "title": "NDA", "version": 4}]
+    assert desk.reply.unfinished == set()
+
+
+def test_the_model_is_told_the_last_words_of_a_version_that_broke_off() -> None:
+    last = "the Discloser may ask the Recipient to return all copies, and the Recip"
+    content = f"1.1 Recipient\n\n{'More words. ' * 40}\n\n2.1 On termination {last}"
+    for deltas in (write("NDA", content)[:-1], edit("d1", ("not there", "x"))):
+        desk = Desk([document(content, complete=False)]).feed(*deltas).close(finished=False)
+        told = str(desk.answers[0]["error"]).split("It ends with this text:\n")[1].splitlines()[0]
+        assert content.count(told) == 1
+        assert told in last
+        assert desk.reply.new_documents == [] or desk.reply.new_documents[0]["content"].endswith(told)
 
 
 def test_a_reply_that_is_cut_leaves_its_last_message_unfinished() -> None:
@@ -193,9 +250,8 @@ def test_what_no_text_can_hold_is_replaced_alike_in_the_stream_and_in_the_state(
     assert desk.items == [("d1 v1", kept["content"])]
     assert kept["content"] == "a\ufffd\ufffdb"
     assert kept["title"] == "N\ufffdDA"
-    with pytest.raises(ToolError):
-        parse_edits("[]")
-    assert parse_edits('{"doc_id":"d1","edits":[{"find":"\\ud83d","replace":"\\u0000"}]}')[1] == [("\ufffd", "\ufffd")]
+    edits = edit_call('{"doc_id":"d1","edits":[{"find":"\\ud83d","replace":"\\u0000"}]}').edits
+    assert edits == (Edit("\ufffd", "\ufffd"),)
 
 
 def nested(levels: int) -> str:
@@ -233,6 +289,7 @@ def test_whatever_a_model_calls_it_is_answered_and_the_state_can_keep_it(
     desk = Desk([document("whole text")]).feed(*deltas).close(finished=finished)
     [made] = desk.reply.calls
     assert desk.answers[0].keys() in ({"error"}, {"doc_id", "title", "version"})
+    assert "error" not in desk.answers[0] or desk.pieces or "Nothing was changed." in str(desk.answers[0]["error"])
     kept = AIMessage("", tool_calls=[{"id": made.call_id, "name": made.name, "args": made.arguments}])
     assert JsonPlusSerializer().dumps_typed([kept])
     assert [text for _, text in desk.items] == [text["content"] for text in desk.reply.new_documents]

@@ -12,7 +12,8 @@ from chat import Finished
 from drafting.deltas import ModelDelta
 from drafting.offline import Deal, OfflineModel, length, plan, render
 from drafting.reply import Reply
-from drafting.tools import TOOLS, Documents
+from drafting.tools import TOOLS
+from drafting.versions import Documents
 
 DEALS = [
     Deal(),

@@ -9,7 +9,7 @@ from chat import Piece
 from drafting.deltas import ModelDelta
 from drafting.opaque import OpaqueFields
 from drafting.reply import Reply
-from drafting.tools import Documents
+from drafting.versions import Documents
 from drafting.wire import ReplyDecoder
 
 SIGNED = {"google": {"thought_signature": "Abc=="}}
