@@ -9,8 +9,8 @@ from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from chat import Doc, End, Error, Item, Message, Piece, Start
-from runs.sse import last_frame, parse_frame, piece_frame, start_frame, with_content
+from chat import Doc, End, Error, Item, Piece, Start
+from runs.sse import content_of, last_frame, piece_frame, start_frame, with_content
 
 BEFORE = -1  # the place of a reader that has nothing yet
 BEHIND = 2**62  # the place behind the last frame; every position is less
@@ -95,8 +95,9 @@ class Log:
             self._begin_item(piece)
         item = items[-1]
         item.pieces.append(content)
+        first = item.end == item.begin
         item.end = self.position = position = self.position + len(content)
-        self._append(piece_frame(self._id, position, piece), position)
+        self._append(piece_frame(self._id, position, piece, first=first), position)
         self._until_merge -= 1
         if not self._until_merge:
             self._merge(item)
@@ -140,7 +141,7 @@ class Log:
         frames = slice(first, first + end - begin)
         text = "".join(item.pieces[begin:end])
         position = self._positions[frames.stop - 1]
-        frame = piece_frame(self._id, position, with_content(item.first, text))
+        frame = piece_frame(self._id, position, with_content(item.first, text), first=begin == 0)
         self._text_bytes += len(frame) - sum(map(len, self._frames[frames]))
         item.pieces[begin:end] = [text]
         self._frames[frames] = [frame]
@@ -148,9 +149,12 @@ class Log:
 
     # Reading
 
-    def read(self, place: int) -> tuple[bytes, int]:
-        """The frames behind the place, at most FRAMES_A_READ, and the place behind them."""
-        if place == self._before_last and self._frames:
+    def read(self, place: int, *, resumed: bool = False) -> tuple[bytes, int]:
+        """The frames behind the place, at most FRAMES_A_READ, and the place behind them.
+
+        `resumed`: nothing before the place was sent in this stream, so it does not know the title of a document yet.
+        """
+        if place == self._before_last and self._frames and not resumed:
             return self._frames[-1], self.place
         positions = self._positions
         count = len(positions)
@@ -158,17 +162,23 @@ class Log:
         frames = self._frames[index : index + FRAMES_A_READ]
         if not frames or place == BEHIND:
             return b"", place
-        if index and place > positions[index - 1]:
-            frames[0] = self._rest(index, place)
+        if index and (resumed or place > positions[index - 1]):
+            frames[0] = self._rest(index, place, resumed=resumed)
         return b"".join(frames), positions[index + len(frames) - 1]
 
-    def _rest(self, index: int, place: int) -> bytes:
+    def _rest(self, index: int, place: int, *, resumed: bool) -> bytes:
         """The frame, without its text up to the place."""
-        piece = parse_frame(self._frames[index])
-        if not isinstance(piece, Doc | Message):
-            return self._frames[index]
-        rest = piece.content[place - self._positions[index - 1] :]
-        return piece_frame(self._id, self._positions[index], with_content(piece, rest))
+        frame, item = self._frames[index], self._item_at(place)
+        if item is None:
+            return frame  # the last one
+        content = content_of(frame)[place - self._positions[index - 1] :]
+        first = resumed or place == item.begin
+        return piece_frame(self._id, self._positions[index], with_content(item.first, content), first=first)
+
+    def _item_at(self, place: int) -> OpenItem | None:
+        """The item of the text behind the place."""
+        index = bisect_right(self.items, place, key=lambda item: item.begin) - 1
+        return self.items[index] if index >= 0 and place < self.items[index].end else None
 
     def position_of_items(self, index: int, after: int) -> int | None:
         """Of a reader in items mode that began at `after` and has read up to `index`; None behind the last frame."""
@@ -188,7 +198,7 @@ class Log:
             if item.end > after:
                 piece = item.whole()
                 rest = with_content(piece, piece.content[max(after - item.begin, 0) :])
-                frames.append(piece_frame(self._id, item.end, rest))
+                frames.append(piece_frame(self._id, item.end, rest, first=True))
         if self.closed and index <= whole + 1:
             frames.append(self._frames[-1])
         return b"".join(frames), whole + 1 + self.closed if self._frames else 0

@@ -34,6 +34,7 @@ class Cursor:
         "_mode",
         "_next",
         "_pending",
+        "_resumes_at",
         "_run",
         "_taken",
         "_timer",
@@ -57,6 +58,7 @@ class Cursor:
         self._write_now = write_now
         self._loop = asyncio.get_running_loop()
         self._after = after or 0
+        self._resumes_at = after
         self.finished = False  # the reader was given all of the run
         # In items mode it counts the start and the items that were sent, else it is a place in the log.
         self._next = (0 if after is None else 1) if mode == "items" else (BEFORE if after is None else after)
@@ -97,7 +99,7 @@ class Cursor:
 
     def _more(self) -> tuple[bytes, int]:
         if self._mode == "pieces":
-            return self._run.log.read(self._next)
+            return self._run.log.read(self._next, resumed=self._next == self._resumes_at)
         return self._run.log.read_items(self._next, self._after)
 
     def wake(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from chat import RUN_ID, Doc, End, Error, Event, Message, Piece, Start
+from chat import RUN_ID, Doc, End, Error, Message, Piece, Start
 
 RETRY = b"retry: 2000\n"  # ms until an EventSource reconnects; goes before a stream's first frame
 HEARTBEAT = b":\n\n"
@@ -19,8 +19,11 @@ END = "end"
 EVENT_ID = re.compile(rf"({RUN_ID.pattern}):(0|[1-9][0-9]{{0,14}}|end)")
 
 
-def piece_frame(run_id: bytes, position: int, piece: Piece) -> bytes:
-    """The frame of a piece whose last code point is the run's `position`-th."""
+def piece_frame(run_id: bytes, position: int, piece: Piece, *, first: bool) -> bytes:
+    """The frame of a piece whose last code point is the run's `position`-th.
+
+    `first`: it is the first one of its item in a stream. There a document tells its title and version.
+    """
     content = orjson.dumps(piece.content)
     if isinstance(piece, Message):
         return b'id: %b:%d\ndata: {"type":"message","content":%b,"item":%d}\n\n' % (
@@ -29,9 +32,15 @@ def piece_frame(run_id: bytes, position: int, piece: Piece) -> bytes:
             content,
             piece.item,
         )
+    doc_id = orjson.dumps(piece.doc_id)
+    if not first:
+        return b'id: %b:%d\ndata: {"type":"doc","content":%b,"item":%d,"doc_id":%b}\n\n' % (
+            *(run_id, position, content),
+            *(piece.item, doc_id),
+        )
     return b'id: %b:%d\ndata: {"type":"doc","content":%b,"item":%d,"doc_id":%b,"title":%b,"version":%d}\n\n' % (
         *(run_id, position, content, piece.item),
-        *(orjson.dumps(piece.doc_id), orjson.dumps(piece.title), piece.version),
+        *(doc_id, orjson.dumps(piece.title), piece.version),
     )
 
 
@@ -76,9 +85,7 @@ def with_content(piece: Piece, content: str) -> Piece:
     return Message(content, piece.item)
 
 
-def parse_frame(frame: bytes) -> Event:
-    """The event of one of our own frames."""
-    fields = orjson.loads(frame[frame.index(b"data: ") + 6 :])
-    kinds = {"start": Start, "message": Message, "doc": Doc, "end": End, "error": Error}
-    event: Event = kinds[fields.pop("type")](**fields)
-    return event
+def content_of(frame: bytes) -> str:
+    """The text of the frame of a piece."""
+    content: str = orjson.loads(frame[frame.index(b"data: ") + 6 :])["content"]
+    return content

@@ -39,7 +39,7 @@ class Stream:
             if event["type"] in ("message", "doc"):
                 assert event["content"]
                 item = items.setdefault(event["item"], {**event, "content": ""})
-                assert {**event, "content": ""} == {**item, "content": ""}, "an item changes in the middle"
+                assert {**item, **event, "content": ""} == {**item, "content": ""}, "an item changes in the middle"
                 item["content"] += event["content"]
         return items
 
@@ -115,9 +115,13 @@ FIELDS = {
 
 
 def check(stream: Stream, *, resumed: bool) -> None:
+    named: set[int] = set()  # the documents whose title this stream has told
     for event in stream.events:
         unsaved = {"journaled"} if event.get("journaled") is True and event["saved"] is False else set()
-        assert event.keys() - unsaved == FIELDS[event["type"]], event
+        told = {"title", "version"} if event["type"] == "doc" and event["item"] in named else set()
+        assert event.keys() - unsaved == FIELDS[event["type"]] - told, event
+        if event["type"] == "doc":
+            named.add(event["item"])
     kinds = [event["type"] for event in stream.events]
     assert kinds[-1:] in (["end"], ["error"]), "a stream that was cut off"
     assert sum(kind in ("end", "error") for kind in kinds) == 1

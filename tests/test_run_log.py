@@ -3,13 +3,14 @@
 import asyncio
 import json
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_runs import Records, a_run, later, outcome, read, registry, saying, text, waits
 
-from chat import ChatRequest, Emit, End, Message, Outcome, StopCause, StoredRun, Turn
+from chat import ChatRequest, Doc, Emit, End, Message, Outcome, StopCause, StoredRun, Turn
 from runs.log import MERGED_CHARS
 from runs.registry import RUN_BYTES, Runs, TooManyRuns
 from runs.run import MOST_CHARS, Cursor, Run
@@ -39,7 +40,7 @@ async def test_merged_frames_lose_no_text_for_any_reader_at_any_place(
                 after = data.draw(st.integers(0, len(said)))
                 readers.append((after, follow(run, after), []))
             item += new_item
-            run.emit([Message(content, item)])
+            run.emit([Doc(content, item, f"d{item}", f"Title {item}", 2) if item % 3 else Message(content, item)])
             said += content
             if data.draw(st.booleans()):
                 kept += "".join(run_of.whole().content[max(run_of.kept - run_of.begin, 0) :] for run_of in run.items)
@@ -55,6 +56,7 @@ async def test_merged_frames_lose_no_text_for_any_reader_at_any_place(
         for after, cursor, frames in readers:
             frames += [more async for more in cursor]
             assert text_of(frames) == said[after:]
+            assert_titles_are_told_once(frames)
             assert b"".join(frames).endswith(b"}\n\n")
             assert b"".join(frames).count(b":end\n") == 1
     assert kept == said
@@ -65,9 +67,23 @@ def follow(run: Run, after: int | None) -> Cursor:
     return run.follow(after, heartbeat_s=60, write_now=later)
 
 
+def events_of(frames: list[bytes]) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in b"".join(frames).split(b"\n") if line.startswith(b"data: ")]
+
+
 def text_of(frames: list[bytes]) -> str:
-    events = [json.loads(line[6:]) for line in b"".join(frames).split(b"\n") if line.startswith(b"data: ")]
-    return "".join(event.get("content", "") for event in events)
+    return "".join(event.get("content", "") for event in events_of(frames))
+
+
+def assert_titles_are_told_once(frames: list[bytes]) -> None:
+    """In the first frame of a document in this stream, wherever it began; each frame has the document's id."""
+    named = set()
+    for event in events_of(frames):
+        if event["type"] == "doc":
+            number = event["item"]
+            told = {} if number in named else {"title": f"Title {number}", "version": 2}
+            assert event == {"type": "doc", "content": event["content"], "item": number, "doc_id": f"d{number}"} | told
+            named.add(number)
 
 
 async def test_a_reader_inside_of_a_merged_frame_gets_the_rest_of_it() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat import Doc, End, Error, Message, Piece, Start
-from runs.sse import EventId, last_frame, parse_frame, piece_frame, start_frame, with_content
+from runs.sse import EventId, content_of, last_frame, piece_frame, start_frame, with_content
 
 RUN = b"123e4567-e89b-12d3-a456-426614174000"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -16,16 +16,26 @@ PIECES = st.builds(Message, TEXT, st.integers(0, 99)) | st.builds(
 )
 
 
-@given(PIECES, st.integers(1, 10**9))
-def test_a_frame_is_an_id_line_a_data_line_and_an_empty_one_whatever_the_text(piece: Piece, position: int) -> None:
-    frame = piece_frame(RUN, position, piece)
+@given(piece=PIECES, position=st.integers(1, 10**9), first=st.booleans())
+def test_a_frame_is_an_id_line_a_data_line_and_an_empty_one_whatever_the_text(
+    piece: Piece,
+    position: int,
+    *,
+    first: bool,
+) -> None:
+    frame = piece_frame(RUN, position, piece, first=first)
     lines = frame.decode().split("\n")
     assert len(lines) == 4
     assert lines[0] == f"id: {RUN.decode()}:{position}"
     assert json.loads(lines[1].removeprefix("data: "))["content"] == piece.content
     assert lines[2:] == ["", ""]
     assert "\r" not in frame.decode()
-    assert parse_frame(frame) == piece
+    assert content_of(frame) == piece.content
+    told = json.loads(lines[1].removeprefix("data: "))
+    later = {"content": piece.content, "item": piece.item}
+    if isinstance(piece, Doc):
+        later |= {"doc_id": piece.doc_id} | ({"title": piece.title, "version": piece.version} if first else {})
+    assert told == {"type": "doc" if isinstance(piece, Doc) else "message", **later}
 
 
 @given(PIECES, TEXT)
