@@ -28,6 +28,7 @@ from chat import (
 )
 from chat.refusals import InvalidRequest, Overloaded, Refusal, ThreadBusy
 from runs.lingering import EndedRuns
+from runs.repeats import Repeats
 from runs.run import Run
 from runs.turn import RunAgent, Turns, TurnStore
 from telemetry.metrics import Telemetry
@@ -129,6 +130,7 @@ class Runs:
         self._runs: dict[str, Run] = {}  # by run_id; the ended ones linger
         self._busy: dict[tuple[str, str], Run] = {}  # by owner and thread
         self._keyed: dict[tuple[str, str], Run] = {}  # by owner and idempotency key
+        self._repeats = Repeats(time.monotonic)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = EndedRuns(self._forget)
         self._renewed_at = time.monotonic()
@@ -199,11 +201,18 @@ class Runs:
             await asyncio.sleep(PROGRESS_S)
 
     async def start(
-        self, owner: str, request: ChatRequest, *, begun_by: str | None = None, reads: str | None = None
+        self,
+        owner: str,
+        request: ChatRequest,
+        *,
+        begun_by: str | None = None,
+        reads: str | None = None,
+        by_get: bool = False,
     ) -> Run:
         """Start a run for the message; its `start` is in the log when this returns.
 
         `begun_by`: the caller's credential. `reads`: the credential whose runs the caller may read, None for all runs.
+        `by_get`: it may be the repetition of a GET, see Repeats.
 
         A new thread (no thread_id) waits for nothing. The head of a named thread is read first, because every refusal
         must come before the first byte. Raises Draining, TooManyRuns, ThreadBusy, UnknownCheckpoint, and the refusals
@@ -216,7 +225,11 @@ class Runs:
             earlier = await asyncio.shield(claimed.begun)
             _check_same(earlier, request, reads)
             return earlier
+        if by_get and (repeated := self._repeats.find(owner, request, begun_by, reads)) is not None:
+            return await asyncio.shield(repeated.begun)
         run = self._claim(owner, request, begun_by)
+        if request.thread_id is not None:
+            self._repeats.begin(run, request, by_get=by_get)
         stored = None
         try:
             stored = await self._store.run(owner, idempotency_key=key) if key is not None else None
@@ -257,6 +270,7 @@ class Runs:
 
     def _unclaim(self, run: Run, key: str | None) -> None:
         del self._busy[run.owner, run.thread_id]
+        self._repeats.forget(run)
         self._limits.run_ended(run.owner, run.run_id, 0)
         if key is not None:
             del self._keyed[run.owner, key]
@@ -310,6 +324,7 @@ class Runs:
     def _forget(self, run: Run) -> None:
         """It leaves memory."""
         del self._runs[run.run_id]
+        self._repeats.forget(run)
         if run.started is not None and run.started.idempotency_key is not None:
             del self._keyed[run.owner, run.started.idempotency_key]
 

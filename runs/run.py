@@ -80,7 +80,7 @@ class Cursor:
                 self._taken = self._loop.time()
                 return frames
             if self._run.ended:
-                self.finished = True
+                self.finished = self._run.was_read = True
                 self.close()
                 break
             self._waiter = self._loop.create_future()
@@ -169,6 +169,7 @@ class Run:
         self.readers: set[Cursor] = set()
         self.stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
         self.ended = False
+        self.was_read = False  # a reader was given its end
         self.stored = False  # its end is committed: the database can be asked for it
         self.begun_at = self.first_piece_at = 0.0  # seconds of the monotonic clock; 0 before the event
 

@@ -1358,7 +1358,7 @@ MUTANTS = (
     Mutant(
         "the log: a reader inside of a merged frame gets its rest",
         "runs/log.py",
-        "        if index and place > positions[index - 1]:",
+        "        if index and (resumed or place > positions[index - 1]):",
         "        if False:",
         "test_run_log.py:inside_of_a_merged",
     ),
@@ -1396,6 +1396,27 @@ MUTANTS = (
         "server.config.http_protocol_class = Http11Protocol",
         "pass",
         "test_upgrades.py",
+    ),
+    Mutant(
+        "a GET that comes again: only the credential that began the run follows it",
+        "runs/repeats.py",
+        "            or begun.run.begun_by != begun_by\n",
+        "",
+        "test_repeats.py:credential",
+    ),
+    Mutant(
+        "a GET that comes again: one with an answer that was read is a new chat",
+        "runs/repeats.py",
+        "            or (begun.run.ended and begun.run.was_read)\n",
+        "",
+        "test_repeats.py:was_read",
+    ),
+    Mutant(
+        "a POST that names its run starts none",
+        "web/chats.py",
+        "        await resume(call, last_event_id, chat.stream)",
+        "        pass",
+        "test_repeats.py:names_its_run",
     ),
 )
 

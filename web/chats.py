@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from access.credentials import Unauthorized
-from chat import StopCause, StreamMode
+from chat import ChatRequest, StopCause, StreamMode
 from chat.refusals import NotFound
 from runs.run import Cursor, Run
 from runs.sse import MEDIA_TYPE, EventId
@@ -15,30 +15,43 @@ from web.service import Call
 
 
 async def get_chat(call: Call) -> None:
-    if (last_event_id := call.request.headers.get("last-event-id")) is not None:
-        await resume(call, last_event_id)
-        return
     query = call.request.query()
+    if (last_event_id := call.request.headers.get("last-event-id")) is not None:
+        await resume(call, last_event_id, fields.stream_mode(query))
+        return
     query.pop("access_token", None)
     # The body is ignored, but a request that breaks off before its end starts no run.
     await call.request.body(call.service.settings.max_body_bytes)
-    await start_chat(call, query, idempotency_key=query.pop("idempotency_key", None))
+    chat = chat_of(call, query, query.pop("idempotency_key", None))
+    await start_chat(call, chat, by_get=True)
 
 
 async def post_chat(call: Call) -> None:
-    await start_chat(call, await call.json(), idempotency_key=call.request.headers.get("idempotency-key"))
+    chat = chat_of(call, await call.json(), call.request.headers.get("idempotency-key"))
+    if (last_event_id := call.request.headers.get("last-event-id")) is not None:
+        await resume(call, last_event_id, chat.stream)
+        return
+    await start_chat(call, chat)
 
 
-async def start_chat(call: Call, values: object, *, idempotency_key: str | None) -> None:
+def chat_of(call: Call, values: object, idempotency_key: str | None) -> ChatRequest:
     limit = call.service.settings.max_message_chars
-    chat = fields.chat_request(values, max_message_chars=limit, idempotency_key=idempotency_key)
+    return fields.chat_request(values, max_message_chars=limit, idempotency_key=idempotency_key)
+
+
+async def start_chat(call: Call, chat: ChatRequest, *, by_get: bool = False) -> None:
     caller = call.caller
-    run = await call.service.runs.start(call.owner, chat, begun_by=caller.credential, reads=caller.reads_runs_of)
+    run = await call.service.runs.start(
+        call.owner, chat, begun_by=caller.credential, reads=caller.reads_runs_of, by_get=by_get
+    )
     await stream(call, run, after=None, mode=chat.stream, cancel_on_disconnect=chat.on_disconnect == "cancel")
 
 
-async def resume(call: Call, last_event_id: str) -> None:
-    """Answer an EventSource that reconnects: go on with its run, or stop it with 204. The message never runs twice."""
+async def resume(call: Call, last_event_id: str, mode: StreamMode) -> None:
+    """Answer a request that names its run, whatever its verb: go on with the run, or stop the client with 204.
+
+    The message never runs twice.
+    """
     seen = EventId.parse(last_event_id)
     run = None
     if seen is not None and seen.after is not None:
@@ -46,7 +59,7 @@ async def resume(call: Call, last_event_id: str) -> None:
     if seen is None or run is None:
         await call.response.whole(204, None, b"")
         return
-    await stream(call, run, after=seen.after, mode=fields.stream_mode(call.request.query()))
+    await stream(call, run, after=seen.after, mode=mode)
 
 
 async def get_run_events(call: Call) -> None:
