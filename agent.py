@@ -41,6 +41,7 @@ from drafting.deltas import Hear, ModelDelta, ModelError
 from drafting.reply import Reply
 from drafting.reported import log_reported
 from drafting.tools import TOOLS
+from drafting.usage import added
 from drafting.versions import Documents
 from drafting.watchdog import Watchdog
 
@@ -130,13 +131,8 @@ class Progress:
         return self.error is not None or self.stopping.done() or self.finish in ("length", "content_filter")
 
     def count(self, usage: Usage | None) -> None:
-        if usage is None:
-            return
-        before = self.usage or {"input_tokens": 0, "output_tokens": 0}
-        self.usage = {
-            "input_tokens": before["input_tokens"] + usage["input_tokens"],
-            "output_tokens": before["output_tokens"] + usage["output_tokens"],
-        }
+        if usage is not None:
+            self.usage = added(self.usage, usage)
 
 
 class Agent:

@@ -59,10 +59,15 @@ def graph_thread_id(owner: str, thread_id: str) -> str:
 
 
 class Usage(TypedDict):
-    """Tokens of all the model calls of a run, as the provider counted them."""
+    """Tokens of all the model calls of a run, as the provider counted them.
+
+    The last two are there if the provider reported them, and are part of the first two.
+    """
 
     input_tokens: int
     output_tokens: int
+    cached_input_tokens: NotRequired[int]  # read from the provider's prefix cache
+    reasoning_tokens: NotRequired[int]
 
 
 EndReason = Literal["stop", "length", "content_filter", "cancelled"]

@@ -10,6 +10,7 @@ from chat import Finished, FinishReason, Usage
 from drafting.deltas import ModelDelta, ModelError, Opaque, ToolCallDelta
 from drafting.provider_errors import provider_error
 from drafting.text import storable
+from drafting.usage import figures
 
 DATA = b"data:"
 AFTER_DATA = slice(len(DATA), None)
@@ -21,7 +22,6 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
-MOST_TOKENS = 2**40  # of one call: beyond any real figure, and the sum of a turn's calls still fits JSON and SQL
 PLAIN_FIELDS = frozenset({"role", "content", "refusal"})
 DELTA_FIELDS = PLAIN_FIELDS | {"tool_calls", "function_call", "audio"}
 CALL_FIELDS = frozenset({"index", "id", "type", "function"})
@@ -72,7 +72,7 @@ class ReplyDecoder:
         if error := chunk.get("error"):
             raise provider_error(error)
         if usage := chunk.get("usage"):
-            self._usage = _figures(usage)
+            self._usage = figures(usage)
         choices = chunk.get("choices")
         if not choices:
             return
@@ -148,13 +148,3 @@ class ReplyDecoder:
 def _add_opaque(deltas: list[ModelDelta], call: int | None, given: Mapping[str, Any], known: frozenset[str]) -> None:
     if fields := {name: value for name, value in given.items() if name not in known and value}:
         deltas.append(Opaque(call, fields))
-
-
-def _figures(usage: object) -> Usage | None:
-    """None for impossible figures, as for a provider that reports none."""
-    if not isinstance(usage, dict):
-        return None
-    read, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    if not all(isinstance(tokens, int) and 0 <= tokens < MOST_TOKENS for tokens in (read, written)):
-        return None
-    return {"input_tokens": read, "output_tokens": written}
