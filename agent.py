@@ -40,6 +40,7 @@ from drafting.context import mended, remembered
 from drafting.deltas import Hear, ModelDelta, ModelError
 from drafting.reply import Reply
 from drafting.reported import log_reported
+from drafting.tool_use import ToolUse
 from drafting.tools import TOOLS
 from drafting.usage import added
 from drafting.versions import Documents
@@ -149,6 +150,7 @@ class Agent:
     ) -> None:
         self._model = model
         self._remember = remember
+        self._tool_use = ToolUse()
         self._first_token_timeout_s = first_token_timeout_s
         self._idle_timeout_s = idle_timeout_s
         graph = StateGraph(GraphState, context_schema=Progress)
@@ -205,6 +207,8 @@ class Agent:
         reply.close(finished=progress.finish in ("stop", "tool_calls"))
         progress.next_item = reply.next_item
         progress.unfinished |= reply.unfinished
+        has_documents = bool(state["documents"])
+        self._tool_use.note(self._model.name, reply.text, has_called=bool(reply.calls), has_documents=has_documents)
         calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
         message = AIMessage(reply.text, tool_calls=calls)
         if isinstance(progress.error, ModelError):

@@ -24,7 +24,7 @@ from sse_client import Stream, chat, request
 from test_access import until
 
 from agent import Agent
-from drafting.offline import OfflineModel
+from drafting.offline import Deal, OfflineModel, render
 from settings import VERSION
 from store import open_store
 from threads.checkpointer import Checkpointer
@@ -179,6 +179,39 @@ def test_a_reply_that_the_provider_cuts_says_so_and_is_never_complete(
     assert history(running, "t")["messages"][-1]["complete"] is False
     assert chat(running.url, "On", thread_id="t").last["reason"] == "stop"
     assert openai.refusals == []
+
+
+def test_a_document_that_was_cut_off_is_edited_further_under_a_new_title(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    openai.reply(tool("write_document", '{"title":"NDA","content":"# NDA\\n\\n1. The “Parties” agr'), finish("length"))
+    chat(running.url, "Draft", thread_id="t")
+    on = {"id": "NDA", "edits": {"old_string": '1. The "Parties" agr', "new_string": '1. The "Parties" agree.'}}
+    openai.reply(tool("edit_document", on), finish("tool_calls"))
+    assert chat(running.url, "Go on", thread_id="t").items[0]["version"] == 2
+    told = json.loads(openai.requests[1].body["messages"][3]["content"])["error"]
+    assert "1. The “Parties” agr\n" in told
+    renamed = {"doc_id": "d1", "title": "Mutual NDA"}
+    openai.reply(tool("edit_document", renamed), finish("tool_calls"))
+    assert chat(running.url, "Rename it", thread_id="t").items[0]["title"] == "Mutual NDA"
+    documents = [item for item in history(running, "t")["messages"] if item["type"] == "doc"]
+    assert [(each["title"], each["version"], each["content"], each["complete"]) for each in documents] == [
+        ("NDA", 1, "# NDA\n\n1. The “Parties” agr", False),
+        ("NDA", 2, "# NDA\n\n1. The “Parties” agree.", True),
+        ("Mutual NDA", 3, "# NDA\n\n1. The “Parties” agree.", True),
+    ]
+    export = requests.get(f"{running.url}/api/threads/t/export?format=md&document=d1", timeout=10)
+    assert (
+        "Mutual%20NDA" in export.headers["content-disposition"] or "Mutual NDA" in export.headers["content-disposition"]
+    )
+    assert openai.refusals == []
+
+
+def test_a_server_that_ignores_tools_is_told_of_in_the_log(service: Start, openai: OpenAIServer) -> None:
+    running = service(openai=openai)
+    openai.default = (text(render(Deal())), finish())
+    for _ in range(2):
+        assert chat(running.url, "Draft an NDA").last["reason"] == "stop"
+    assert running.log.count("wrote a document into its reply and called no tool") == 1
 
 
 def test_a_model_that_never_stops_calling_tools_is_bounded(service: Start, openai: OpenAIServer) -> None:
