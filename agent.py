@@ -52,6 +52,7 @@ MODEL_CALLS = 8  # the most of one turn; the last may not call a tool, so that t
 # as fast. See bench/stored_bytes.py.
 SNAPSHOT_FREQUENCY = 1000
 
+EMPTY = "The model answered with nothing; please send the message again."
 MESSAGE_BYTES = 3000  # in memory, of a message or a document beside its text
 
 PROMPT = """You draft legal documents in a conversation, as a careful lawyer's associate would.
@@ -124,6 +125,7 @@ class Progress:
     estimated_tokens: int = 0  # of the calls whose usage the provider did not report
     finish: FinishReason | None = None
     error: RunFailure | None = None
+    has_drafted: bool = False  # a document, so that the model need not say more
     unfinished: set[int] = field(default_factory=set)
 
     @property
@@ -213,8 +215,11 @@ class Agent:
         message = AIMessage(reply.text, tool_calls=calls)
         if isinstance(progress.error, ModelError):
             log_reported(progress.error, [*asked, message])
-        is_empty = not reply.text and not calls
+        is_empty = not reply.text.strip() and not calls
         was_refused = is_empty and progress.error is not None  # by the provider, which counts no tokens for it then
+        if is_empty and progress.finish in ("stop", "tool_calls") and not progress.has_drafted:
+            progress.error = ModelError("model_empty", EMPTY, retryable=True)
+        progress.has_drafted |= bool(reply.new_documents)
         if progress.usage is usage_before and not was_refused:
             progress.estimated_tokens += count_tokens_approximately([*asked, message])
         if is_empty:
@@ -290,11 +295,12 @@ async def _tools(state: GraphState, runtime: Runtime[Progress]) -> dict[str, Any
 def _end_reason(progress: Progress) -> EndReason | None:
     if progress.error is not None:
         return None
-    if progress.finish in (None, "tool_calls") and progress.stopping.done():
+    if progress.finish in ("length", "content_filter"):
+        return progress.finish
+    has_calls = progress.reply is not None and bool(progress.reply.calls)  # whose answers the model has not seen
+    if progress.finish is None or (has_calls and progress.stopping.done()):
         return "cancelled"
-    if progress.finish == "content_filter":
-        return "content_filter"
-    return "stop" if progress.finish == "stop" else "length"
+    return "length" if has_calls else "stop"
 
 
 def _size(state: Mapping[str, Any]) -> int:

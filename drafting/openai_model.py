@@ -9,7 +9,7 @@ import errno
 import logging
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
@@ -35,7 +35,7 @@ log = logging.getLogger("draftstream.model")
 
 CONNECT_TIMEOUT_S = 5.0  # three attempts fit into MODEL_FIRST_TOKEN_TIMEOUT_S
 RETRY_AFTER_S = 5.0  # the longest Retry-After that is waited for; beyond it a person is better served by an error
-BODY_END_S = 1.0  # for the rest of a body behind the reply's end
+BODY_END_S = 1.0  # for the rest of a body behind the reply's end: its usage, and the sign that it is over
 NO_KEY = "none"  # the client insists on a key, and a private server may have none
 UNREADABLE_PROXY = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY of the environment can't be read"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -127,24 +127,9 @@ class OpenAIModel:
                     body = Body(await self._post(messages, parameters, call.headers))
                 async with aclosing(body):
                     self._note_path(body)
-                    decoder = ReplyDecoder()
-
-                    def take(data: bytes) -> bool:
-                        if (deltas := decoder.feed(data)) is not None:
-                            hear(deltas)
-                        return decoder.done
-
                     with self._connection():
-                        await body.feed(take)
-                    try:
-                        finished = decoder.finished()
-                    except ModelError as error:
-                        raise _with_type(error, body.content_type) from error.__cause__
+                        finished = await _read(body, hear)
                     call.finished(finished)
-                    # The rest of the body has usually arrived. Unless it is read, the connection can't be used again.
-                    with suppress(TimeoutError, httpx2.HTTPError, aiohttp.ClientError):
-                        async with asyncio.timeout(BODY_END_S):
-                            await body.skip()
                     return finished
             except openai.APIError as error:
                 raise _own_fault(error) or _model_error(error) from error
@@ -193,6 +178,36 @@ def _tool_parameters(tools: Sequence[Mapping[str, Any]], *, may_call: bool) -> d
     if not tools:
         return {}
     return {"tools": list(tools)} if may_call else {"tools": list(tools), "tool_choice": "none"}
+
+
+async def _read(body: Body, hear: Hear) -> Finished:
+    """Read the body to the end of the reply, which may come long before the body's: that end is not waited for."""
+    decoder = ReplyDecoder()
+    loop = asyncio.get_running_loop()
+
+    def take(data: bytes) -> bool:
+        if (deltas := decoder.feed(data)) is not None:
+            hear(deltas)
+        if decoder.over and (deltas or end.when() is None):
+            end.reschedule(loop.time() + BODY_END_S)
+        return decoder.done
+
+    try:
+        async with asyncio.timeout(None) as end:
+            await body.feed(take)
+            if not decoder.failed:
+                # The rest of the body has usually arrived. Unless it is read, the connection can't be used again.
+                end.reschedule(loop.time() + BODY_END_S)
+                await body.skip()
+    except (httpx2.HTTPError, aiohttp.ClientError, OSError):
+        if not decoder.done:  # an event at the end may lack its empty line
+            take(b"")
+        if not decoder.over:
+            raise
+    try:
+        return decoder.finished()
+    except ModelError as error:
+        raise _with_type(error, body.content_type) from error.__cause__
 
 
 def _split_query(base_url: str) -> tuple[str, dict[str, str] | None]:

@@ -15,12 +15,13 @@ import orjson
 
 from chat import Doc, Document, Emit, Message, Piece
 from drafting.arguments import ArgumentsDecoder, BrokenArguments
-from drafting.deltas import ModelDelta, Opaque, ToolCallDelta
+from drafting.deltas import ModelDelta, ModelError, Opaque, ToolCallDelta
 from drafting.opaque import OpaqueFields
 from drafting.text import storable
 from drafting.tools import EDIT, WRITE, ToolError, edit_call
 from drafting.versions import UNCHANGED, Documents, as_title, how_to_go_on
 
+LATE = "The model went on with a call that was over; please send the message again."
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # OpenAI refuses other names of functions
 
 
@@ -58,6 +59,7 @@ class _Call:
     doc: tuple[int, str, str, int] | None = None  # item, doc_id, title, version, from the first piece on
     broken: str | None = None
     kept: dict[str, Any] | None = None  # the arguments for the state, where they are not simply those that came
+    over: bool = False  # it was carried out
 
 
 class Reply:
@@ -116,7 +118,9 @@ class Reply:
             self._parts.append(call)
         else:
             call.call_id = call.call_id or delta.call_id
-            call.name = call.name or delta.name
+            call.name = delta.name or call.name  # it may have come in pieces
+            if call.over and delta.arguments.strip():
+                raise ModelError("model_protocol", LATE, retryable=True)
         if delta.arguments:
             call.waiting.append(delta.arguments)
         self._advance()
@@ -155,14 +159,12 @@ class Reply:
         while self._parts:
             part = self._parts[0]
             self._give_out(part)
+            if len(self._parts) == 1:
+                return  # more of it may come: nobody knows yet whether a call is over
             if isinstance(part, _Call):
                 if not (part.decoder.complete or part.broken):
                     return
-                if part.broken and len(self._parts) == 1:
-                    return  # the rest of its arguments may still come
                 self._carry_out(part, finished=True)
-            elif len(self._parts) == 1:
-                return
             self._parts.pop(0)
 
     def _give_out(self, part: _Text | _Call) -> None:
@@ -225,7 +227,8 @@ class Reply:
         return doc_id, title, version
 
     def _carry_out(self, call: _Call, *, finished: bool) -> None:
-        """Called when the call's arguments are complete, or no more will come."""
+        """Called when the call's arguments are complete and another part has begun, or no more will come."""
+        call.over = True
         try:
             document = self._execute(call, finished=finished)
             answer: dict[str, object] = {name: document[name] for name in ("doc_id", "title", "version")}
@@ -235,6 +238,8 @@ class Reply:
             answer = {"error": str(error)}
         name = call.name if TOOL_NAME.fullmatch(call.name) else "unknown"
         call_id = call.call_id or f"call_{len(self.calls)}"
+        if any(call_id == other.call_id for other in self.calls):  # some providers take the tool's name for an id
+            call_id = f"{call_id}_{len(self.calls)}"
         self.calls.append(ToolCall(call_id, name, _kept_arguments(call), orjson.dumps(answer).decode(), call.index))
 
     def _execute(self, call: _Call, *, finished: bool) -> Document:

@@ -1,31 +1,24 @@
 """The body of one reply on OpenAI's wire, decoded to deltas while it arrives. Pure, and on the hot path."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from chat import Finished, FinishReason, Usage
-from drafting.deltas import ModelDelta, ModelError, Opaque, ToolCallDelta
+from drafting.calls import Calls
+from drafting.chunks import ChunkReader, error_in
+from drafting.content import Head, text_of
+from drafting.deltas import ModelDelta, ModelError, Opaque
+from drafting.finish import finish_of
 from drafting.provider_errors import provider_error
 from drafting.text import storable
 from drafting.usage import figures
 
-DATA = b"data:"
-AFTER_DATA = slice(len(DATA), None)
-DONE = b"[DONE]"
-FINISH_REASONS: Mapping[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "content_filter": "content_filter",
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
-}
+TOGETHER_CHARS = 1000  # a delta of this length is not joined with the next one, which bounds the size of a piece
 PLAIN_FIELDS = frozenset({"role", "content", "refusal"})
 DELTA_FIELDS = PLAIN_FIELDS | {"tool_calls", "function_call", "audio"}
 CALL_FIELDS = frozenset({"index", "id", "type", "function"})
-TOGETHER_CHARS = 1000  # a delta of this length is not joined with the next one, which bounds the size of a piece
 
 
 class ReplyDecoder:
@@ -33,13 +26,26 @@ class ReplyDecoder:
 
     def __init__(self) -> None:
         self.done = False  # by the provider's word, or at the end of the body
+        self._chunks = ChunkReader()
         self._error: ModelError | None = None  # that stands behind the decoded part
-        self._rest = b""  # the beginning of a line whose end has not arrived
-        self._reason: FinishReason | None = None
+        self._reason: FinishReason | None = None  # "stop" for any end of the model's own choice
+        self._unknown: ModelError | None = None  # a finish reason that says neither that nor a known cut
         self._usage: Usage | None = None
-        self._calls: list[str] = []  # the ids, by index
-        # Halves of surrogate pairs that a provider cut between two chunks, by the call's index; None is the text's.
+        self._head = Head()
+        self._said: list[str] = []  # the content as it was sent
+        self._calls = Calls()
+        # Halves of surrogate pairs that a provider cut between two chunks, by the call's number; None is the text's.
         self._halves: dict[int | None, str] = {}
+
+    @property
+    def over(self) -> bool:
+        """It is known how the reply ended. Only its usage, or the error that ended it, may follow."""
+        return self._reason is not None or self._unknown is not None or self._error is not None
+
+    @property
+    def failed(self) -> bool:
+        """The reply has no end of its own, as far as it was read."""
+        return self._reason is None
 
     def feed(self, data: bytes) -> Sequence[ModelDelta] | None:
         """The deltas of the next bytes of the body, b"" for its end. Texts that arrive together become one delta.
@@ -47,92 +53,138 @@ class ReplyDecoder:
         None if the bytes complete no event: half a line, or a comment, which a proxy may send for a dead model.
         """
         deltas: list[ModelDelta] | None = None
-        *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")
         try:
-            for line in lines:
-                if line.startswith(DATA) and not self.done:
-                    deltas = [] if deltas is None else deltas
-                    self._decode(line[AFTER_DATA], deltas)
+            for chunk in self._chunks.feed(data):
+                deltas = [] if deltas is None else deltas
+                self._take(chunk, deltas)
+            self.done |= self._chunks.done or not data
         except ModelError as error:
-            self._error = error
+            self._fail(error)
         except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             # No JSON, or JSON that is not of this wire.
-            self._error = ModelError(
+            failure = ModelError(
                 "model_protocol", "The model's reply could not be read; please send the message again.", retryable=True
             )
-            self._error.__cause__ = error
-        self.done |= not data or self._error is not None
-        return deltas
+            failure.__cause__ = error
+            self._fail(failure)
+        return self._release(deltas or []) if self.done or self.over else deltas
 
-    def _decode(self, event: bytes, deltas: list[ModelDelta]) -> None:
-        try:
-            chunk = orjson.loads(event)
-        except orjson.JSONDecodeError:
-            chunk = self._decode_unusual(event)
-        if error := chunk.get("error"):
-            raise provider_error(error)
-        if usage := chunk.get("usage"):
-            self._usage = figures(usage)
-        choices = chunk.get("choices")
-        if not choices:
-            return
-        choice = choices[0]
-        if reason := choice.get("finish_reason"):
-            self._reason = FINISH_REASONS.get(reason, "stop")
-        delta = choice.get("delta") or {}
-        text = delta.get("content") or delta.get("refusal")
-        if text and not (text.isascii() and not self._halves and "\0" not in text):  # spares most tokens a call
-            text = self._mend(text, None)
-        if text:
-            if deltas and isinstance(deltas[-1], str) and len(deltas[-1]) < TOGETHER_CHARS:
-                deltas[-1] += text
-            else:
-                deltas.append(text)
-        if not delta.keys() <= PLAIN_FIELDS:
-            self._decode_more(delta, deltas)
-
-    def _decode_more(self, delta: dict[str, Any], deltas: list[ModelDelta]) -> None:
-        """The fields of a delta that most tokens don't have."""
-        _add_opaque(deltas, None, delta, DELTA_FIELDS)
-        for call in delta.get("tool_calls") or ():
-            begun = self._call(call)
-            deltas.append(begun)
-            _add_opaque(deltas, begun.index, call, CALL_FIELDS)
-
-    def _decode_unusual(self, event: bytes) -> Any:  # noqa: ANN401  # JSON, of whatever shape
-        """[DONE] as an empty chunk; else JSON with bad UTF-8 or unpaired surrogates, which orjson rightly refuses."""
-        if event.strip() == DONE:
-            self.done = True
-            return {}
-        return json.loads(event.decode("utf-8", "replace"))
+    def _fail(self, error: ModelError) -> None:
+        """A fault behind the end of a finished reply is none of the reply."""
+        self.done = True
+        if self.failed:
+            self._error = error
 
     def finished(self) -> Finished:
         """How the reply ended. Raises the fault in it, also for a reply that just stops.
 
         Half a document must never pass for a finished one.
         """
-        if self._error is not None:
-            raise self._error
         if self._reason is None:
-            raise ModelError(
-                "model_truncated",
-                "The model's reply broke off before its end; you can send the message again.",
-                retryable=True,
+            raise (
+                self._error
+                or self._unknown
+                or ModelError(
+                    "model_truncated",
+                    "The model's reply broke off before its end; you can send the message again.",
+                    retryable=True,
+                )
             )
-        return Finished(self._reason, self._usage)
+        return Finished("tool_calls" if self._reason == "stop" and self._calls.any else self._reason, self._usage)
 
-    def _call(self, call: dict[str, Any]) -> ToolCallDelta:
-        function = call.get("function") or {}
-        call_id = str(call.get("id") or "")
-        index = call.get("index")
-        if index is None:  # some servers send no index: then a new id begins a call
-            index = len(self._calls) if call_id and call_id not in self._calls else max(len(self._calls) - 1, 0)
-        if index >= len(self._calls):
-            self._calls.append(call_id)
+    def _take(self, chunk: dict[str, Any], deltas: list[ModelDelta]) -> None:
+        if usage := chunk.get("usage"):
+            self._usage = figures(usage)
+        error = chunk.get("error")
+        if choices := chunk.get("choices"):
+            choice = choices[0]
+            if delta := choice.get("delta"):
+                self._take_delta(delta, deltas)
+            if "message" in choice and (message := choice["message"]):
+                self._take_delta(self._news_of(message), deltas)
+            error = error or choice.get("error")
+            if (reason := choice.get("finish_reason")) and not error:
+                self._finish(reason)
+        elif not error:
+            error = error_in(chunk)
+        if error:
+            raise provider_error(error)
+
+    def _finish(self, reason: str) -> None:
+        ending = finish_of(reason)
+        if isinstance(ending, ModelError):
+            self._unknown = ending
+        elif ending is not None and self._reason in (None, "stop"):  # a filter may act behind the end
+            self._reason = ending
+
+    def _take_delta(self, delta: dict[str, Any], deltas: list[ModelDelta]) -> None:
+        if text := delta.get("content") or delta.get("refusal"):
+            # The first condition spares most tokens a call.
+            if self._head.passed and text.__class__ is str and text.isascii() and not self._halves and "\0" not in text:
+                self._said.append(text)
+            else:
+                text = self._text(text)
+            if text:
+                _append(text, deltas)
+        if not delta.keys() <= PLAIN_FIELDS:
+            self._take_more(delta, deltas)
+
+    def _text(self, content: object) -> str:
+        """The text for the reader in content of any form."""
+        text = text_of(content)
+        self._said.append(text)
+        return self._mend(self._head.feed(text), None)
+
+    def _take_more(self, delta: dict[str, Any], deltas: list[ModelDelta]) -> None:
+        """The fields of a delta that most tokens of a text don't have."""
+        if not delta.keys() <= DELTA_FIELDS:
+            _add_opaque(deltas, None, delta, DELTA_FIELDS)
+        calls = delta.get("tool_calls")
+        if calls is None and (call := delta.get("function_call")):  # as OpenAI's wire had it before there were tools
+            calls = [{"function": call}]
+        if not calls:
+            return
+        if not self._head.passed and (held := self._head.close()):
+            _append(self._mend(held, None), deltas)
+        for call in calls:
+            self._take_call(call, deltas)
+
+    def _take_call(self, call: dict[str, Any], deltas: list[ModelDelta]) -> None:
+        function = call.get("function") or call
         arguments = function.get("arguments") or ""
-        if not isinstance(arguments, str):  # some servers send an object
+        if arguments.__class__ is not str:  # some servers send an object
             arguments = orjson.dumps(arguments).decode()
-        return ToolCallDelta(index, call_id, str(function.get("name") or ""), self._mend(arguments, index))
+        fragments = self._calls.take(
+            call.get("index"), str(call.get("id") or ""), str(function.get("name") or ""), arguments
+        )
+        for fragment in fragments:
+            fragment.arguments = self._mend(fragment.arguments, fragment.index)
+        deltas += fragments
+        if not call.keys() <= CALL_FIELDS:
+            _add_opaque(deltas, self._calls.last, call, CALL_FIELDS)
+
+    def _news_of(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A whole message, less what its deltas have said already."""
+        said = "".join(self._said)
+        if not said and not self._calls.any:
+            return dict(message)
+        content = text_of(message.get("content") or "")
+        content = "" if content.strip() and content.strip() in said else content.removeprefix(said)
+        calls = [call for call in message.get("tool_calls") or () if not self._has(call)]
+        return {"content": content, "tool_calls": calls}
+
+    def _has(self, call: Mapping[str, Any]) -> bool:
+        function = call.get("function") or call
+        return self._calls.have(str(function.get("name") or ""), function.get("arguments"))
+
+    def _release(self, deltas: list[ModelDelta]) -> list[ModelDelta]:
+        """Add what was held back, as nothing follows it."""
+        if held := self._head.close():
+            _append(self._mend(held, None), deltas)
+        for call in self._calls.close():
+            call.arguments = self._mend(call.arguments, call.index)
+            deltas.append(call)
+        return deltas
 
     def _mend(self, text: str, call: int | None) -> str:
         """Join surrogate pairs that were cut in two, and replace characters that can't be stored."""
@@ -143,6 +195,14 @@ class ReplyDecoder:
             self._halves[call] = text[-1]
             text = text[:-1]
         return storable(text)
+
+
+def _append(text: str, deltas: list[ModelDelta]) -> None:
+    """A text joins the one before it."""
+    if deltas and isinstance(deltas[-1], str) and len(deltas[-1]) < TOGETHER_CHARS:
+        deltas[-1] += text
+    else:
+        deltas.append(text)
 
 
 def _add_opaque(deltas: list[ModelDelta], call: int | None, given: Mapping[str, Any], known: frozenset[str]) -> None:

@@ -191,7 +191,7 @@ async def test_half_a_character_at_a_texts_end_leaves_the_call_behind_it_whole(o
         '{"choices":[{"delta":{"content":5}}]}',
         '{"choices":[{"delta":{},"finish_reason":["stop"]}]}',
         '{"choices":[{"delta":{"tool_calls":{"index":0}}}]}',
-        '{"choices":[{"delta":{"tool_calls":[{"index":"0","id":"call_0"}]}}]}',
+        '{"choices":[{"delta":{"tool_calls":[{"index":[0],"id":"call_0"}]}}]}',
     ],
 )
 async def test_json_that_is_not_of_the_wire_is_the_models_fault_and_what_came_with_it_is_kept(
@@ -223,9 +223,9 @@ ODD_CHUNKS = (
     b'{"choices":"text"}',
     b'{"choices":[{"delta":"text"}]}',
     b'{"choices":[{"delta":{"content":5}}]}',
-    b'{"choices":[{"delta":{"content":[{"type":"text","text":"x"}]}}]}',
+    b'{"choices":[{"delta":{"content":[5]}}]}',
     b'{"choices":[{"delta":{"tool_calls":[null]}}]}',
-    b'{"choices":[{"delta":{"tool_calls":[{"index":"0"}]}}]}',
+    b'{"choices":[{"delta":{"tool_calls":[{"index":{}}]}}]}',
     b'{"choices":[{"finish_reason":["stop"]}]}',
 )
 

@@ -11,8 +11,7 @@ from web.service import Call
 
 
 async def get_root(call: Call) -> None:
-    location = call.location("/debug")
-    await call.response.whole(302, "text/plain", f"{location[1]}\n".encode(), [location])
+    await call.response.whole(302, "text/plain", b"/debug\n", [("location", "/debug")])
 
 
 async def get_page(call: Call) -> None:
