@@ -68,7 +68,7 @@ class Base:
         return changes
 
     def _change(self, edit: Edit, name: str) -> Change:
-        if not edit.find.strip():
+        if not edit.find:
             raise EditError(
                 "find is empty. To add text, find the words that it follows, and replace them with the same words and "
                 "the new text."
@@ -104,7 +104,7 @@ class Base:
 
 
 def changed(text: str, changes: Sequence[Change]) -> str:
-    """The text with all changes made. Raises EditError if two of them overlap; it is none to touch."""
+    """The text with all changes made. Raises EditError if two of them overlap; two that touch do not."""
     ordered = sorted(changes, key=lambda change: (change.start, change.end))
     for one, other in pairwise(ordered):
         if other.start < one.end:
@@ -126,7 +126,7 @@ def _places(text: str, find: str) -> list[int]:
     at = text.find(find)
     while at >= 0 and len(places) <= MOST_PLACES:
         places.append(at)
-        at = text.find(find, at + 1)
+        at = text.find(find, at + len(find))
     return places
 
 

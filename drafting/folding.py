@@ -22,8 +22,10 @@ _SAME = str.maketrans(
     | dict.fromkeys(_SPACES, " ")
 )
 _RUN = re.compile(rf"[ \n{_UNSEEN}]{{2,}}|[\n{_UNSEEN}]")
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # characters of Chinese and Japanese, which stand without spaces
+WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 # A word, a blank or one other character. Folding never changes more than one of them, so a text may be cut between two.
-TOKEN = re.compile(rf"[\s{_UNSEEN}]+|\w+|[^\w\s{_UNSEEN}]")
+TOKEN = re.compile(rf"[\s{_UNSEEN}]+|{WORD.pattern}|[^\w\s{_UNSEEN}]")
 
 
 class Folded:

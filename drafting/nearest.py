@@ -4,14 +4,13 @@ A model that is shown the document's own characters corrects its call at once. T
 both have, rare ones first, so the time grows with the document's length only once for all edits of a call.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import islice
 from math import log
 
-from drafting.folding import TOKEN, folded
+from drafting.folding import TOKEN, WORD, folded
 
 SHOWN_CHARS = 600  # the most of one passage
 AROUND_CHARS = 60  # on each side of a place
@@ -20,7 +19,8 @@ MOST_WORDS = 200  # of a find, that are looked for
 MOST_HITS = 5_000  # places of these words: in a long document the frequent words mean nothing
 MARGIN = 2  # words, for a passage that differs at its beginning or its end
 ROUNDING = 1e-9  # of sums of weights
-WORD = re.compile(r"\w+")
+WORD_CHARS = 30  # a text may have no blanks for long
+END_CHARS = 2_000  # of a text, the most that is shown for its last words
 
 
 def shown(text: str, start: int, end: int) -> str:
@@ -40,24 +40,30 @@ def last_words(text: str) -> str:
     """The end of the text, without blanks behind it: as many words as it takes to stand once."""
     text = text.rstrip()
     length = AROUND_CHARS
-    while length < len(text):
+    while length < min(len(text), END_CHARS):
         words = text[_word_start(text, len(text) - length) :]
         if text.find(words) == len(text) - len(words):
             return words
         length *= 2
-    return text
+    return text[_word_start(text, len(text) - END_CHARS) :]
 
 
 def _word_start(text: str, at: int) -> int:
-    while 0 < at < len(text) and not text[at - 1].isspace():
-        at -= 1
-    return max(at, 0)
+    start = max(at, 0)
+    while start > 0 and not text[start - 1].isspace():
+        start -= 1
+        if at - start == WORD_CHARS:
+            return at
+    return start
 
 
 def _word_end(text: str, at: int) -> int:
-    while at < len(text) and not text[at].isspace():
-        at += 1
-    return min(at, len(text))
+    end = min(at, len(text))
+    while end < len(text) and not text[end].isspace():
+        end += 1
+        if end - at == WORD_CHARS:
+            return at
+    return end
 
 
 class Words:

@@ -255,10 +255,10 @@ class Reply:
                     + how_to_go_on(document)
                 )
             return document
-        if not whole:
-            raise ToolError(
-                f"The arguments are not valid JSON. {UNCHANGED}" if finished else f"The call broke off. {UNCHANGED}"
-            )
+        if not whole and not finished:
+            raise ToolError(f"The call broke off before its end. Send it again, or in smaller parts. {UNCHANGED}")
+        if not whole and call.name != EDIT:
+            raise ToolError(f"The arguments are not valid JSON. {UNCHANGED}")
         if call.name == WRITE:
             raise ToolError(
                 f"write_document needs a title and a content, both texts and the content not empty. {UNCHANGED}"

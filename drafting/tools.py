@@ -150,6 +150,8 @@ def _decoded(value: object) -> object:
             break
         try:
             value = json.loads(value, strict=False, object_pairs_hook=_once)
+        except ToolError:  # of _once
+            raise
         except (ValueError, RecursionError):
             break
     return value

@@ -71,7 +71,8 @@ class Documents:
             content = changed(base["content"], changes)
         except EditError as error:
             raise ToolError(f"{error}\n{_broken_off(base)}{UNCHANGED}") from None
-        title = as_title(call.title) if call.title else newest["title"]
+        names_it = call.doc_id is None and call.title and self.named(call.title)  # then it is no new title
+        title = as_title(call.title) if call.title and not names_it else newest["title"]
         if not content.strip():
             raise ToolError(f"That would leave an empty document. {UNCHANGED}")
         if (content, title) == (newest["content"], newest["title"]):
@@ -86,7 +87,7 @@ class Documents:
     def _meant(self, call: EditCall) -> Document:
         """The document that a call means: the one that it names, or the only one. Raises ToolError."""
         name = call.doc_id or call.title or ""
-        document = self.named(name)
+        document = self.named(name) if name else None
         if document is None and not call.doc_id and len(self._newest) == 1:
             [document] = self._newest.values()
         if document is not None:

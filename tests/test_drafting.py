@@ -164,6 +164,12 @@ def test_the_state_keeps_the_arguments_of_an_edit_as_the_tool_asks_for_them() ->
     assert desk.reply.calls[0].arguments == {"doc_id": "d1", "edits": [{"find": "text", "replace": "paper"}]}
 
 
+@pytest.mark.parametrize("edits", [[{"find": "text", "replace": "paper"}], '{"old": "text", "new": "paper"}'])
+def test_arguments_that_were_encoded_twice_are_taken(edits: object) -> None:
+    arguments = json.dumps(json.dumps({"document": "NDA", "edits": edits}))
+    assert Desk([document("text")]).feed(*call("edit_document", arguments)).close().items == [("d1 v2", "paper")]
+
+
 def test_an_edit_in_one_reply_with_writes_counts_the_versions_as_they_come() -> None:
     desk = Desk().feed(*write("NDA", "a b"), *edit("d1", ("b", "c"), index=1), *write("NDA", "new", 2)).close()
     assert desk.items == [("d1 v1", "a b"), ("d1 v2", "a c"), ("d1 v3", "new")]
@@ -181,6 +187,7 @@ def test_an_edit_in_one_reply_with_writes_counts_the_versions_as_they_come() -> 
         (edit("d1"), "a list of edits"),
         (call("edit_document", '{"doc_id":"d1","edits":[{"find":1}]}'), "find and replace"),
         (call("edit_document", '{"doc_id":"d1"'), "not valid JSON"),
+        (call("edit_document", '{"doc_id":"d1","doc_id":"d1","edits":[]}'), "stands twice"),
         (call("write_document", '{"title":"NDA"}'), "needs a title and a content"),
         (call("write_document", '{"title":"NDA","content":""}'), "needs a title and a content"),
         (call("write_document", '{"content":"text"}'), "needs a title and a content"),

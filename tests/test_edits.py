@@ -73,7 +73,7 @@ def test_finds_that_stand_once_and_do_not_overlap_are_carried_out_in_any_order(t
     spans = [
         (start, end)
         for start, end in itertools.pairwise(places)
-        if text[start:end].strip() and count(text, text[start:end]) == 1
+        if text[start:end] and count(text, text[start:end]) == 1
     ]
     edits, expected, done = [], "", 0
     for start, end in spans:
@@ -424,6 +424,24 @@ def test_a_find_that_stands_several_times_is_shown_each_place() -> None:
     assert "more than 5 times" in refusal("a b " * 100, ("a b", "x"))
 
 
+def test_the_nearest_text_is_found_in_a_script_without_spaces() -> None:
+    told = refusal(
+        "# 租赁合同\n\n4.1 租赁期限为三十年。\n\n5.1 通知在收到后三十天生效。", ("通知在收到后六十天生效", "x")
+    )
+    assert "The nearest text there is:\n通知在收到后三十天生效\n" in told
+    assert 'has "三" where find has "六"' in told
+
+
+def test_a_refusal_is_short_however_long_the_text_is() -> None:
+    long = "Word" * 50_000
+    for content, find in ((long, "x"), (f"{long} a {long} a", "a"), ("a b " * 50_000, "a b " * 20_000 + "c")):
+        assert len(refusal(content, (find, "y"))) < 4_000
+    broken = version("ab " * 50_000, complete=False)
+    with pytest.raises(ToolError) as error:
+        Documents([broken]).edit(call(("x", "y")))
+    assert len(str(error.value)) < 4_000
+
+
 def test_all_faults_of_a_call_are_told_together() -> None:
     told = refusal(LEASE, ("Term", "x"), ("## 4.", "## 5."), ("not there", "x"), ("5.2", "5.2"))
     assert re.findall(r"^Edit (\d):", told, re.MULTILINE) == ["1", "3", "4"]
@@ -464,6 +482,11 @@ def test_a_title_is_changed_with_and_without_edits() -> None:
     assert documents.edit(call(("one", "two"), title="NDA 2")) == version("two", 3, title="NDA 2")
     with pytest.raises(ToolError, match="reads so already"):
         documents.edit(call(title="NDA 2"))
+
+
+def test_a_title_that_names_the_document_is_no_new_title() -> None:
+    assert Documents([version("one")]).edit(call(("one", "two"), doc_id=None, title="nda"))["title"] == "NDA"
+    assert Documents([version("one")]).edit(call(("one", "two"), doc_id=None, title="Lease"))["title"] == "Lease"
 
 
 def test_a_document_is_found_under_its_newest_title_alone() -> None:
