@@ -54,6 +54,7 @@ from web.downloads import get_diff, get_export
 from web.file_workers import FileWorkers
 from web.listener import bounded
 from web.page import read_page
+from web.prefix import trusted_proxies
 from web.problems import refusal_of, send_problem, shown_code
 from web.readiness import Readiness
 from web.routing import Methods, Route, Router
@@ -174,7 +175,7 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         retention = Retention(store, runs, checkpointer.forget)
         await opened(tending_threads(settings, store, retention, supervisor))
         parts = (settings, store, runs, access, per_owner, admission, telemetry, readiness, retention, files)
-        yield Service(*parts, read_page(), OPENAPI.read_bytes())
+        yield Service(*parts, read_page(), OPENAPI.read_bytes(), trusted_proxies(server))
 
 
 @asynccontextmanager
@@ -290,7 +291,7 @@ async def serve(scope: ConnectionScope, receive: Receive, send: Send) -> None:
     stuck_s = 2 * service.settings.heartbeat_s
     response = Response(send, head=scope["method"] == "HEAD", stuck_s=stuck_s)
     try:
-        request = Request.from_scope(scope, receive)
+        request = Request.from_scope(scope, receive, service.trusted_proxies)
         tracing.arrive(request.headers.get("traceparent"))
         headers = cors.headers(service.settings.cors_allow_origins, request)
         response = Response(send, headers, head=request.method == "HEAD", stuck_s=stuck_s)

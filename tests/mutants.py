@@ -1418,6 +1418,20 @@ MUTANTS = (
         "        pass",
         "test_repeats.py:names_its_run",
     ),
+    Mutant(
+        "the sub-path: a stranger names none",
+        "web/prefix.py",
+        'return prefix if address in trusted else ""',
+        "return prefix",
+        "test_prefix.py:stranger or trusted",
+    ),
+    Mutant(
+        "the sub-path: it leads to no other host",
+        "web/prefix.py",
+        "if transport is None or not FORM.fullmatch(prefix):",
+        "if transport is None:",
+        "test_prefix.py:elsewhere",
+    ),
 )
 
 

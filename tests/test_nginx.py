@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 import requests
@@ -19,8 +20,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from openai_server import OpenAIServer, finish, pause, text, wait
+from playwright.sync_api import Browser, expect
+from test_page import DEADLINE_MS, browser, downloaded, send
+
+__all__ = ["browser"]  # a fixture
 
 SITE = (ROOT / "deploy/nginx.conf").read_text()
+BELOW = (ROOT / "deploy/nginx-subpath.conf").read_text()
 
 
 class Nginx:
@@ -372,3 +378,76 @@ def test_over_tls_other_names_get_no_certificate_and_plain_http_is_sent_on(
     plain = requests.get(f"{front.url}/debug?a=b", headers=headers, allow_redirects=False, timeout=20)
     assert (plain.status_code, plain.headers["Location"]) == (301, "https://localhost/debug?a=b")
     assert front.raw(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n") == b""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Below a sub-path
+
+
+def below(text_of_locations: str) -> dict[str, str]:
+    """The changes that put the service below a sub-path of the site, whose own pages are another program's."""
+    own = "location / {\n        return 200 'another program';"
+    return {
+        "    # The streams.\n": f"{text_of_locations}\n    # The streams.\n",
+        "location ~ ^/(chat$|api/chat$|api/runs/) {": "location /none/ {",
+        "location / {\n        proxy_pass http://draftstream;": own,
+    }
+
+
+BARE = "location /draft/ { proxy_pass http://draftstream/; }"
+
+
+@pytest.mark.parametrize("locations", [BELOW, BARE], ids=["the site", "bare"])
+def test_below_a_sub_path_the_page_drafts_and_resumes(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], browser: Browser, tmp_path: Path, locations: str
+) -> None:
+    front = nginx(service().port, changes=below(locations.replace("/var/log/nginx", str(tmp_path))))
+    page = browser.new_page()
+    page.set_default_timeout(DEADLINE_MS)
+    expect.set_options(timeout=DEADLINE_MS)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    page.goto(f"{front.url}/draft/debug")
+    for how, message in (("GET", "Draft an NDA"), ("POST", "Make it mutual")):
+        send(page, message, how)
+        expect(page.locator("#log .end").last).to_contain_text('"saved":true')
+    page.reload()
+    expect(page.locator(".chip")).to_have_count(2)
+    assert downloaded(page, "Download the conversation", "Word")[1][:2] == b"PK"
+    expect(page.locator("#state-text")).to_contain_text("ready")
+    assert {path.split("/")[1] for path in asked} == {"draft"}
+    page.close()
+
+
+def test_below_a_sub_path_every_url_of_an_answer_leads_back_there(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], tmp_path: Path
+) -> None:
+    front = nginx(service().port, changes=below(BELOW.replace("/var/log/nginx", str(tmp_path))))
+    root = f"{front.url}/draft"
+    assert requests.get(f"{front.url}/debug", timeout=20).text == "another program"
+    for path in ("/draft", "/draft/"):
+        assert requests.get(front.url + path, timeout=20).url == f"{root}/debug"
+    started = requests.post(f"{root}/api/chat", json={"message": "Draft an NDA", "thread_id": "t"}, timeout=60)
+    again = requests.get(urljoin(started.url, started.headers["Location"]), timeout=60)
+    assert again.url.startswith(f"{root}/api/runs/")
+    assert again.text.splitlines()[-2] == started.text.splitlines()[-2]  # the end
+    fork = requests.post(f"{root}/api/threads/t/fork", json={}, timeout=20)
+    assert fork.headers["Location"].startswith("/draft/api/threads/")
+    assert requests.get(urljoin(fork.url, fork.headers["Location"]), timeout=20).status_code == 200
+    document = requests.get(f"{root}/openapi.json", timeout=20)
+    [server] = document.json()["servers"]
+    assert urljoin(document.url, server["url"]) == f"{root}/"
+    assert requests.get(f"{root}/metrics", timeout=20).status_code == 200
+
+
+def test_a_client_behind_nginx_chooses_no_prefix(
+    nginx: Callable[..., Nginx], service: Callable[..., Service], tmp_path: Path
+) -> None:
+    running = service()
+    for changes, expected in (({}, "/debug"), (below(BELOW.replace("/var/log/nginx", str(tmp_path))), "/draft/debug")):
+        front = nginx(running.port, changes=changes)
+        path = "/" if expected == "/debug" else "/draft/"
+        headers = {"X-Forwarded-Prefix": "/evil"}
+        answer = requests.get(front.url + path, headers=headers, allow_redirects=False, timeout=20)
+        assert answer.headers["Location"] == expected
+        front.stop()

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import requests
@@ -44,7 +46,7 @@ def test_a_post_that_names_its_run_goes_on_with_it_or_gets_204(
     keys["other owner's"] = new_key(database_url, "b", ["chat", "read"])
     running = service(openai=openai)
 
-    def post(place: str, who: str = "mine", key: str | None = None, **body: object) -> Stream:
+    def post(place: str, who: str = "mine", key: str | None = None, **body: Any) -> Stream:
         headers = keys[who].headers | {"Last-Event-ID": place} | ({"Idempotency-Key": key} if key else {})
         return chat(running.url, headers=headers, **{"message": "Draft", **body})
 
@@ -52,9 +54,9 @@ def test_a_post_that_names_its_run_goes_on_with_it_or_gets_204(
     run_id = whole.run_id
     everything = "".join(event.get("content", "") for event in whole.events)
     for where in ("memory", "database"):
-        for place in (0, 3, 11, 12, 40, 400, len(everything)):
-            rest = post(f"{run_id}:{place}")
-            assert "".join(event.get("content", "") for event in rest.events) == everything[place:]
+        for position in (0, 3, 11, 12, 40, 400, len(everything)):
+            rest = post(f"{run_id}:{position}")
+            assert "".join(event.get("content", "") for event in rest.events) == everything[position:]
             assert {item["title"] for item in rest.items.values() if item["type"] == "doc"} <= {TITLE}
             assert rest.headers["location"] == f"/api/runs/{run_id}/events"
         # A key counts for nothing beside the id, and no field of the body but `stream` does.
@@ -97,7 +99,7 @@ def test_a_post_that_names_its_run_follows_it_while_it_is_in_progress(
 
 
 def get(running: Service, message: str = "Hi", thread_id: str = "t", key: Key | None = None, **more: str) -> Stream:
-    query = requests.models.RequestEncodingMixin._encode_params({"message": message, "thread_id": thread_id, **more})
+    query = urlencode({"message": message, "thread_id": thread_id, **more})
     return request("GET", f"{running.url}/chat?{query}", headers=key.headers if key else {})
 
 

@@ -15,6 +15,7 @@ import orjson
 
 from chat.refusals import Refusal
 from web.outlet import STUCK_S, Outlet, transport_of
+from web.prefix import Proxies, path_below, prefix_of
 
 T = TypeVar("T")
 ConnectionScope = MutableMapping[str, Any]
@@ -49,9 +50,10 @@ class Request:
     receive: Receive
     scheme: str = "http"  # behind a proxy "https" only if that says so, from an address that uvicorn trusts
     target_host: str | None = None  # of a request line with a whole URL, which counts before the Host header (RFC 9112)
+    prefix: str = ""  # see web/prefix.py; the path is without it
 
     @classmethod
-    def from_scope(cls, scope: ConnectionScope, receive: Receive) -> "Request":
+    def from_scope(cls, scope: ConnectionScope, receive: Receive, trusted_proxies: Proxies = ()) -> "Request":
         """Raises Refusal (headers_too_large, malformed_host)."""
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             detail = f"The headers have more than {MAX_HEADER_BYTES} bytes; send fewer or shorter ones."
@@ -66,13 +68,14 @@ class Request:
             raise Refusal("malformed_host", "A request must have exactly one Host header.")
         return cls(
             scope["method"],
-            scope["path"],
+            path_below(scope),
             scope["http_version"],
             headers,
             scope["query_string"],
             receive,
             scope.get("scheme", "http"),
             _target_host(scope, receive),
+            prefix_of(scope, headers.get("x-forwarded-prefix"), transport_of(receive), trusted_proxies),
         )
 
     def query(self) -> dict[str, str]:

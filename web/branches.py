@@ -25,4 +25,4 @@ async def post_fork(call: Call) -> None:
     forked: dict[str, object] = {**await call.threads.summary(new_id)}
     if not call.caller.has("read"):
         del forked["title"]  # the beginning of the thread's first message
-    await call.response.json(201, forked, [("location", f"/api/threads/{new_id}")])
+    await call.response.json(201, forked, [call.location(f"/api/threads/{new_id}")])

@@ -151,7 +151,7 @@ def stream_headers(call: Call, run_id: str) -> Headers:
         ("cache-control", "no-cache, no-transform"),
         ("x-accel-buffering", "no"),
         *SAFE_TO_READ,
-        ("location", f"/api/runs/{run_id}/events"),
+        call.location(f"/api/runs/{run_id}/events"),
         ("referrer-policy", "no-referrer"),
     ]
     if call.request.http_version == "1.1":

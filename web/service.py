@@ -16,6 +16,7 @@ from web.admission import Admission
 from web.asgi import Request, Response
 from web.file_workers import FileWorkers
 from web.page import Page
+from web.prefix import Proxies
 from web.readiness import Readiness
 
 
@@ -35,6 +36,7 @@ class Service:
     files: FileWorkers
     page: Page
     openapi: bytes
+    trusted_proxies: Proxies
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,10 @@ class Call:
     @property
     def threads(self) -> Threads:
         return Threads(self.service.store, self.owner)
+
+    def location(self, path: str) -> tuple[str, str]:
+        """The header for a path of the service, as the client addresses it."""
+        return "location", self.request.prefix + path
 
     async def json(self) -> object:
         """Raises as Request.json does."""

@@ -11,7 +11,8 @@ from web.service import Call
 
 
 async def get_root(call: Call) -> None:
-    await call.response.whole(302, "text/plain", b"/debug\n", [("location", "/debug")])
+    location = call.location("/debug")
+    await call.response.whole(302, "text/plain", f"{location[1]}\n".encode(), [location])
 
 
 async def get_page(call: Call) -> None:
