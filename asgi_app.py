@@ -21,7 +21,7 @@ from access.callers import Access, open_access
 from access.credentials import ANONYMOUS
 from access.per_owner import PerOwner, limiting
 from agent import Agent, ChatModel
-from drafting.deltas import ProxyError
+from drafting.deltas import HeaderError, ProxyError
 from drafting.models import offline_model, openai_model
 from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError
@@ -83,7 +83,7 @@ EXIT_START = 3  # uvicorn's own, for a start that failed
 EXIT_UNSAVED = 4  # turns were lost
 
 CANNOT_START = (
-    *(SettingsError, TracerError, ProxyError, CannotListen),
+    *(SettingsError, TracerError, HeaderError, ProxyError, CannotListen),
     *(UnreadableAddress, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError),
 )
 """The faults of a start whose text is for a person, and says the way out."""

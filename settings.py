@@ -1,7 +1,7 @@
 """The environment, read once into one frozen object."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,6 +18,7 @@ DEFAULT_MODEL = "gpt-5.1"
 DEFAULT_DATA_DIR = Path(".data")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 HOST_NAME = re.compile(r"(?:\*\.[a-z0-9_-]+\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+HEADER_VALUE = re.compile(r"[!#-&(-~][!-~]*")  # visible ASCII; a quote at the beginning came with the text around it
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and long enough not to be guessed
 
 
@@ -129,6 +130,13 @@ def _bearer_token(text: str) -> str | None:
     return text
 
 
+def _header_value(text: str) -> str | None:
+    """Of a key that is sent as a header. What a client can't send would fail each run."""
+    if not HEADER_VALUE.fullmatch(text):
+        raise ValueError
+    return text
+
+
 def _host_names(text: str) -> tuple[str, ...]:
     """`*.example.com` takes in what is below it. A bare `*` would take in the names of attackers."""
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
@@ -169,6 +177,15 @@ def _switch(*, default: bool) -> bool:
     return _setting(_flag, default, "1 or 0")
 
 
+def _secrets_in(value: str) -> Iterator[str]:
+    """An address of the web is no secret as such, and lines of the log name it. Its user, password and query are."""
+    parts = urlsplit(value) if value.startswith(("http://", "https://")) else None
+    if parts is None or parts.username is not None or parts.query:
+        yield value
+    if parts is not None:
+        yield from filter(None, (parts.username, parts.password, parts.query))
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The settings
 
@@ -182,7 +199,9 @@ class Settings:
     data_dir: Path = _setting(Path, DEFAULT_DATA_DIR, "a folder")  # noqa: RUF009  # the call makes a field
     # `from_env` sets one for the embedded database.
     journal_dir: Path | None = _setting(Path, None, "a folder")  # noqa: RUF009  # likewise
-    openai_api_key: str | None = _text(None, secret=True)
+    openai_api_key: str | None = _setting(
+        _header_value, None, "visible ASCII characters without quotes around them, spaces or line ends", secret=True
+    )
     openai_base_url: str | None = _setting(_url("http", "https"), None, "an http:// or https:// URL", secret=True)
     openai_model: str = _text(DEFAULT_MODEL)
     host: str = _text("127.0.0.1")
@@ -269,8 +288,8 @@ class Settings:
     @property
     def secrets(self) -> list[str]:
         """Texts that no line of the log may have."""
-        values = (getattr(self, setting.name) for setting in fields(self) if setting.metadata["secret"])
-        return [value for value in values if value]
+        values = [getattr(self, setting.name) for setting in fields(self) if setting.metadata["secret"]]
+        return [text for value in values if value for text in _secrets_in(value)]
 
     @property
     def offline(self) -> bool:

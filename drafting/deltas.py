@@ -54,6 +54,10 @@ class ModelError(RunFailure):
         self.reported = reported
 
 
+class HeaderError(Exception):
+    """A header of the requests to the model can't be sent; one line names the variable of the environment."""
+
+
 class ProxyError(Exception):
     """The proxy that the environment names can't be used; one line says why."""
 

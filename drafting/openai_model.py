@@ -24,7 +24,8 @@ from pydantic import SecretStr
 
 from chat import Finished
 from chat.refusals import OVERLOADED
-from drafting.deltas import Hear, ModelError, ProxyError, Reported
+from drafting.deltas import HeaderError, Hear, ModelError, ProxyError, Reported
+from drafting.model_check import Answer
 from drafting.provider_errors import provider_error
 from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder
@@ -36,8 +37,10 @@ log = logging.getLogger("draftstream.model")
 CONNECT_TIMEOUT_S = 5.0  # three attempts fit into MODEL_FIRST_TOKEN_TIMEOUT_S
 RETRY_AFTER_S = 5.0  # the longest Retry-After that is waited for; beyond it a person is better served by an error
 BODY_END_S = 1.0  # for the rest of a body behind the reply's end: its usage, and the sign that it is over
+LONGEST_ANSWER = 2**23  # bytes of a list of models; the longest known has about 2**20
 NO_KEY = "none"  # the client insists on a key, and a private server may have none
 UNREADABLE_PROXY = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY of the environment can't be read"
+HEADER_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 
@@ -45,7 +48,7 @@ class OpenAIModel:
     """The model of that name. `base_url` may carry a query (Azure's `api-version`). The caller limits the time.
 
     The settings alone say where the requests go. ChatOpenAI would also obey OPENAI_API_BASE, OPENAI_PROXY and
-    LANGSMITH_GATEWAY, and its client would follow a redirect with the whole prompt. Raises ProxyError.
+    LANGSMITH_GATEWAY, and its client would follow a redirect with the whole prompt. Raises ProxyError and HeaderError.
     """
 
     def __init__(
@@ -85,12 +88,13 @@ class OpenAIModel:
             use_responses_api=False,
             stream_usage=True,
         )
-        self._base_url = str(self._chat.root_async_client.base_url)
-        self.origin = origin_of(self._base_url)
+        _check_headers(self._chat.root_async_client.default_headers)
+        self.base_url = str(self._chat.root_async_client.base_url).rstrip("/")
+        self.origin = origin_of(self.base_url)
         self.proxy = self._proxy()  # its origin, if the client goes through one to the model
 
     def _proxy(self) -> str | None:
-        transport = self._http._transport_for_url(httpx2.URL(self._base_url))  # noqa: SLF001  # the client's own decision
+        transport = self._http._transport_for_url(httpx2.URL(self.base_url))  # noqa: SLF001  # the client's own decision
         proxy: httpx2.Proxy | None = getattr(transport, "proxy", None)
         if proxy is None:
             return None
@@ -110,6 +114,33 @@ class OpenAIModel:
         self._unused.close()
         await self._http.aclose()
 
+    async def get(self, url: str) -> Answer:
+        """GET once, as a chat's request would go: with the key, the query, the proxy, and without a redirect.
+
+        The caller limits the time. `url` has the origin of `base_url`, as the key goes with it. Raises ModelError.
+        """
+        client: openai.AsyncOpenAI = self._chat.root_async_client
+        try:
+            opened = await client.get(
+                url,
+                cast_to=httpx2.Response,
+                options={"max_retries": 0, "security": {"bearer_auth": True}},
+                stream=True,
+                stream_cls=openai.AsyncStream[Any],
+            )
+        except openai.APIStatusError as error:
+            return Answer(url, error.status_code, error.response.content)
+        except openai.APIConnectionError as error:
+            raise _unreachable(error) from error
+        response = cast("httpx2.Response", opened)
+        body = bytearray()
+        async with aclosing(response):
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > LONGEST_ANSWER:
+                    break
+        return Answer(url, response.status_code, bytes(body))
+
     async def _bound_retry_after(self, response: httpx2.Response) -> None:
         """Without this the client waits up to two minutes, silently, if the provider asks for it."""
         asked = self._chat.root_async_client._parse_retry_after_header(response.headers)  # noqa: SLF001  # a date, too
@@ -120,7 +151,7 @@ class OpenAIModel:
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
     ) -> Finished:
         """Call `hear` with the deltas of each arrival; returns how the reply ended. Raises ModelError."""
-        with ModelCall(self.name, self._base_url) as call:
+        with ModelCall(self.name, self.base_url) as call:
             try:
                 with call.current():
                     parameters = _tool_parameters(tools, may_call=may_call)
@@ -208,6 +239,14 @@ async def _read(body: Body, hear: Hear) -> Finished:
         return decoder.finished()
     except ModelError as error:
         raise _with_type(error, body.content_type) from error.__cause__
+
+
+def _check_headers(headers: Mapping[str, object]) -> None:
+    """Some are from variables that the client reads itself. One that it can't send would fail each run."""
+    for name, value in headers.items():
+        if isinstance(value, str) and not (value.isascii() and value.isprintable()):
+            variable = HEADER_VARIABLES.get(name, "OPENAI_CUSTOM_HEADERS")
+            raise HeaderError(f"{variable} must be visible ASCII characters, as it is sent as a header")
 
 
 def _split_query(base_url: str) -> tuple[str, dict[str, str] | None]:

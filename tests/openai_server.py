@@ -275,6 +275,7 @@ class OpenAIServer:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.refusals: list[str] = []
+        self.silent_list = threading.Event()  # while it is set, the list of models is not given
         self.default: Sequence[Step] = (role(), text("OK."), finish())
         self._replies: list[Sequence[Step]] = []
         self._loop = asyncio.new_event_loop()
@@ -300,12 +301,22 @@ class OpenAIServer:
     async def _start(self) -> None:
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/v1/chat/completions", self._serve)
+        app.router.add_get("/v1/models", self._list)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         host, port = self._runner.addresses[0][:2]
         self.base_url = f"http://{host}:{port}/v1"
+
+    async def _list(self, http: web.Request) -> web.Response:
+        if http.headers.get("Authorization") != f"Bearer {self.key}":
+            refusal = Refusal("Incorrect API key provided.", http_status=401, code="invalid_api_key")
+            return web.json_response(refusal.body, status=401)
+        while self.silent_list.is_set():
+            await asyncio.sleep(0.01)
+        entry = {"id": "gpt-test", "object": "model", "created": 1, "owned_by": "openai"}
+        return web.json_response({"object": "list", "data": [entry]})
 
     async def _serve(self, http: web.Request) -> web.StreamResponse:
         try:
