@@ -3,6 +3,7 @@
 import itertools
 import random
 import socket
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_request_that_offers_another_protocol_is_answered_as_without_the_offer
 
 def test_neither_the_cut_of_the_bytes_nor_the_requests_around_it_matter(running: Service) -> None:
     chance = random.Random(12)
-    for number in range(60):
+    for number in range(30):
         said = [f"{number}.{place}" for place in range(chance.randrange(1, 5))]
         sent = b""
         for words in said:
@@ -109,12 +110,24 @@ def test_a_request_that_is_refused_without_the_offer_is_refused_with_it(running:
     assert openai.requests == []
 
 
-@pytest.mark.parametrize("path", [b"/chat?message=Hi", b"/api/chat", b"/debug"])
-def test_a_websocket_is_refused_and_told_of_the_streams(running: Service, openai: OpenAIServer, path: bytes) -> None:
-    """Also behind a proxy that drops Upgrade, and however uvicorn was started."""
-    for handshake in (HANDSHAKE, HANDSHAKE.partition(b"\r\n")[2].partition(b"\r\n")[2]):
+def test_a_websocket_is_refused_and_told_of_the_streams(running: Service, openai: OpenAIServer) -> None:
+    """Also behind a proxy that drops Upgrade."""
+    behind_a_proxy = HANDSHAKE.partition(b"\r\n")[2].partition(b"\r\n")[2]
+    for path, handshake in itertools.product(
+        (b"/chat?message=Hi", b"/api/chat", b"/debug"), (HANDSHAKE, behind_a_proxy)
+    ):
         [answer] = answers(send(running, get(path, handshake + CLOSE)))
         assert (answer.status, answer.problem["code"]) == (400, "no_websockets")
         assert "EventSource" in answer.problem["detail"]
     assert openai.requests == []
     assert "websockets" not in running.log
+
+
+def test_uvicorn_with_websockets_and_the_service_as_a_program_do_the_same(service: Start, openai: OpenAIServer) -> None:
+    openai.default = (echo(),)
+    as_programs = (service(openai, UVICORN_HTTP="h11"), service(openai, command=[sys.executable, "asgi_app.py"]))
+    for running in (service(openai, UVICORN_WS="auto"), *as_programs):
+        [posted] = answers(send(running, post(BODY, H2C + CLOSE)))
+        assert posted.text.endswith(said_last("Hi"))
+        [answer] = answers(send(running, get(b"/chat?message=Hi", HANDSHAKE + CLOSE)))
+        assert (answer.status, answer.problem["code"]) == (400, "no_websockets")
