@@ -9,6 +9,7 @@ holds the text that the reader has seen, and the thread takes its next message a
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, TypedDict
@@ -38,8 +39,11 @@ from chat import (
 )
 from drafting.context import mended, remembered
 from drafting.deltas import Hear, ModelDelta, ModelError
+from drafting.layout import LIMITS
+from drafting.layouts import Layouts
 from drafting.reply import Reply
 from drafting.reported import log_reported
+from drafting.tokens import message_tokens, tools_tokens
 from drafting.tool_use import ToolUse
 from drafting.tools import TOOLS
 from drafting.usage import added
@@ -83,6 +87,13 @@ Replying
 
 SYSTEM = SystemMessage(PROMPT)
 
+TOO_LONG_SENT = (
+    "a request of about %d tokens was too long for %s; it is sent again with at most %d, and the thread keeps to that: "
+    "set MODEL_CONTEXT_TOKENS to the tokens that the model takes"
+)
+
+log = logging.getLogger("draftstream.agent")
+
 
 class ChatModel(Protocol):
     """The port to a model: drafting/openai_model.py and drafting/offline.py have one each."""
@@ -116,8 +127,11 @@ class GraphState(TypedDict):
 class Progress:
     """The context of one turn, passed from node to node beside the state: its ports, its counts, its result so far."""
 
+    thread: str  # its name in LangGraph's tables
     emit: Emit
     stopping: asyncio.Future[StopCause]
+    asked: Sequence[BaseMessage] = ()  # the newest request
+    limits: list[int] = field(default_factory=list)  # the budgets of tokens that the newest request was cut to
     reply: Reply | None = None
     next_item: int = 0
     model_calls: int = 0
@@ -149,7 +163,11 @@ class Agent:
         remember: Callable[[str, Mapping[str, Any], int], str | None],
         first_token_timeout_s: float,
         idle_timeout_s: float,
+        context_tokens: int | None = None,
     ) -> None:
+        """`context_tokens`: as many as the model takes. Without it the model gets each history as it is."""
+        fixed = message_tokens(SYSTEM) + tools_tokens(TOOLS)
+        self._layouts = None if context_tokens is None else Layouts(model.name, context_tokens, fixed)
         self._model = model
         self._remember = remember
         self._tool_use = ToolUse()
@@ -165,7 +183,8 @@ class Agent:
 
     async def __call__(self, turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
         """Raises the errors of the saver. A fault of the model is part of the outcome."""
-        progress = Progress(emit, stopping)
+        thread = graph_thread_id(turn.owner, turn.thread_id)
+        progress = Progress(thread, emit, stopping)
         messages, documents = remembered(turn.lost)
         messages.append(HumanMessage(turn.message, id=turn.run_id))
         # "exit": one checkpoint a turn. It is committed with the turn's rows, or not at all.
@@ -185,7 +204,7 @@ class Agent:
             unfinished=frozenset(progress.unfinished),
             usage=progress.usage,
             estimated_tokens=progress.estimated_tokens,
-            checkpoint_id=self._remember(graph_thread_id(turn.owner, turn.thread_id), state, _size(state)),
+            checkpoint_id=self._remember(thread, state, _size(state)),
         )
 
     async def state(self, owner: str, thread_id: str) -> Mapping[str, Any]:
@@ -200,10 +219,9 @@ class Agent:
         progress.model_calls += 1
         progress.finish = None
         reply = progress.reply = Reply(Documents(state["documents"]), progress.next_item, progress.emit)
-        asked = [SYSTEM, *mended(state["messages"])]
         usage_before = progress.usage
         try:
-            await self._listen(asked, reply, progress)
+            await self._ask(state, reply, progress)
         except RunFailure as failure:
             progress.error = failure
         reply.close(finished=progress.finish in ("stop", "tool_calls"))
@@ -214,22 +232,47 @@ class Agent:
         calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
         message = AIMessage(reply.text, tool_calls=calls)
         if isinstance(progress.error, ModelError):
-            log_reported(progress.error, [*asked, message])
+            log_reported(progress.error, [*progress.asked, message])
         is_empty = not reply.text.strip() and not calls
         was_refused = is_empty and progress.error is not None  # by the provider, which counts no tokens for it then
         if is_empty and progress.finish in ("stop", "tool_calls") and not progress.has_drafted:
             progress.error = ModelError("model_empty", EMPTY, retryable=True)
         progress.has_drafted |= bool(reply.new_documents)
         if progress.usage is usage_before and not was_refused:
-            progress.estimated_tokens += count_tokens_approximately([*asked, message])
+            progress.estimated_tokens += count_tokens_approximately([*progress.asked, message])
         if is_empty:
             return {}
         if progress.finish is None:
             message.response_metadata["interrupted"] = True
+        if progress.limits:
+            message.response_metadata[LIMITS] = {"model": self._model.name, "limits": progress.limits}
         if opaque := reply.opaque():
             message.additional_kwargs["opaque"] = opaque
         update = {"messages": [message]}
         return Command(update=update, goto="tools") if reply.calls else update
+
+    async def _ask(self, state: GraphState, reply: Reply, progress: Progress) -> None:
+        """Send the model what it takes of the history, and less of it when the provider says that it is too long."""
+        progress.limits = []
+        if self._layouts is None:
+            progress.asked = [SYSTEM, *mended(state["messages"])]
+            await self._listen(progress.asked, reply, progress)
+            return None
+        layout = await self._layouts.layout(progress.thread, state["messages"], state["documents"])
+        if layout.misfit is not None:
+            raise ModelError("model_context", layout.misfit, retryable=False)
+        while True:
+            progress.asked = [SYSTEM, *mended(layout.messages)]
+            try:
+                return await self._listen(progress.asked, reply, progress)
+            except ModelError as error:
+                tokens = layout.tokens
+                if error.code != "model_context" or reply.begun or (limit := layout.shorten()) is None:
+                    self._layouts.forget(progress.thread)  # it may be shorter than the state says
+                    raise
+                progress.limits.append(limit)
+                log_reported(error, progress.asked)
+                log.warning(TOO_LONG_SENT, tokens, self._model.name, limit)
 
     async def _listen(self, messages: Sequence[BaseMessage], reply: Reply, progress: Progress) -> None:
         """Feed the reply with the model's deltas until its end, a stop, or too long a silence.

@@ -23,6 +23,7 @@ from access.per_owner import PerOwner, limiting
 from agent import Agent, ChatModel
 from drafting.deltas import HeaderError, ProxyError
 from drafting.models import offline_model, openai_model
+from drafting.tokens import context_of
 from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
@@ -225,12 +226,17 @@ def access_of(
 
 
 def agent_of(settings: Settings, model: ChatModel, checkpointer: Checkpointer) -> Agent:
+    context_tokens = None  # the offline model takes any history
+    if not settings.offline:
+        context_tokens = settings.model_context_tokens or context_of(model.name)
+        log.info("the model is sent what fits into %d tokens (MODEL_CONTEXT_TOKENS)", context_tokens)
     return Agent(
         model,
         checkpointer,
         remember=checkpointer.remember,
         first_token_timeout_s=settings.model_first_token_timeout_s,
         idle_timeout_s=settings.model_idle_timeout_s,
+        context_tokens=context_tokens,
     )
 
 

@@ -204,6 +204,10 @@ class Settings:
     )
     openai_base_url: str | None = _setting(_url("http", "https"), None, "an http:// or https:// URL", secret=True)
     openai_model: str = _text(DEFAULT_MODEL)
+    # Unset, it follows from the model's name: drafting/tokens.py.
+    model_context_tokens: int | None = _setting(
+        _within(int, 4000, 10**8), None, "a whole number from 4000 to 100000000"
+    )
     host: str = _text("127.0.0.1")
     port: int = _whole(8005, 0, 65535)
     log_level: str = _setting(_log_level, "INFO", f"one of {', '.join(LOG_LEVELS)}")

@@ -11,7 +11,7 @@ from drafting.tools import WRITE
 LOST_ANSWER = '{"error": "This call was interrupted; it is not known whether it was carried out."}'
 
 
-def mended(messages: Sequence[AnyMessage]) -> list[BaseMessage]:
+def mended(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """The history as a provider accepts it: each tool call is followed by its answer, and each answer follows its call.
 
     A process that dies between the two leaves a call without an answer. Without this, the provider would refuse every
