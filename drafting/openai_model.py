@@ -232,7 +232,7 @@ async def _read(body: Body, hear: Hear) -> Finished:
                 await body.skip()
     except (httpx2.HTTPError, aiohttp.ClientError, OSError):
         if not decoder.done:  # an event at the end may lack its empty line
-            take(b"")
+            hear(decoder.feed(b"") or ())
         if not decoder.over:
             raise
     try:

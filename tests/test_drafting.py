@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from chat import Doc, Document, Message, Piece
-from drafting.deltas import ModelDelta, ToolCallDelta
+from drafting.deltas import ModelDelta, ModelError, ToolCallDelta
 from drafting.edits import Edit
 from drafting.reply import Reply
 from drafting.tools import edit_call
@@ -92,6 +92,32 @@ def test_text_before_between_and_after_calls_keeps_its_place() -> None:
 def test_the_first_characters_of_a_document_come_at_once() -> None:
     desk = Desk().feed(ToolCallDelta(0, "c", "write_document", '{"title":"NDA","content":"The'))
     assert desk.pieces == [Doc("The", 0, "d1", "NDA", 1)]
+
+
+def test_a_fragment_for_a_call_that_was_carried_out_fails_the_reply() -> None:
+    desk = Desk().feed(*write("A", "text"), *write("B", "text", 1))
+    desk.feed(ToolCallDelta(0, "", "", " \n"))
+    with pytest.raises(ModelError) as failed:
+        desk.feed(ToolCallDelta(0, "", "", '{"title": "C"}'))
+    assert failed.value.code == "model_protocol"
+    assert [text for _, text in desk.close(finished=False).items] == ["text", "text"]
+
+
+@pytest.mark.parametrize("rest", ["}", "x", '"'])
+@pytest.mark.parametrize("cut", [0, 1])
+def test_text_behind_the_arguments_breaks_the_call_whatever_the_cut(rest: str, cut: int) -> None:
+    whole = json.dumps({"title": "A", "content": "text"})
+    pieces = [whole, rest] if cut else [whole + rest]
+    desk = Desk().feed(*(ToolCallDelta(0, "a", "write_document", piece) for piece in pieces)).close()
+    assert "not valid JSON" in str(desk.answers[0]["error"])
+    assert desk.reply.unfinished == {0}
+
+
+def test_each_call_of_a_reply_has_an_id_of_its_own() -> None:
+    heads = [ToolCallDelta(number, "same", "write_document", "{}") for number in range(3)]
+    ids = [call.call_id for call in Desk().feed(*heads).close().reply.calls]
+    assert len(set(ids)) == 3
+    assert ids[0] == "same"
 
 
 def test_content_before_its_title_waits_for_it() -> None:
