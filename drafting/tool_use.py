@@ -10,7 +10,7 @@ import re
 log = logging.getLogger("draftstream.model")
 
 DOCUMENT_CHARS = 400  # a shorter text is no document
-MOST_CHARS = 20_000  # that are looked at: a document shows its signs earlier
+MOST_CHARS = 20_000  # of a reply, that are looked at: its signs come earlier
 
 # A call in the form of some model's own wire, which its server should have read.
 CALL = re.compile(
@@ -46,6 +46,7 @@ class ToolUse:
         """Look at a reply. `has_documents`: of the thread, which the reply may quote."""
         if model in self._known:
             return
+        text = text[:MOST_CHARS]
         if has_called:
             self._known.add(model)
         elif CALL.search(text):
@@ -60,7 +61,6 @@ def looks_like_a_document(text: str) -> bool:
     """A title, and clauses that are numbered from 1 and have either sub-clauses or places to fill in."""
     if len(text) < DOCUMENT_CHARS:
         return False
-    text = text[:MOST_CHARS]
     if not TITLE.search(text):
         return False
     clauses = [int(number) for number in CLAUSE.findall(text)]

@@ -803,6 +803,14 @@ MUTANTS = (
         "test_watchdog.py:stop",
     ),
     Mutant(
+        "edits of one call mean the version that the model saw",
+        "drafting/edits.py",
+        'changes.append(self._change(edit, f"edit {number}"))\n',
+        'changes.append(self._change(edit, f"edit {number}"))\n'
+        "                self.text = changed(self.text, changes[-1:])\n",
+        "test_edits.py:version_that_the_model_saw or change_places",
+    ),
+    Mutant(
         "edits of several calls mean the version that the model saw",
         "drafting/versions.py",
         "self._edited.get(doc_id, (newest, []))",
