@@ -32,8 +32,8 @@ from store import (
     SchemaError,
     Store,
     StoreUnavailable,
-    UnreadableAddress,
     UnsavedTurns,
+    UnusableAddress,
     open_store,
     passwords_of,
     where,
@@ -85,7 +85,7 @@ EXIT_UNSAVED = 4  # turns were lost
 
 CANNOT_START = (
     *(SettingsError, TracerError, HeaderError, ProxyError, CannotListen),
-    *(UnreadableAddress, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError),
+    *(UnusableAddress, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError),
 )
 """The faults of a start whose text is for a person, and says the way out."""
 

@@ -19,6 +19,7 @@ DEFAULT_DATA_DIR = Path(".data")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 HOST_NAME = re.compile(r"(?:\*\.[a-z0-9_-]+\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 HEADER_VALUE = re.compile(r"[!#-&(-~][!-~]*")  # visible ASCII; a quote at the beginning came with the text around it
+DSN_SCHEME = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://")  # SQLAlchemy's names a driver
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and long enough not to be guessed
 
 
@@ -48,8 +49,14 @@ def _url(*schemes: str) -> Callable[[str], str | None]:
 
 
 def _dsn(text: str) -> str:
-    """The rest of it is read where a connection is made: storage/address.py."""
-    if not text.startswith(("postgresql://", "postgres://")):
+    """The rest of it is read where a connection is made: storage/address.py.
+
+    Quotes around it are those of an env file whose reader keeps them.
+    """
+    for quote in "\"'":
+        if text.startswith(quote) and text.endswith(quote):
+            text = text[1:-1]
+    if not DSN_SCHEME.match(text):
         raise ValueError
     return text
 

@@ -27,14 +27,16 @@ from chat import (
     graph_thread_id,
     unsupervised,
 )
-from storage.address import UnreadableAddress, passwords_of, where
+from storage.address import passwords_of, where
 from storage.batched_reads import BatchedReads
 from storage.changes import PendingChanges
 from storage.checkpoints import PUT_BLOB, PUT_CHECKPOINT, PUT_TASK_WRITE, REPLACE_TASK_WRITE
 from storage.clock import DatabaseClock
 from storage.closing import within
 from storage.commits import fetch_committed, real_write
+from storage.connections import Database
 from storage.database import VERSION_BUDGET_S, SchemaError, open_connection
+from storage.dsn_options import UnusableAddress
 from storage.faults import NotConfirmed, NotWritten, StatementTooSlow, StoreUnavailable, Unconfirmed
 from storage.journal import Journal, JournalError
 from storage.pending import PendingTurns, UnsavedTurns
@@ -62,6 +64,7 @@ __all__ = [
     "READ_STORED_BYTES",
     "REPLACE_TASK_WRITE",
     "BatchedReads",
+    "Database",
     "JournalError",
     "QueueFull",
     "Row",
@@ -73,8 +76,8 @@ __all__ = [
     "StoredItem",
     "ThreadExists",
     "Unconfirmed",
-    "UnreadableAddress",
     "UnsavedTurns",
+    "UnusableAddress",
     "Write",
     "fetch_committed",
     "item_of",
@@ -352,20 +355,23 @@ async def open_store(
     """Check the schema, put back the turns of the journal, start the writer; on leaving, commit the queue, for at most
     `drain_timeout_s`. `on_commit` is called with the seconds that each batch took.
 
-    Raises StoreUnavailable, SchemaError, JournalError, and UnsavedTurns at the end.
+    Raises StoreUnavailable, UnusableAddress, SchemaError, JournalError, and UnsavedTurns at the end.
     """
-    async with open_connection(dsn, connect_timeout_s, migrates=migrate_at_start) as connection:
+    database = Database(dsn)
+    database.tell_notes()
+    async with open_connection(database, connect_timeout_s, migrates=migrate_at_start) as connection:
         clock = DatabaseClock()
         await within(VERSION_BUDGET_S, connection, clock.compare(connection.fetch))
         if journal_dir is not None:
             await replay(connection, journal_dir)
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(dsn))
+        pool = await stack.enter_async_context(open_pool(database))
         journal = None
         if journal_dir is not None:
             journal = stack.enter_context(closing(Journal(journal_dir)))
-        writer = Writer(dsn, queue_size, on_commit)
+        writer = Writer(database, queue_size, on_commit)
         store = Store(pool, writer, queue_bytes, journal, clock)
+        await pool.warm_up()
         try:
             async with writing(writer, drain_timeout_s, supervise):
                 yield store

@@ -17,11 +17,12 @@ from access.keys import ADD_KEY, LIST_KEYS, REVOKE_KEY, ApiKey
 from settings import SCOPES, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
 from store import (
+    Database,
     Row,
     SchemaError,
     StoreUnavailable,
     Unconfirmed,
-    UnreadableAddress,
+    UnusableAddress,
     fetch_committed,
     open_connection,
     within,
@@ -56,7 +57,7 @@ def main() -> None:
     os.umask(0o077)  # what it makes under DATA_DIR is the user's alone
     try:
         asyncio.run(_carry_out(arguments))
-    except (SettingsError, UnreadableAddress, SchemaError) as error:
+    except (SettingsError, UnusableAddress, SchemaError) as error:
         sys.exit(f"{parser.prog}: {error}")
     except (StoreUnavailable, EmbeddedPostgresError) as error:
         sys.exit(f"{parser.prog}: {error}; {_cure()}")
@@ -164,7 +165,7 @@ async def _fetch(sql: str, *arguments: object) -> list[Row]:
             dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
             if is_new:
                 _tell(f"DATABASE_URL is not set: this is a new embedded database in {settings.data_dir.resolve()}.")
-        database = open_connection(dsn, CONNECT_TIMEOUT_S, migrates=settings.migrate_at_start)
+        database = open_connection(Database(dsn), CONNECT_TIMEOUT_S, migrates=settings.migrate_at_start)
         connection = await stack.enter_async_context(database)
         try:
             work = fetch_committed(connection, COMMAND_TIMEOUT_S, sql, *arguments)

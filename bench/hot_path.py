@@ -44,6 +44,7 @@ from drafting.deltas import ModelDelta
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from storage.checkpoints import PUT_BLOB
+from storage.connections import Database
 from storage.database import migrate
 from storage.embedded import embedded_postgres
 from storage.sql import Write
@@ -344,7 +345,7 @@ async def writer(bench: Bench, _: Process) -> Figures:
             statement, row = blob_write("one", number, blob)
             await connection.execute(statement.sql, *row)
         alone = rows // 4 / (time.perf_counter() - began)
-        queue = Writer(dsn, rows + 1)
+        queue = Writer(Database(dsn), rows + 1)
         writing = asyncio.create_task(queue.run())
         await (await queue.put("warm", [blob_write("warm", 0, blob)])).saved
         began = time.perf_counter()

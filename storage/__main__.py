@@ -10,19 +10,19 @@ from contextlib import AsyncExitStack
 import asyncpg
 
 from settings import Settings, SettingsError
-from storage.address import UnreadableAddress, where
-from storage.closing import close
+from storage.connections import Database
 from storage.database import (
     VERSION,
     ForeignSchema,
     SchemaError,
     Shape,
-    connect,
+    first_connection,
     migrate,
     read_shape,
 )
+from storage.dsn_options import UnusableAddress
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres
-from storage.faults import DATABASE_FAULTS, StoreUnavailable
+from storage.faults import StoreUnavailable
 
 CONNECT_TIMEOUT_S = 5.0
 FAILED, DUE, FOREIGN = 1, 3, 4
@@ -49,7 +49,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sys.exit(asyncio.run(_carry_out(arguments.command)))
-    except (SettingsError, UnreadableAddress, StoreUnavailable, SchemaError, EmbeddedPostgresError) as error:
+    except (SettingsError, UnusableAddress, StoreUnavailable, SchemaError, EmbeddedPostgresError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)  # noqa: T201  # the command's answer
         sys.exit(FOREIGN if isinstance(error, ForeignSchema) else FAILED)
 
@@ -57,18 +57,16 @@ def main() -> None:
 async def _carry_out(command: str) -> int:
     settings = Settings.from_env(os.environ)
     async with AsyncExitStack() as stack:
-        dsn = settings.database_url
-        place = f"database at {where(dsn)}" if dsn else f"embedded PostgreSQL in {data_folder(settings.data_dir)}"
-        if dsn is None:
+        if settings.database_url is not None:
+            database = Database(settings.database_url)
+            place = f"database at {database.where}"
+        else:
+            place = f"embedded PostgreSQL in {data_folder(settings.data_dir)}"
             if command == "status" and not data_folder(settings.data_dir).exists():
                 return _say_status(place, "none yet", Shape(None))
-            dsn = await stack.enter_async_context(embedded_postgres(settings.data_dir))
-        connection = await connect(dsn, CONNECT_TIMEOUT_S)
-        stack.push_async_callback(close, connection)
-        try:
-            return await (_status(connection, place) if command == "status" else _migrate(connection, place))
-        except DATABASE_FAULTS as error:
-            raise StoreUnavailable(f"the {place} went away ({type(error).__name__})") from error
+            database = Database(await stack.enter_async_context(embedded_postgres(settings.data_dir)))
+        connection = await stack.enter_async_context(first_connection(database, CONNECT_TIMEOUT_S))
+        return await (_status(connection, place) if command == "status" else _migrate(connection, place))
 
 
 async def _status(connection: asyncpg.Connection, place: str) -> int:

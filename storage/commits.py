@@ -18,6 +18,7 @@ from typing import NamedTuple
 import asyncpg
 
 from storage.closing import Closing, within
+from storage.connections import Database
 from storage.faults import Connection, Unconfirmed, is_refused_content
 from storage.sql import Row, Statement, Write
 from storage.units import Unit, statements
@@ -103,14 +104,13 @@ async def fetch_committed(connection: Connection, budget_s: float, sql: str, *ar
 class Committer:
     """A connection that commits batches of units, one after the other, and a new connection after each fault."""
 
-    def __init__(self, dsn: str, on_commit: Callable[[float], None] | None = None) -> None:
-        self._dsn = dsn
+    def __init__(self, database: Database, on_commit: Callable[[float], None] | None = None) -> None:
+        self._database = database
         self._on_commit = on_commit
         self._connection: asyncpg.Connection | None = None
         self._closing = Closing()
         # Whether something that was sent since the last good COMMIT may be visible, and missing on the standby.
         self._in_doubt = False
-        self._has_one_server = False  # the connection
         self._unconfirmed: Sequence[Unit] = ()  # the batch that this server has committed, if only this one
 
     async def commit(self, units: Sequence[Unit]) -> None:
@@ -123,6 +123,7 @@ class Committer:
         try:
             await self._commit(units)
         except Exception as error:
+            self._database.learn(error)
             if not (is_refused_content(error) or (isinstance(error, Unconfirmed) and error.committed)):
                 self.drop()
             raise
@@ -142,7 +143,8 @@ class Committer:
         try:
             await within(COMMIT_BUDGET_S, connection, commit(connection), self._closing)
         except Unconfirmed as error:
-            self._unconfirmed = list(units) if error.committed and self._has_one_server else ()
+            # Behind a pooler another server may take over without our notice.
+            self._unconfirmed = list(units) if error.committed and not self._database.is_pooled else ()
             raise
         except Exception as error:
             if is_refused_content(error):  # by a deferred constraint
@@ -153,12 +155,7 @@ class Committer:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._unconfirmed = ()  # a server that took over may lack it
-            connection = await asyncpg.connect(self._dsn, timeout=COMMIT_BUDGET_S)
-            self._connection = connection  # first, so that a failure of the read drops it
-            # A pooler tells a made-up process id. Behind it another server may take over without our notice.
-            read = connection.fetchval("SELECT pg_backend_pid()")
-            pid = await within(COMMIT_BUDGET_S, connection, read, self._closing)
-            self._has_one_server = pid == connection.get_server_pid()
+            self._connection = await self._database.connect()
         return self._connection
 
     @staticmethod

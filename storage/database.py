@@ -1,4 +1,4 @@
-"""Connections to the database, and the version of its schema.
+"""The database that the service starts on: whether it can be used at all, and the version of its schema.
 
 `schema.sql` makes the whole schema in an empty database. `migrations/NNN_*.sql` lead there from each earlier version;
 version NNN is the schema after that file. A start on its own version reads one row, locks nothing and changes nothing.
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import asyncpg
 
-from storage.address import check_readable, where, why_not
+from storage.address import sentence, why_not
 from storage.closing import close, within
-from storage.faults import BACKOFF_S, DATABASE_FAULTS, StoreUnavailable
+from storage.connections import Database, connect, is_lasting
+from storage.faults import DATABASE_FAULTS, StoreUnavailable
 
 log = logging.getLogger("draftstream.database")
 
@@ -36,6 +37,11 @@ RETRY_S = (0.5, 1.0, 2.0, 5.0)  # pauses between the attempts, in which writers 
 TABLES_BUDGET_S = 60.0  # how long a migration tries to lock its tables
 TURN_S = 0.2  # pause between checks whether another process has finished the migration
 
+LEAST_VERSION = 15_00_00
+READ_SERVER = """SELECT current_setting('server_version_num')::int AS version,
+    current_setting('server_version') AS version_text, current_setting('server_encoding') AS encoding,
+    pg_is_in_recovery() AS is_standby, current_setting('transaction_read_only')::bool AS is_read_only,
+    current_schema()::text AS schema"""
 READ_VERSION = "SELECT version FROM draftstream_schema"
 HAS_VERSION = "SELECT to_regclass('draftstream_schema') IS NOT NULL"
 READ_COLUMNS = """SELECT c.relname AS name, c.relkind = 'r' AS is_table, array_agg(a.attname::text) AS columns
@@ -71,39 +77,63 @@ class ForeignSchema(SchemaError):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Connections
-
-
-async def connect(dsn: str, wait_s: float) -> asyncpg.Connection:
-    """Retry for `wait_s` seconds, as the database may start beside the service.
-
-    Raises StoreUnavailable, UnreadableAddress.
-    """
-    check_readable(dsn)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait_s
-    while True:
-        left = deadline - loop.time()
-        try:
-            return await asyncpg.connect(dsn, timeout=max(left, 0.1))
-        except (*DATABASE_FAULTS, ValueError) as error:
-            wrong = isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError)
-            if wrong or isinstance(error, ValueError) or deadline - loop.time() < BACKOFF_S[-1]:
-                raise StoreUnavailable(f"can't use the database at {where(dsn)} ({why_not(error)})") from error
-        await asyncio.sleep(BACKOFF_S[-1])
+# The server
 
 
 @asynccontextmanager
-async def open_connection(dsn: str, wait_s: float, *, migrates: bool) -> AsyncIterator[asyncpg.Connection]:
+async def open_connection(database: Database, wait_s: float, *, migrates: bool) -> AsyncIterator[asyncpg.Connection]:
     """One connection to a database with this service's schema. Raises SchemaError, and what `connect` raises."""
-    connection = await connect(dsn, wait_s)
-    try:
+    async with first_connection(database, wait_s) as connection:
         await check_schema(connection, migrates=migrates)
         yield connection
+
+
+@asynccontextmanager
+async def first_connection(database: Database, wait_s: float) -> AsyncIterator[asyncpg.Connection]:
+    """One connection to a database that the service can use. Raises StoreUnavailable and UnusableAddress."""
+    connection = await connect(database, wait_s)
+    try:
+        await _check_server(connection, database)
+        yield connection
     except DATABASE_FAULTS as error:
-        raise StoreUnavailable(f"the database at {where(dsn)} went away ({type(error).__name__})") from error
+        raise StoreUnavailable(f"the database at {database.where} {_fate(error)}") from error
     finally:
         await close(connection)
+
+
+async def _check_server(connection: asyncpg.Connection, database: Database) -> None:
+    """Raises StoreUnavailable for what no waiting changes."""
+    [server] = await within(VERSION_BUDGET_S, connection, connection.fetch(READ_SERVER))
+    fault = None
+    if server["version"] < LEAST_VERSION:
+        fault = f"is PostgreSQL {server['version_text']}: the service needs {LEAST_VERSION // 10_000} or newer"
+    elif server["encoding"] != "UTF8":
+        fault = (
+            f"stores text as {server['encoding']}, which can't hold every character: give the service a database that "
+            "was made with ENCODING 'UTF8' TEMPLATE template0"
+        )
+    elif server["is_standby"]:
+        fault = (
+            "is a standby, which can't be written to: name the primary in DATABASE_URL, or all hosts (a:5432,b:5432)"
+        )
+    elif server["is_read_only"]:
+        fault = "can't be written to: default_transaction_read_only is on, for the role, the database or the server"
+    elif (schema := database.address.options.schema) is not None and server["schema"] not in (schema, None):
+        fault = (
+            f"uses the schema {server['schema']}, not the one that DATABASE_URL names: a pooler may have dropped the "
+            "setting; run ALTER ROLE … SET search_path instead"
+        )
+    if fault is not None:
+        raise StoreUnavailable(f"the database at {database.where} {fault}")
+
+
+def _fate(error: Exception) -> str:
+    """What became of a connection that was made."""
+    if isinstance(error, asyncpg.PostgresError) and is_lasting(error):
+        return f"refuses this service: {sentence(error)}"
+    if isinstance(error, TimeoutError):
+        return "did not answer in time (TimeoutError)"
+    return f"went away ({why_not(error)})"
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,10 @@ class Unconfirmed(Exception):
         self.committed = committed
 
 
+class ConnectTimeout(ConnectionError):
+    """An attempt to connect took longer than its budget, so nothing was sent. A TimeoutError would be a statement's."""
+
+
 DATABASE_FAULTS = (
     *(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, Unconfirmed),
     asyncpg.InternalClientError,  # of a connection that the server ended between two statements
@@ -79,8 +83,8 @@ def unavailable(error: Exception) -> StoreUnavailable:
             return WaitsForLock(type(error).__name__)
         case Unconfirmed():
             return NotConfirmed(str(error))
-        case TimeoutError():
-            return NoAnswer(type(error).__name__)
+        case TimeoutError() | ConnectTimeout():
+            return NoAnswer(str(error) or type(error).__name__)
     return StoreUnavailable(type(error).__name__)
 
 

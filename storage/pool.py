@@ -4,21 +4,23 @@ PostgreSQL ends a statement after STATEMENT_LIMIT_S, so the connection stays usa
 answer. The limit is set when a connection is made. `RESET ALL` would undo it at each release, so releases send nothing.
 A role may have a smaller limit of its own, which is kept.
 
-A pooler in transaction mode shares its sessions, so a limit set there would hold for other clients. It tells a made-up
-process id, by which it is known, and no limit is set. There, as on a network that freezes, READ_BUDGET_S ends the wait:
-the statement is cancelled by a cancel request, and the connection closed.
+A pooler in transaction mode shares its sessions, so a limit set there would hold for other clients. There none is set
+(`connections.py`). There, as on a network that freezes, READ_BUDGET_S ends the wait: the statement is cancelled by a
+cancel request, and the connection closed.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from storage.closing import Closing, within
+from storage.connections import Attempts, Database
 from storage.faults import DATABASE_FAULTS, unavailable
 from storage.sql import Row
 
@@ -40,26 +42,21 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def open_pool(dsn: str) -> AsyncIterator["ReadPool"]:
+async def open_pool(database: Database) -> AsyncIterator["ReadPool"]:
     """Connections for reads, opened on demand."""
     closing = Closing()
+    limits = (int(1000 * limit_s) for limit_s in (STATEMENT_LIMIT_S, LOCK_LIMIT_S))
+    attempts = Attempts(partial(database.connect, SET_LIMITS.format(*limits, "{pid}")), closing)
 
     async def connect(*_: object, **__: object) -> asyncpg.Connection:
-        connection: asyncpg.Connection = await asyncpg.connect(dsn, timeout=READ_BUDGET_S)
-        limits = (int(1000 * limit_s) for limit_s in (STATEMENT_LIMIT_S, LOCK_LIMIT_S))
-        set_limits = connection.execute(SET_LIMITS.format(*limits, connection.get_server_pid()))
-        try:
-            await within(READ_BUDGET_S, connection, set_limits, closing)
-        except BaseException:  # of any kind: the pool does not know of this connection yet
-            closing.add(connection)
-            raise
-        return connection
+        return await attempts.take()
 
     pool = asyncpg.create_pool(min_size=0, max_size=POOL_CONNECTIONS, connect=connect, reset=_no_reset)
     try:
         await pool
-        yield ReadPool(pool, closing)
+        yield ReadPool(pool, closing, database)
     finally:
+        await attempts.close()
         await closing.wait()
         pool.terminate()
 
@@ -69,14 +66,21 @@ async def _no_reset(_: asyncpg.Connection) -> None:
 
 
 class ReadPool:
-    def __init__(self, pool: asyncpg.Pool, closing: Closing) -> None:
+    def __init__(self, pool: asyncpg.Pool, closing: Closing, database: Database) -> None:
         self._pool = pool
         self._closing = closing
+        self._database = database
         self._failures = Failures()
 
     async def fetch(self, sql: str, *arguments: object) -> list[Row]:
         """The rows of one statement. Raises StoreUnavailable."""
         return await self.run(READ_BUDGET_S, lambda connection: connection.fetch(sql, *arguments))
+
+    async def warm_up(self) -> None:
+        """Return when there is a connection, as no reader could wait so long. A failure is the next reader's."""
+        with suppress(*DATABASE_FAULTS):
+            async with self._pool.acquire():
+                pass
 
     async def run(self, budget_s: float, work: Callable[[PoolConnectionProxy], Awaitable[T]]) -> T:
         """The result of `work` on a connection.
@@ -94,6 +98,8 @@ class ReadPool:
         except asyncpg.UniqueViolationError:
             raise
         except DATABASE_FAULTS as error:
+            if self._database.learn(error):
+                await self._pool.expire_connections()
             self._failures.tell(error)
             raise unavailable(error) from error
 

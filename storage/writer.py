@@ -19,6 +19,7 @@ import orjson
 from chat import Conflict, RunFailure, Supervise
 from chat.refusals import Overloaded
 from storage.commits import Committer
+from storage.connections import Database
 from storage.faults import BACKOFF_S, CONFLICTS, DATABASE_FAULTS, TOO_SLOW, Unconfirmed, is_refused_content
 from storage.sql import Statement, Write
 from storage.units import Unit, in_one_attempt, without_void
@@ -71,8 +72,8 @@ class QueueFull(Overloaded):
 class Writer:
     """The queue and its task. The module's docstring has its promises."""
 
-    def __init__(self, dsn: str, queue_size: int, on_commit: Callable[[float], None] | None = None) -> None:
-        self._committer = Committer(dsn, on_commit)
+    def __init__(self, database: Database, queue_size: int, on_commit: Callable[[float], None] | None = None) -> None:
+        self._committer = Committer(database, on_commit)
         self._queue: asyncio.Queue[Unit | None] = asyncio.Queue(queue_size)
         self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
         self._queued_at: dict[Unit, float] = {}  # of each unit that is not committed, oldest first

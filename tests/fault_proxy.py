@@ -21,6 +21,8 @@ class FaultProxy:
         self.refuse = False
         self.holding = asyncio.Event()  # while `frozen`: something arrived that does not pass
         self.delay_s = 0.0
+        self.connect_delay_s = 0.0  # as of a database that wakes first
+        self.connections = 0  # that were begun
         self.lose_answer_to: bytes | None = None  # once: bytes with this reach the server, and its answer is lost
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -85,6 +87,8 @@ class FaultProxy:
         try:
             if self.refuse:
                 raise ConnectionRefusedError
+            self.connections += 1
+            await asyncio.sleep(self.connect_delay_s)
             database_reader, database_writer = await self._connect()
         except (OSError, asyncio.CancelledError):
             writer.transport.abort()

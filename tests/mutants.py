@@ -69,16 +69,16 @@ MUTANTS = (
     ),
     Mutant(
         "a DSN that can be read in two ways is refused",
-        "storage/database.py",
-        "    check_readable(dsn)\n",
-        "",
-        "test_address.py:two_ways",
+        "storage/address.py",
+        "if parts is None or not _is_encoded(dsn):",
+        "if parts is None:",
+        "test_dsn.py:not_encoded",
     ),
     Mutant(
         "a DSN that can be read in two ways is not shown",
         "storage/address.py",
-        "    if _parts(dsn) is None:\n        return UNKNOWN\n",
-        "",
+        "    if parts is None:\n        raise UnreadableAddress\n    options",
+        "    options",
         "test_address.py:no_part",
     ),
     Mutant(
@@ -245,7 +245,7 @@ MUTANTS = (
     Mutant(
         "a pooler's server may have changed, so its batch is sent again as a whole",
         "storage/commits.py",
-        "if error.committed and self._has_one_server else",
+        "if error.committed and not self._database.is_pooled else",
         "if error.committed else",
         "test_acknowledgements.py:pooler",
     ),

@@ -20,6 +20,7 @@ from test_store import ended, started, texts
 import store as store_room
 from chat import End
 from storage import commits, recovery
+from storage.address import Address
 from storage.checkpoints import PUT_BLOB
 from storage.commits import begin, commit, real_write, transaction
 from storage.faults import NotConfirmed, Unconfirmed
@@ -250,6 +251,7 @@ async def test_a_change_that_no_standby_confirms_is_neither_acknowledged_nor_sai
 ) -> None:
     """Also if the database does not answer afterwards, when a change that was not sent yet is given up."""
     monkeypatch.setattr(commits, "COMMIT_BUDGET_S", 0.2)
+    monkeypatch.setattr(Address, "connect_s", 0.2)
     monkeypatch.setattr(store_room, "CHANGE_WAIT_S", 1.0)
     connect, timeouts = asyncpg.connect, []
 

@@ -12,6 +12,7 @@ from fault_proxy import FaultProxy
 from test_store import started
 
 from storage.closing import Closing, within
+from storage.connections import Database
 from storage.database import open_connection
 from storage.faults import StatementTooSlow, StoreUnavailable, WaitsForLock
 from storage.pool import LOCK_LIMIT_S, POOL_CONNECTIONS, SET_LIMITS, STATEMENT_LIMIT_S, ReadPool, open_pool
@@ -36,7 +37,7 @@ async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def pool(database_url: str) -> AsyncIterator[ReadPool]:
-    async with open_pool(database_url) as pool:
+    async with open_pool(Database(database_url)) as pool:
         yield pool
 
 
@@ -137,7 +138,7 @@ async def test_a_read_that_waits_for_a_lock_says_so(pool: ReadPool, database_url
     ("of_role", "expected"), [("0", "900ms"), ("1h", "900ms"), ("901ms", "900ms"), ("900ms", "900ms"), ("50ms", "50ms")]
 )
 async def test_the_smaller_limit_of_a_role_is_kept(database_url: str, of_role: str, expected: str) -> None:
-    async with open_pool(f"{database_url}&statement_timeout={of_role}") as pool:
+    async with open_pool(Database(f"{database_url}&statement_timeout={of_role}")) as pool:
         [row] = await pool.fetch("SHOW statement_timeout")
         assert row["statement_timeout"] == expected
 
@@ -155,7 +156,7 @@ async def test_a_connection_whose_first_statement_fails_is_closed(
     database_url: str, admin: asyncpg.Connection, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.pool.SET_LIMITS", first)
-    async with open_pool(database_url) as pool:
+    async with open_pool(Database(database_url)) as pool:
         with pytest.raises(StoreUnavailable):
             await pool.fetch("SELECT 1")
         await until(lambda: none_but(admin))
@@ -168,7 +169,7 @@ async def none_but(admin: asyncpg.Connection) -> bool:
 
 async def test_a_cancel_request_meets_no_later_statement(database_url: str, admin: asyncpg.Connection) -> None:
     """One connection after the other is given up, while others use the pool."""
-    async with open_pool(database_url) as pool:
+    async with open_pool(Database(database_url)) as pool:
         giving_up = [asyncio.create_task(by_its_caller(pool, SLEEP)) for _ in range(40)]
         while not all(task.done() for task in giving_up):
             [row] = await pool.fetch("SELECT count(pg_sleep(0.001)) AS n FROM generate_series(1, 5)")
@@ -200,7 +201,7 @@ async def test_a_start_that_is_stopped_in_a_migration_leaves_no_statement_at_wor
     database_url: str, admin: asyncpg.Connection
 ) -> None:
     async def start() -> None:
-        async with open_connection(database_url, 5, migrates=True) as connection:
+        async with open_connection(Database(database_url), 5, migrates=True) as connection:
             await connection.execute(SLEEP)
 
     starting = asyncio.create_task(start())
