@@ -92,7 +92,8 @@ SENTENCES = _patterns(
         "tools": (
             r"(not|n't|un) ?supports? (the )?(tool|function)|support tool use|not supported for (tool|function)",
             r"auto-tool-choice|tools param requires",
-            r"(tools?|functions?|(tool|function)[ -]?(use|calls|calling))[`'\"]* (is |are )?"  # noqa: ISC004  # one pattern
+            r"(unrecognized|unknown|unexpected|unsupported|extra)\b.{0,40}[`'\"]?\btools\b",
+            r"(tools?|functions?|(tool|function)[ -]?(use|calls?|calling))[`'\"]* (is |are )?"  # noqa: ISC004  # one pattern
             r"((not|un) ?|(currently not|not currently) )(supported|enabled|available)",
         ),
         "refused": (
@@ -104,13 +105,13 @@ SENTENCES = _patterns(
             r"(flagged|blocked|rejected|refused|violat\w*)\b.{0,80}\b(polic\w+|safety|moderat\w+|guidelines?|terms)",
             r"requires moderation|(prohibited|unsafe|sensitive|harmful) (content|use)|prompt (was|has been) blocked",
             r"safety (system|settings|filter|check)|considered high risk",
-            r"敏感|不安全|违规",
+            r"new_sensitive|敏感|不安全|违规",
         ),
         "quota": (
             r"insufficient[ _](account )?(balance|credit|quota|fund)|credit balance|(more|enough|any|of) credits",
             r"only afford|exceeded your current quota(?!.*(google|gemini|retry))|recharge|overdue|arrear",
             r"payment required|budget (has been|was) exceeded|exceededbudget|(spend(ing)?|key|monthly usage) limit",
-            r"余额不足|欠费",
+            r"balance is (insufficient|too low|not enough)|included credits|余额不足|欠费|额度不足",
         ),
         "context": (
             r"context (length|size|window|limit)|(prompt|input|sequence|messages?) (length|size)\b.{0,40}exceed",
@@ -121,18 +122,20 @@ SENTENCES = _patterns(
             r"tokens (in|of) .{0,40}(exceed|more than)|(prompt|inputs?)[`'\"]* tokens? .{0,40}(exceed|must)",
             r"reduce (the |your )?(length|size|number) of (the |your )?(message|input|prompt|token)",
             r"must have less than \d+ tokens|exceeds? max\w* length|range of input length",
-            r"max_(seq|model)_len|\bn_ctx\b",
+            r"max_(seq|model)_len|\bn_ctx\b|(input )?tokens? (exceed|too long)|超长|超过.{0,8}(长度|上限)",
+            r"(prompt|sequence|input) length\b.{0,60}(greater|maximum|\bmax)|number of input tokens exceeds",
         ),
         "model": (
-            r"\b(models?|deployment)\b.{0,120}(not found|n[o']t exist|not a valid|not available|not supported|unknown"  # noqa: ISC004  # one pattern
-            r"|no such|decommissioned|deprecated|removed|retired|n[o']t have access|inaccessible)",
+            r"\b(models?|deployment)\b.{0,120}(not found|n[o']t exist|not a valid|not (available|supported)"  # noqa: ISC004  # one pattern
+            r"|no longer|unknown"
+            r"|no such|decommissioned|deprecated|identifier is invalid|removed|retired|n[o']t have access|inaccess)",
             r"(invalid|unknown|no such|unsupported|not a valid|non-existent) model|no endpoints found|try pulling it",
-            r"not found for account|access to model|^model: ",
+            r"not found for account|access (to )?model|could not find\b.{0,30}\bmodel|no models? loaded|^model: ",
         ),
         "key": (
             r"(invalid|incorrect|wrong|missing|expired|no|bad|provide)\b.{0,20}\b(api.?key|credential|auth(enti|ori)\w+|auth\b)",
             r"api.?key\b.{0,40}(invalid|not valid|incorrect|expired|missing|revoked|disabled)|unauthori[sz]ed",
-            r"(invalid|expired) (access |bearer )?token\b|authentication (failed|fails|required)",
+            r"(invalid|expired) (access |api |bearer )?token\b|authentication (failed|fails|required)",
         ),
         "rate": (RATE.pattern, r"too many requests|concurren\w+ limit|resource exhausted|频率|并发"),
         "unavailable": (r"overloaded|high demand|temporarily|try again later|loading model|is loading",),

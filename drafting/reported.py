@@ -16,6 +16,9 @@ def log_reported(error: ModelError, conversation: Iterable[BaseMessage]) -> None
     """Nothing if the provider has said nothing. `conversation`: the request, and the reply so far."""
     if (reported := error.reported) is None:
         return
+    if not (reported.status or reported.message or reported.content_type):
+        log.warning("no answer came from the model's provider (%s)", ",".join(reported.codes))
+        return
     said = [*_texts(conversation)]
     fields = {
         "status": reported.status,

@@ -1,6 +1,7 @@
 """Errors of providers as public reports have them: family, source, status, body, and the code that is true of each.
 
-A status of None is an error in the middle of a stream. Accounts and hosts are made up.
+A source without a number is an error of the family's documentation, or in the words that its clients know. A status of
+None is an error in the middle of a stream. Accounts and hosts are made up.
 """
 
 import json
@@ -91,6 +92,15 @@ CONTEXT = [
     Case("Zhipu", "NousResearch/hermes-agent#51793", 400, {"error": {"code": "1261", "message": "Prompt exceeds max length"}}, "model_context"),
     Case("DashScope", "DashScope's InvalidParameter", 400, openai("<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 30720]", "invalid_parameter_error"), "model_context"),
     Case("Together", "together's words", 422, openai("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193. Given: 8400 `inputs` tokens and 100 `max_new_tokens`", None), "model_context"),
+    Case("SambaNova", "its words", 400, {"error": {"message": "Requested generation length 4096 is not possible! The provided prompt is 9000 tokens long, so generating 4096 tokens requires a sequence length of 13096, but the maximum supported sequence length is just 8192!"}}, "model_context"),
+    Case("TensorRT-LLM", "its words", 400, openai("Prompt length (9000) exceeds maximum input length (8192)", None), "model_context"),
+    Case("TabbyAPI", "its words", 400, {"detail": "Prompt length 9000 is greater than max_seq_len 4096"}, "model_context"),
+    Case("Bedrock", "its words for Llama", 400, {"message": "Input Tokens Exceeded: Number of input tokens exceeds maximum length."}, "model_context"),
+    Case("Cohere", "its v2 API", 400, {"id": "1", "message": "too many tokens: size limit exceeded by 11326 tokens. Try using shorter or fewer inputs."}, "model_context"),
+    Case("Ollama", "its words of 2025", 400, openai("prompt too long; exceeded max context length by 4 tokens", None, "api_error"), "model_context"),
+    Case("Fireworks", "its words", 400, openai("The prompt is too long: 140000, model maximum context length: 131072"), "model_context"),
+    Case("Volcengine", "its words", 400, openai("Total tokens of image and text exceed max message tokens", "InvalidParameter"), "model_context"),
+    Case("a Chinese gateway", "its words", 400, {"error": {"message": "输入超过模型最大长度限制"}}, "model_context"),
     Case("nginx in front", "its client_max_body_size", 413, "<html><head><title>413 Request Entity Too Large</title></head></html>", "model_context"),
 ]  # fmt: skip
 
@@ -107,6 +117,10 @@ FILTERED = [
     Case("DashScope", "camel-ai/owl#432", 400, {"error": {"code": "data_inspection_failed", "param": None, "message": "Input data may contain inappropriate content.", "type": "data_inspection_failed"}}, "content_filter"),
     Case("DashScope", "QwenLM/qwen-code#2905", 400, openai("<400> InternalError.Algo.DataInspectionFailed: Input text data may contain inappropriate content.", None), "content_filter"),
     Case("Zhipu", "Zhipu's code 1301", 400, {"error": {"code": "1301", "message": "系统检测到输入或生成内容可能包含不安全或敏感内容"}}, "content_filter"),
+    Case("xAI", "its 403", 403, {"code": "The caller does not have permission to execute the specified operation", "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_DATA_LEAKAGE"}, "content_filter"),
+    Case("Claude", "its output filter", 400, claude("invalid_request_error", "Output blocked by content filtering policy"), "content_filter"),
+    Case("Volcengine", "its SensitiveContentDetected", 400, openai("The request failed because the input text may contain sensitive information.", "InputTextSensitiveContentDetected", "BadRequest"), "content_filter"),
+    Case("MiniMax", "its code 1026", None, {"base_resp": {"status_code": 1026, "status_msg": "input new_sensitive"}}, "content_filter"),
     Case("Moonshot", "Moonshot's content_filter", 400, openai("The request was rejected because it was considered high risk", None, "content_filter"), "content_filter"),
 ]  # fmt: skip
 
@@ -124,6 +138,10 @@ MONEY = [
     Case("DashScope", "alibaba/spring-ai-alibaba#1146", 400, {"code": "Arrearage", "message": "Access denied, please make sure your account is in good standing."}, "model_quota"),
     Case("one-api", "insufficient_user_quota of one-api", 403, openai("用户额度不足", "insufficient_user_quota", "new_api_error"), "model_quota"),
     Case("opencode's gateway", "its CreditsError", 401, {"type": "error", "error": {"type": "CreditsError", "message": "Insufficient balance. Manage your billing here"}}, "model_quota"),
+    Case("SiliconFlow", "its code 30001", 403, {"code": 30001, "message": "Sorry, your account balance is insufficient", "data": None}, "model_quota"),
+    Case("Fireworks", "its 412", 412, openai("Account x is suspended, possibly due to reaching the monthly spending limit or failure to pay past invoices.", None), "model_quota"),
+    Case("Moonshot", "its exceeded_current_quota_error", 429, openai("Your account is suspended, please check your plan and billing details", None, "exceeded_current_quota_error"), "model_quota"),
+    Case("Hugging Face", "its 402", 402, {"error": "You have exceeded your monthly included credits for Inference Providers."}, "model_quota"),
     Case("LiteLLM", "its budgets", 400, litellm("Budget has been exceeded! Current cost: 10.0, Max budget: 5.0", "400", "budget_exceeded"), "model_quota"),
 ]  # fmt: skip
 
@@ -188,6 +206,10 @@ NO_MODEL = [
     Case("OpenRouter", "OpenRouter's 400", 400, {"error": {"message": "x/y is not a valid model ID", "code": 400}}, "model_not_found"),
     Case("Mistral", "Mistral's code 1500", 400, {"object": "error", "message": "Invalid model: x", "type": "invalid_model", "param": None, "code": "1500"}, "model_not_found"),
     Case("DeepSeek", "deepseek: Model Not Exist", 400, openai("Model Not Exist", "invalid_request_error"), "model_not_found"),
+    Case("Bedrock", "its words", 400, {"message": "The provided model identifier is invalid."}, "model_not_found"),
+    Case("LM Studio", "nothing loaded", 404, openai("No models loaded. Please load a model in the developer page or use the `lms load` command."), "model_not_found"),
+    Case("llama-swap", "its words", 400, {"error": "could not find real modelID for x"}, "model_not_found"),
+    Case("Gemini", "a retired model", 404, google(404, "NOT_FOUND", "This model models/gemini-1.0-pro is no longer available to new users."), "model_not_found"),
     Case("Groq", "Groq's model_decommissioned", 400, openai("The model `mixtral` has been decommissioned and is no longer supported.", "model_decommissioned"), "model_not_found"),
 ]  # fmt: skip
 
@@ -211,6 +233,9 @@ SET_WRONG = [
     Case("llama.cpp", "its --jinja", 500, {"error": {"code": 500, "message": "tools param requires --jinja flag", "type": "server_error"}}, "model_misconfigured"),
     Case("Groq", "a model without tools", 400, openai("`tool calling` is not supported with this model", None), "model_misconfigured"),
     Case("DeepSeek", "a model without tools", 400, openai("deepseek-reasoner does not support Function Calling", "invalid_request_error"), "model_misconfigured"),
+    Case("Azure", "an old model", 400, openai("Unrecognized request argument supplied: tools", None), "model_misconfigured"),
+    Case("Claude-like", "its words", 400, openai("Tool use is not supported by this model", None), "model_misconfigured"),
+    Case("SiliconFlow", "its words", 400, {"code": 20037, "message": "Function call is not supported for this model.", "data": None}, "model_misconfigured"),
     Case("Gemini", "Gemma without tools", 400, google(400, "INVALID_ARGUMENT", "Function calling is not enabled for models/gemma-3-27b-it"), "model_misconfigured"),
 ]  # fmt: skip
 

@@ -32,7 +32,7 @@ Start = Callable[..., Service]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.source}"[:60])
 def test_an_error_of_a_family_has_its_code(case: Case) -> None:
-    assert len(CASES) > 140
+    assert len(CASES) > 170
     error = provider_error(case.body, case.status)
     assert (error.code, error.retryable) == (case.code, case.code in RETRYABLE)
     assert "canary" not in error.content
@@ -93,7 +93,7 @@ def test_a_rate_limit_says_when_to_come_back(seconds: float | None, words: str) 
 
 def test_a_model_without_tools_is_told_as_such() -> None:
     told = [case for case in CASES if "tool" in provider_error(case.body, case.status).content]
-    assert len(told) == 7
+    assert len(told) == 10
     assert all("tool" in str(case.body).lower() or "function" in str(case.body).lower() for case in told)
 
 
