@@ -275,8 +275,8 @@ def test_the_commands_of_threads_and_export_do_what_they_show(walk: Walk, tmp_pa
     assert walk.through(text) == 9
     assert walk.through((ROOT / "docs/export.md").read_text()) == 2
     assert {path.name for path in tmp_path.glob("*.docx")} == {
-        "Non-Disclosure Agreement v3.docx",
-        "Non-Disclosure Agreement v1-v3.docx",
+        "Mutual Non-Disclosure Agreement v3.docx",
+        "Mutual Non-Disclosure Agreement v1-v3.docx",
     }
 
 

@@ -18,7 +18,8 @@ from lxml import etree  # type: ignore[import-untyped]  # its stubs are another 
 
 from documents.markdown import Block, Span, blocks
 from documents.word import write_docx
-from drafting.offline import Deal, render
+from drafting.offline.agreement import Terms, render
+from drafting.offline.lengths import Length
 
 AT = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
 DRAFT = """# Lease
@@ -192,7 +193,7 @@ def test_a_file_is_of_todays_word_and_what_belongs_together_stays_on_a_page() ->
 
 
 def test_a_real_document_of_some_pages_opens_in_libreoffice(tmp_path: Path) -> None:
-    draft = render(Deal(mutual=True, term="two (2) years"))
+    draft = render(Terms(mutual=True, term=Length(years=2)))
     text = pdf_text(write_docx("Mutual NDA", blocks(draft), at=AT), tmp_path)
     assert "Page 2 of " in text
     assert "2.1" in text

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from documents.markdown import Block, Span, blocks
-from drafting.offline import Deal, render
+from drafting.offline.agreement import Terms, render
+from drafting.offline.lengths import Length
 
 
 def plain(*texts: str) -> tuple[Span, ...]:
@@ -126,7 +127,7 @@ def said(found: list[Block]) -> str:
 
 
 def test_the_whole_of_a_real_document_is_there() -> None:
-    for deal in (Deal(), Deal(mutual=True, term="two (2) years", law="Texas")):
+    for deal in (Terms(), Terms(mutual=True, term=Length(years=2), law="Texas")):
         draft = render(deal)
         found = blocks(draft)
         assert words(said(found)) == words(draft)

@@ -18,7 +18,8 @@ from test_redline import documents
 from documents.markdown import Block, Span, blocks
 from documents.redline import redline
 from documents.word import write_docx
-from drafting.offline import Deal, render
+from drafting.offline.agreement import Terms, render
+from drafting.offline.lengths import Length
 
 AT = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
 OLD = """# Services Agreement
@@ -141,8 +142,8 @@ def test_two_versions_that_are_the_same_have_no_change() -> None:
     [
         (OLD, NEW, ["Master", "[Effective Date]", "1 May 2027", "Late payments bear interest.", "Notices", "Survey"]),
         (
-            render(Deal(mutual=False)),
-            render(Deal(mutual=True, term="two (2) years")),
+            render(Terms(mutual=False)),
+            render(Terms(mutual=True, term=Length(years=2))),
             ["Mutual", "The Disclosing", "two (2) years", "Governing Law and Jurisdiction", "Page 2 of "],
         ),
     ],

@@ -171,9 +171,9 @@ def test_an_old_database_goes_on(new_database: MakeDatabase, service: Start) -> 
     first, second, branch = get("/intake/checkpoints").json()["checkpoints"][::-1]
     diff = get("/intake/documents/d1/diff?from=1&to=2&format=json").json()
     assert "two (2) years" in str(diff)
-    made = [item for item in chat("Make it mutual", "intake").items.values() if item["type"] == "doc"]
+    made = [item for item in chat("Change the term to 3 years", "intake").items.values() if item["type"] == "doc"]
     assert [item["version"] for item in made] == [3], "after version 2 of the branch"
-    assert "two (2) years" in made[0]["content"]
+    assert "three (3) years" in made[0]["content"]
     chat("Add 2-year term", "intake", checkpoint_id=second["checkpoint_id"])
     chat("Make it mutual", "copy")
     again = {"Idempotency-Key": "once", **KEY}

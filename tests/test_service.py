@@ -24,7 +24,8 @@ from sse_client import Stream, chat, request
 from test_access import until
 
 from agent import Agent
-from drafting.offline import Deal, OfflineModel, render
+from drafting.offline import OfflineModel
+from drafting.offline.agreement import Terms, render
 from settings import VERSION
 from store import open_store
 from threads.checkpointer import Checkpointer
@@ -67,7 +68,7 @@ def test_the_seed_conversation_makes_three_versions_and_survives_a_restart(servi
     last = chat(running.url, "Add 2-year term", thread_id="test-456")
     docs = [message for message in history(running, "test-456")["messages"] if message["type"] == "doc"]
     assert [(doc["doc_id"], doc["version"], doc["complete"]) for doc in docs] == [("d1", n, True) for n in (1, 2, 3)]
-    assert len({doc["title"] for doc in docs}) == 1
+    assert [doc["title"] for doc in docs] == [f"{kind}Non-Disclosure Agreement" for kind in ("", "Mutual ", "Mutual ")]
     one, two, three = (doc["content"].split("\n\n") for doc in docs)
     assert sum(before != after for before, after in zip(one, two, strict=True)) == 8
     changed = [(before, after) for before, after in zip(two, three, strict=True) if before != after]
@@ -208,7 +209,7 @@ def test_a_document_that_was_cut_off_is_edited_further_under_a_new_title(service
 
 def test_a_server_that_ignores_tools_is_told_of_in_the_log(service: Start, openai: OpenAIServer) -> None:
     running = service(openai=openai)
-    openai.default = (text(render(Deal())), finish())
+    openai.default = (text(render(Terms())), finish())
     for _ in range(2):
         assert chat(running.url, "Draft an NDA").last["reason"] == "stop"
     assert running.log.count("wrote a document into its reply and called no tool") == 1

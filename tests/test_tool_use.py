@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from drafting.offline import Deal, render
+from drafting.offline.agreement import Terms, render
 from drafting.tool_use import ToolUse, looks_like_a_document
 
 ROOT = Path(__file__).parent.parent
 
-NDA = render(Deal())
+NDA = render(Terms())
 SHORT_DEED = """**DEED OF GIFT**
 
 This Deed is made on [Date] by [Name of Donor] (the Donor) in favour of the Museum, a charity, at its seat in the town.
@@ -74,7 +74,7 @@ def told(*replies: str, has_called: bool = False, has_documents: bool = False) -
 
 
 @pytest.mark.parametrize(
-    "document", [NDA, render(Deal(mutual=True)), SHORT_DEED, GERMAN, f"Here it is.\n\n{NDA}\n\nTell me."]
+    "document", [NDA, render(Terms(mutual=True)), SHORT_DEED, GERMAN, f"Here it is.\n\n{NDA}\n\nTell me."]
 )
 def test_a_document_in_the_reply_of_a_model_that_calls_nothing_is_told_once(document: str) -> None:
     [line] = told("Hello.", document, document)
