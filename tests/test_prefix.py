@@ -1,12 +1,13 @@
 """The sub-path of a request: whose word counts, and in which form."""
 
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import requests
-from conftest import Service
+from conftest import ROOT, Service
 from hypothesis import given
 from hypothesis import strategies as st
 from sse_client import chat
@@ -134,6 +135,8 @@ def test_below_the_root_path_of_uvicorn_everything_is_found(service: Callable[..
     root = requests.get(f"{running.url}/", allow_redirects=False, timeout=10)
     assert (root.status_code, root.headers["Location"]) == (302, "/draft/debug")
     assert requests.get(f"{running.url}/debug", timeout=10).status_code == 200
+    document = requests.get(f"{running.url}/openapi.json", timeout=10).json()
+    assert document == json.loads((ROOT / "web/openapi.json").read_text()) | {"servers": [{"url": "/draft"}]}
     stream = chat(running.url, "Hi", headers={"X-Forwarded-Prefix": "/other"})
     assert stream.headers["location"] == f"/draft/api/runs/{stream.run_id}/events"
 

@@ -1,8 +1,8 @@
 """The sub-path below which clients find the service, as at https://www.example.com/draft/.
 
-The page and the OpenAPI document have relative URLs and need none of this. A `Location` is absolute, so it begins with
-the sub-path. That is the `root_path` of the server (`uvicorn --root-path /draft`), or else the `X-Forwarded-Prefix` of
-a proxy that uvicorn trusts (`--forwarded-allow-ips`, by default this machine).
+The page has relative URLs and needs none of this. A `Location` and the server of the OpenAPI document are absolute
+paths, so they begin with the sub-path. That is the `root_path` of the server (`uvicorn --root-path /draft`), or else
+the `X-Forwarded-Prefix` of a proxy that uvicorn trusts (`--forwarded-allow-ips`, by default this machine).
 
 A client can send the header, too, and a proxy may pass it on. So a prefix is taken only in a form that can't lead to
 another host, and it stands in no answer that a cache keeps.

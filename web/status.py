@@ -9,6 +9,8 @@ from web.asgi import JSON
 from web.problems import retry_after
 from web.service import Call
 
+SERVER_AT_ROOT = b'"servers": [{"url": "/"}]'  # in the OpenAPI document
+
 
 async def get_root(call: Call) -> None:
     location = call.location("/debug")
@@ -25,7 +27,10 @@ async def get_page(call: Call) -> None:
 
 
 async def get_openapi(call: Call) -> None:
-    await call.response.whole(200, JSON, call.service.openapi, [("cache-control", "no-cache")])
+    document, prefix = call.service.openapi, call.request.prefix
+    if prefix:  # its own URL as the server's, ".", is read in several ways by tools
+        document = document.replace(SERVER_AT_ROOT, SERVER_AT_ROOT.replace(b"/", prefix.encode()), 1)
+    await call.response.whole(200, JSON, document, [("cache-control", "no-cache")])
 
 
 async def get_health(call: Call) -> None:
