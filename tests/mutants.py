@@ -194,6 +194,27 @@ MUTANTS = (
         "test_giving_up.py:smaller_limit or usable",
     ),
     Mutant(
+        "an attempt to connect goes on when its reader gives up",
+        "storage/connections.py",
+        "return await asyncio.shield(task)",
+        "return await task",
+        "test_databases.py:takes_longer or all_give_up",
+    ),
+    Mutant(
+        "no statement is prepared at a pooler",
+        "storage/connections.py",
+        "CACHED_STATEMENTS if prepares else 0",
+        "CACHED_STATEMENTS",
+        "test_databases.py:found_out or twelve",
+    ),
+    Mutant(
+        "an option that is not known is refused, and not sent to the server",
+        "storage/dsn_options.py",
+        '            raise UnusableAddress(unknown_option("" if hidden else name))',
+        "            options.passed[name] = value",
+        "test_dsn.py:cannot_be_kept",
+    ),
+    Mutant(
         "the sessions of a pooler get no limit",
         "storage/pool.py",
         "WHERE pg_backend_pid() = {}",

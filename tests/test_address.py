@@ -140,6 +140,10 @@ PASSWORD = "geheim12"
         (f"postgresql://user:{PASSWORD}@127.0.0.1:1/x?sslmode={PASSWORD}", "sslmode in DATABASE_URL must be one of"),
         (f"postgresql://user:{PASSWORD}@127.0.0.1:1/x?target_session_attrs={PASSWORD}", "must be read-write, primary"),
         (f"postgresql://user:{PASSWORD}@127.0.0.1:1/x?connect_timeout={PASSWORD}", "must be a number of seconds"),
+        (
+            f"postgresql://user:{PASSWORD}@127.0.0.1:1/x?sslmode=require&ssl_min_protocol_version={PASSWORD}",
+            "can't be used (ClientConfigurationError)",
+        ),
         (f"postgresql://user:{PASSWORD}@127.0.0.1:1/x?{PASSWORD}", "an option that is not known"),
         (f"postgresql://127.0.0.1:1/x?user=u&password=begin&{PASSWORD}=end", "an option that is not known"),
     ],
