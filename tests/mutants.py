@@ -135,7 +135,7 @@ MUTANTS = (
         "drafting/calls.py",
         "return another_id or another_name or bool(name and arguments.strip())",
         "return False",
-        "test_calls.py:any_dialect",
+        "test_calls.py:same_index_whole",
     ),
     Mutant(
         "a fragment for a call that was carried out",
