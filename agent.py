@@ -111,6 +111,9 @@ class ChatModel(Protocol):
         """
 
 
+NO_OTHERS: Mapping[str, ChatModel] = {}
+
+
 def append(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
     """The reducer of both channels; associative over batches, as DeltaChannel asks."""
     return [*state, *(value for write in writes for value in write)]
@@ -130,8 +133,10 @@ class Progress:
     thread: str  # its name in LangGraph's tables
     emit: Emit
     stopping: asyncio.Future[StopCause]
+    model: ChatModel
     asked: Sequence[BaseMessage] = ()  # the newest request
     limits: list[int] = field(default_factory=list)  # the budgets of tokens that the newest request was cut to
+    answered_by: str | None = None  # if it is not the model that was asked
     reply: Reply | None = None
     next_item: int = 0
     model_calls: int = 0
@@ -164,11 +169,13 @@ class Agent:
         first_token_timeout_s: float,
         idle_timeout_s: float,
         context_tokens: int | None = None,
+        others: Mapping[str, ChatModel] = NO_OTHERS,
     ) -> None:
         """`context_tokens`: as many as the model takes. Without it the model gets each history as it is."""
         fixed = message_tokens(SYSTEM) + tools_tokens(TOOLS)
         self._layouts = None if context_tokens is None else Layouts(model.name, context_tokens, fixed)
         self._model = model
+        self._others = others  # that a turn may name
         self._remember = remember
         self._tool_use = ToolUse()
         self._first_token_timeout_s = first_token_timeout_s
@@ -184,7 +191,8 @@ class Agent:
     async def __call__(self, turn: Turn, emit: Emit, stopping: asyncio.Future[StopCause]) -> Outcome:
         """Raises the errors of the saver. A fault of the model is part of the outcome."""
         thread = graph_thread_id(turn.owner, turn.thread_id)
-        progress = Progress(thread, emit, stopping)
+        model = self._model if turn.model is None else self._others[turn.model]
+        progress = Progress(thread, emit, stopping, model)
         messages, documents = remembered(turn.lost)
         messages.append(HumanMessage(turn.message, id=turn.run_id))
         # "exit": one checkpoint a turn. It is committed with the turn's rows, or not at all.
@@ -204,6 +212,7 @@ class Agent:
             unfinished=frozenset(progress.unfinished),
             usage=progress.usage,
             estimated_tokens=progress.estimated_tokens,
+            model=progress.answered_by,
             checkpoint_id=self._remember(thread, state, _size(state)),
         )
 
@@ -228,7 +237,7 @@ class Agent:
         progress.next_item = reply.next_item
         progress.unfinished |= reply.unfinished
         has_documents = bool(state["documents"])
-        self._tool_use.note(self._model.name, reply.text, has_called=bool(reply.calls), has_documents=has_documents)
+        self._tool_use.note(progress.model.name, reply.text, has_called=bool(reply.calls), has_documents=has_documents)
         calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
         message = AIMessage(reply.text, tool_calls=calls)
         if isinstance(progress.error, ModelError):
@@ -293,7 +302,7 @@ class Agent:
                 progress.stopping.add_done_callback(watchdog.stop)
                 try:
                     finished = await asyncio.create_task(
-                        self._model.reply(messages, TOOLS, hear, may_call=may_call), name="model"
+                        progress.model.reply(messages, TOOLS, hear, may_call=may_call), name="model"
                     )
                 finally:
                     progress.stopping.remove_done_callback(watchdog.stop)
@@ -306,6 +315,7 @@ class Agent:
             late = "The model did not begin to answer in time; please send the message again."
             raise ModelError("model_first_token_timeout", late, retryable=True) from silence
         progress.finish = finished.reason
+        progress.answered_by = finished.model
         progress.count(finished.usage)
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -22,7 +22,7 @@ from access.credentials import ANONYMOUS
 from access.per_owner import PerOwner, limiting
 from agent import Agent, ChatModel
 from drafting.deltas import HeaderError, ProxyError
-from drafting.models import offline_model, openai_model
+from drafting.models import Endpoint, offline_model, openai_models
 from drafting.tokens import context_of
 from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError
@@ -73,6 +73,7 @@ from web.service import Service
 from web.status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
 from web.threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
 from web.upgrades import ignoring_upgrades
+from web.usage import get_usage
 
 log = logging.getLogger("draftstream")
 
@@ -118,6 +119,7 @@ ROUTES: Mapping[str, Methods] = {
     "/api/threads/{thread_id}/documents/{doc_id}/diff": {
         "GET": Route(get_diff, "read", 5, fields.DIFF_QUERY, load="long")
     },
+    "/api/usage": {"GET": Route(get_usage, "read", 2, fields.USAGE_QUERY)},
     "/api/stream-tokens": {"POST": Route(post_stream_token, "any caller", 1)},
     "/": {"GET": Route(get_root, "anyone", 0)},
     "/debug": {"GET": Route(get_page, "anyone", 0)},
@@ -151,10 +153,10 @@ async def open_service(settings: Settings, server: uvicorn.Server | None) -> Asy
         stack.callback(supervisor.close)
         per_owner = await opened(limiting(settings, store, supervisor.keep))
         access = await opened(access_of(settings, store, supervisor, server))
-        model = await opened(model_of(settings, telemetry, admission))
+        models = await opened(models_of(settings, telemetry, admission))
         checkpointer = Checkpointer(store)
-        agent = agent_of(settings, model, checkpointer)
-        runs = await opened(runs_of(settings, agent, model, store, per_owner, admission, telemetry, supervisor))
+        agent = agent_of(settings, models, checkpointer)
+        runs = await opened(runs_of(settings, agent, store, per_owner, admission, telemetry, supervisor))
         needing_model = (lambda: 0) if settings.offline else lambda: runs.in_progress
         admission.watch(runs=needing_model, close_idle=bounded(server, admission))
         admission.warn_of_few(settings.max_runs, descriptors_a_run=1 if settings.offline else 2)
@@ -225,34 +227,37 @@ def access_of(
     return open_access(settings, store.fetch, supervisor.keep, only_loopback=only_loopback)
 
 
-def agent_of(settings: Settings, model: ChatModel, checkpointer: Checkpointer) -> Agent:
+def agent_of(settings: Settings, models: Sequence[ChatModel], checkpointer: Checkpointer) -> Agent:
     context_tokens = None  # the offline model takes any history
     if not settings.offline:
-        context_tokens = settings.model_context_tokens or context_of(model.name)
+        fallback = () if settings.model_fallback is None else (settings.model_fallback,)
+        smallest = min(map(context_of, (*settings.model_names, *fallback)))  # a thread may go through all of them
+        context_tokens = settings.model_context_tokens or smallest
         log.info("the model is sent what fits into %d tokens (MODEL_CONTEXT_TOKENS)", context_tokens)
     return Agent(
-        model,
+        models[0],
         checkpointer,
         remember=checkpointer.remember,
         first_token_timeout_s=settings.model_first_token_timeout_s,
         idle_timeout_s=settings.model_idle_timeout_s,
         context_tokens=context_tokens,
+        others={model.name: model for model in models},
     )
 
 
 def runs_of(  # noqa: PLR0917  # the parts that it joins
     settings: Settings,
     agent: Agent,
-    model: ChatModel,
     store: Store,
     per_owner: PerOwner,
     admission: Admission,
     telemetry: Telemetry,
     supervisor: Supervisor,
 ) -> Runs:
+    model, *_ = settings.model_names
     return Runs(
-        agent=tracing.traced(agent, model.name, "draftstream" if settings.offline else tracing.PROVIDER),
-        model=model.name,
+        agent=tracing.traced(agent, model, "draftstream" if settings.offline else tracing.PROVIDER),
+        model=model,
         store=store,
         limits=per_owner.limits,
         check_stored_bytes=per_owner.stored_bytes.check,
@@ -267,13 +272,30 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
     )
 
 
-def model_of(settings: Settings, telemetry: Telemetry, admission: Admission) -> AbstractAsyncContextManager[ChatModel]:
+def models_of(
+    settings: Settings, telemetry: Telemetry, admission: Admission
+) -> AbstractAsyncContextManager[Sequence[ChatModel]]:
+    """The default one first."""
     if settings.offline:
         return offline_model()
-    return openai_model(
-        settings.openai_model,
-        api_key=settings.openai_api_key,
+    endpoint = Endpoint(
         base_url=settings.openai_base_url,
+        api_key=settings.openai_api_key,
+        headers=dict(settings.model_headers),
+        query=dict(settings.model_query),
+        stream_options=settings.model_stream_options,
+        max_output_tokens=settings.model_max_output_tokens,
+        temperature=settings.model_temperature,
+        reasoning_effort=settings.model_reasoning_effort,
+    )
+    fallback = None
+    if settings.model_fallback is not None:
+        elsewhere = settings.model_fallback_base_url, settings.model_fallback_api_key
+        fallback = settings.model_fallback, endpoint.elsewhere(*elsewhere)
+    return openai_models(
+        settings.model_names,
+        endpoint,
+        fallback,
         on_reply=telemetry.model_replied,
         connection=admission.model_connection,
     )

@@ -6,7 +6,7 @@ CREATE TABLE draftstream_schema (
     version     integer     NOT NULL,                      -- the number of the newest migration
     migrated_at timestamptz NOT NULL DEFAULT now()
 );
-INSERT INTO draftstream_schema (version) VALUES (3);
+INSERT INTO draftstream_schema (version) VALUES (4);
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- The history that people read: threads, their runs, and one row for each item (a message, or a version of a document)
@@ -324,6 +324,31 @@ CREATE TABLE checkpoint_migrations (v integer PRIMARY KEY);
 INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9);
 
 -- ---------------------------------------------------------------------------------------------------------------
+-- Usage: the tokens of each day, in UTC, as providers reported them. A copy of a run has used nothing: it began before
+-- the fork that it is in.
+CREATE INDEX runs_usage ON runs (owner, ended_at) WHERE usage IS NOT NULL;
+CREATE VIEW usage_of_runs AS
+SELECT r.owner, r.thread_id, r.ended_at, (r.ended_at AT TIME ZONE 'UTC')::date AS day, r.model,
+    (r.usage ->> 'input_tokens')::bigint AS input_tokens, (r.usage ->> 'output_tokens')::bigint AS output_tokens,
+    (r.usage ->> 'cached_input_tokens')::bigint AS cached_input_tokens,
+    (r.usage ->> 'reasoning_tokens')::bigint AS reasoning_tokens
+FROM runs r JOIN threads t ON t.owner = r.owner AND t.thread_id = r.thread_id AND r.started_at >= t.created_at
+WHERE r.usage IS NOT NULL;
+
+-- The same of the runs of deleted threads: figures alone, a row for each day and model of a thread.
+CREATE TABLE deleted_usage (
+    owner               text   NOT NULL,
+    day                 date   NOT NULL,
+    model               text   NOT NULL,
+    runs                bigint NOT NULL,
+    input_tokens        bigint NOT NULL,
+    output_tokens       bigint NOT NULL,
+    cached_input_tokens bigint,                            -- NULL: no provider reported it
+    reasoning_tokens    bigint
+);
+CREATE INDEX deleted_usage_days ON deleted_usage (owner, day);
+
+-- ---------------------------------------------------------------------------------------------------------------
 -- Delete a thread with all that belongs to it. Nothing happens if it was updated since `before`, or does not exist. The
 -- lock on the thread's row keeps other processes from beginning a run on it. A thread with a run in progress is
 -- refused.
@@ -341,6 +366,10 @@ BEGIN
     END IF;
     DELETE FROM pieces WHERE owner = its_owner AND thread_id = its_id;
     DELETE FROM messages WHERE owner = its_owner AND thread_id = its_id;
+    INSERT INTO deleted_usage
+        SELECT owner, day, model, count(*), sum(input_tokens), sum(output_tokens), sum(cached_input_tokens),
+            sum(reasoning_tokens)
+        FROM usage_of_runs WHERE owner = its_owner AND thread_id = its_id GROUP BY owner, day, model;
     WITH gone AS (DELETE FROM runs WHERE owner = its_owner AND thread_id = its_id RETURNING run_id)
         INSERT INTO deleted_runs (run_id) SELECT run_id FROM gone ON CONFLICT DO NOTHING;
     DELETE FROM deleted_runs WHERE deleted_at < now() - interval '30 days';

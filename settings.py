@@ -1,12 +1,13 @@
 """The environment, read once into one frozen object."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 T = TypeVar("T")
 
@@ -15,11 +16,17 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 VERSION = "0.1.0"  # the one place: pyproject.toml refers to it, and a test holds openapi.json to it
 DEFAULT_MODEL = "gpt-5.1"
+OFFLINE_MODEL = "offline"
 DEFAULT_DATA_DIR = Path(".data")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 HOST_NAME = re.compile(r"(?:\*\.[a-z0-9_-]+\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 HEADER_VALUE = re.compile(r"[!#-&(-~][!-~]*")  # visible ASCII; a quote at the beginning came with the text around it
 DSN_SCHEME = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://")  # SQLAlchemy's names a driver
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, section 5.6.2
+FIELD_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")  # of any header; in the middle it may have spaces
+OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding"}  # of each request's own
+MODEL_NAME = re.compile(r"[!-~]+")
+WORD = re.compile(r"[a-z]+")
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and long enough not to be guessed
 
 
@@ -152,6 +159,40 @@ def _host_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _model_name(text: str) -> str:
+    if not MODEL_NAME.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _model_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not all(MODEL_NAME.fullmatch(name) for name in names):
+        raise ValueError
+    return names
+
+
+def _word(text: str) -> str:
+    if not WORD.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _headers(text: str) -> tuple[tuple[str, str], ...]:
+    headers = json.loads(text)
+    pairs: tuple[tuple[str, Any], ...] = tuple(headers.items()) if isinstance(headers, dict) else (("", None),)
+    for name, value in pairs:
+        if not (isinstance(value, str) and FIELD_VALUE.fullmatch(value) and HEADER_NAME.fullmatch(name)):
+            raise ValueError
+        if name.lower() in OWN_HEADERS:
+            raise ValueError
+    return pairs
+
+
+def _query(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(parse_qsl(text, keep_blank_values=True, strict_parsing=True))
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # A setting: its default, and how its text is read
 
@@ -176,6 +217,11 @@ def _limit(maximum: int = 2**53) -> int | None:
     return _setting(_within(int, 1, maximum), None, f"a whole number from 1 to {maximum}")
 
 
+def _number(minimum: float, maximum: float) -> float | None:
+    """Off unless it is set."""
+    return _setting(_within(float, minimum, maximum), None, f"a number from {minimum:g} to {maximum:g}")
+
+
 def _seconds(default: float) -> float:
     return _setting(_within(float, 0.05, 86_400), default, "a number of seconds from 0.05 to 86400")
 
@@ -184,8 +230,14 @@ def _switch(*, default: bool) -> bool:
     return _setting(_flag, default, "1 or 0")
 
 
-def _secrets_in(value: str) -> Iterator[str]:
-    """An address of the web is no secret as such, and lines of the log name it. Its user, password and query are."""
+def _secrets_in(value: str | tuple[tuple[str, str], ...]) -> Iterator[str]:
+    """An address of the web is no secret as such, and lines of the log name it. Its user, password and query are.
+
+    Of named values, such as headers, the values are.
+    """
+    if not isinstance(value, str):
+        yield from (text for _, text in value)
+        return
     parts = urlsplit(value) if value.startswith(("http://", "https://")) else None
     if parts is None or parts.username is not None or parts.query:
         yield value
@@ -210,11 +262,32 @@ class Settings:
         _header_value, None, "visible ASCII characters without quotes around them, spaces or line ends", secret=True
     )
     openai_base_url: str | None = _setting(_url("http", "https"), None, "an http:// or https:// URL", secret=True)
-    openai_model: str = _text(DEFAULT_MODEL)
-    # Unset, it follows from the model's name: drafting/tokens.py.
+    openai_model: str = _setting(_model_name, DEFAULT_MODEL, "the name of a model, without spaces")
+    # Unset, it follows from the names of the models: drafting/tokens.py.
     model_context_tokens: int | None = _setting(
         _within(int, 4000, 10**8), None, "a whole number from 4000 to 100000000"
     )
+    models: tuple[str, ...] = _setting(_model_names, (), "a comma-separated list of names of models")
+    model_fallback: str | None = _setting(_model_name, None, "the name of a model, without spaces")
+    model_fallback_base_url: str | None = _setting(
+        _url("http", "https"), None, "an http:// or https:// URL", secret=True
+    )
+    model_fallback_api_key: str | None = _setting(
+        _header_value, None, "visible ASCII characters without quotes around them, spaces or line ends", secret=True
+    )
+    model_headers: tuple[tuple[str, str], ...] = _setting(
+        _headers,
+        (),
+        'a JSON object of names and texts, such as {"api-key": "…"}, without Host or Content-Type',
+        secret=True,
+    )
+    model_query: tuple[tuple[str, str], ...] = _setting(
+        _query, (), "a query, such as api-version=2024-10-21", secret=True
+    )
+    model_stream_options: bool = _switch(default=True)
+    model_max_output_tokens: int | None = _limit()
+    model_temperature: float | None = _number(0, 2)
+    model_reasoning_effort: str | None = _setting(_word, None, "a word, such as low")
     host: str = _text("127.0.0.1")
     port: int = _whole(8005, 0, 65535)
     log_level: str = _setting(_log_level, "INFO", f"one of {', '.join(LOG_LEVELS)}")
@@ -278,6 +351,7 @@ class Settings:
                 raise SettingsError(f"{name} must be {setting.metadata['what']}{shown}") from None
         settings = cls(**values)
         settings._check_jwt()
+        settings._check_models()
         if settings.database_url is None and settings.journal_dir is None:
             settings = replace(settings, journal_dir=settings.data_dir / "journal")
         return settings
@@ -296,11 +370,29 @@ class Settings:
         if missing and (any(parts.values()) or self.jwt_default_scopes or self.jwt_scope_prefix):
             raise SettingsError(f"{' and '.join(missing)} must be set too, because other JWT settings are set")
 
+    def _check_models(self) -> None:
+        """What only a provider can keep is refused without one: the offline model would pass it by."""
+        if self.offline:
+            for name in ("models", "model_fallback"):
+                if getattr(self, name):
+                    raise SettingsError(f"{name.upper()} needs a provider: set OPENAI_API_KEY or OPENAI_BASE_URL")
+        if self.model_fallback is None:
+            for name in ("model_fallback_base_url", "model_fallback_api_key"):
+                if getattr(self, name) is not None:
+                    raise SettingsError(f"{name.upper()} needs MODEL_FALLBACK, the name of the model there")
+
     @property
     def secrets(self) -> list[str]:
         """Texts that no line of the log may have."""
         values = [getattr(self, setting.name) for setting in fields(self) if setting.metadata["secret"]]
         return [text for value in values if value for text in _secrets_in(value)]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models that a request may name; the first one is the default."""
+        if self.offline:
+            return (OFFLINE_MODEL,)
+        return tuple(dict.fromkeys((self.openai_model, *self.models)))
 
     @property
     def offline(self) -> bool:

@@ -38,6 +38,7 @@ class ChatRequest:
     checkpoint_id: str | None = None
     stream: StreamMode = "pieces"
     on_disconnect: OnDisconnect = "continue"  # whether the run goes on when the client leaves its stream
+    model: str | None = None  # None: the default one
     idempotency_key: str | None = None
 
     @property
@@ -46,7 +47,8 @@ class ChatRequest:
         if self.idempotency_key is None:
             return None
         fields = (self.message, self.thread_id, self.checkpoint_id, self.stream, self.on_disconnect)
-        return hashlib.sha256(repr(fields).encode()).hexdigest()
+        named = () if self.model is None else (self.model,)  # without it the fingerprint is that of earlier versions
+        return hashlib.sha256(repr(fields + named).encode()).hexdigest()
 
 
 def graph_thread_id(owner: str, thread_id: str) -> str:
@@ -143,6 +145,7 @@ class Finished:
 
     reason: FinishReason
     usage: Usage | None = None
+    model: str | None = None  # that answered, if it is not the one that was asked
 
 
 class RunFailure(Exception):
@@ -256,11 +259,13 @@ class Turn:
     checkpoint_id: str | None = None
     lost: Sequence[LostRun] = ()
     branches: bool = False
+    model: str | None = None  # None: the default one
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of an agent's turn. `unfinished`: the items that were cut off.
+    """The result of an agent's turn. `unfinished`: the items that were cut off. `model`: the one that answered last, if
+    it is not the one that was asked.
 
     `usage` is the provider's report; `estimated_tokens` are those of the calls whose usage it did not report.
     """
@@ -271,6 +276,7 @@ class Outcome:
     usage: Usage | None
     checkpoint_id: str | None
     estimated_tokens: int = 0
+    model: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -330,6 +336,7 @@ class RunEnded:
     usage: Usage | None
     checkpoint_id: str | None
     ended_at: float
+    model: str | None = None  # that answered last, if it is not the one of `started`
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
+from copy import copy
 from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
@@ -42,6 +43,8 @@ NO_KEY = "none"  # the client insists on a key, and a private server may have no
 UNREADABLE_PROXY = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY of the environment can't be read"
 HEADER_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+NOTHING: Mapping[str, str] = {}
+WITH_USAGE: Mapping[str, Any] = {"stream_options": {"include_usage": True}}
 
 
 class OpenAIModel:
@@ -57,10 +60,14 @@ class OpenAIModel:
         *,
         api_key: str | None,
         base_url: str | None,
+        headers: Mapping[str, str] = NOTHING,
+        query: Mapping[str, str] = NOTHING,
+        parameters: Mapping[str, Any] = WITH_USAGE,
         on_reply: Callable[[Path], None] = lambda _: None,
         connection: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.name = name
+        self._parameters = parameters  # of each request, beside the messages and the tools
         self._on_reply = on_reply  # is called with the path of each reply's body
         self._connection = connection  # is entered while the body of a reply arrives
         self._logged: set[Path] = set()
@@ -74,12 +81,13 @@ class OpenAIModel:
         # ChatOpenAI would make a client for calls without asyncio, which reads the proxies of the environment anew, and
         # fails for one that this model does not go through.
         self._unused = httpx2.Client(trust_env=False)
-        url, query = _split_query(base_url or DEFAULT_BASE_URL)
+        url, in_url = _split_query(base_url or DEFAULT_BASE_URL)
         self._chat = ChatOpenAI(
             model=name,
             api_key=SecretStr(api_key or NO_KEY),
             base_url=url,
-            default_query=query,
+            default_headers=headers or None,
+            default_query={**in_url, **query} or None,
             http_async_client=self._http,
             http_client=self._unused,
             http_socket_options=(),  # else it warns that a proxy is passed by
@@ -109,6 +117,13 @@ class OpenAIModel:
 
     def __repr__(self) -> str:
         return f"<OpenAIModel {self.name}>"
+
+    def named(self, name: str) -> "OpenAIModel":
+        """Another model of the same endpoint, through the same client, which this one closes."""
+        other = copy(self)
+        other.name = name
+        other._chat = self._chat.model_copy(update={"model_name": name})  # noqa: SLF001  # of this class
+        return other
 
     async def aclose(self) -> None:
         self._unused.close()
@@ -190,8 +205,9 @@ class OpenAIModel:
         """
         # Private, but every call of ChatOpenAI goes through it, and the version is pinned.
         payload = self._chat._get_request_payload(  # noqa: SLF001
-            list(messages), stream=True, stream_options={"include_usage": True}, **parameters
+            list(messages), stream=True, **parameters
         )
+        payload |= self._parameters  # behind ChatOpenAI, which renames some
         client: openai.AsyncOpenAI = self._chat.root_async_client
         response = await client.post(
             "/chat/completions",
@@ -249,9 +265,9 @@ def _check_headers(headers: Mapping[str, object]) -> None:
             raise HeaderError(f"{variable} must be visible ASCII characters, as it is sent as a header")
 
 
-def _split_query(base_url: str) -> tuple[str, dict[str, str] | None]:
+def _split_query(base_url: str) -> tuple[str, dict[str, str]]:
     parts = urlsplit(base_url)
-    return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query)) or None
+    return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query))
 
 
 LONGEST_CHAIN = 8  # of causes

@@ -291,7 +291,7 @@ class Runs:
             run_id=run.run_id,
             seq=head.last_seq + 1,
             message=request.message,
-            model=self._model,
+            model=request.model or self._model,
             started_at=self._store.now(),
             idempotency_key=request.idempotency_key,
             fingerprint=request.fingerprint,
@@ -303,9 +303,9 @@ class Runs:
         claimed.add_done_callback(lambda claim: run.stop(StopCause.CONFLICT) if _is_lost(claim) else None)
         self._runs[run.run_id] = run
         self._turns.starts.run_started()
-        run.begin(Start(run.thread_id, run.run_id, self._model))
+        run.begin(Start(run.thread_id, run.run_id, run.started.model))
         thread = (run.owner, run.thread_id)
-        turn = Turn(*thread, run.run_id, request.message, head.checkpoint_id, head.lost, head.branches)
+        turn = Turn(*thread, run.run_id, request.message, head.checkpoint_id, head.lost, head.branches, request.model)
         task = asyncio.create_task(self._run_to_end(run, run.started, turn), name=f"run {run.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -188,6 +188,7 @@ def _ended(  # noqa: PLR0917  # the values of one row
         usage=outcome.usage,
         checkpoint_id=outcome.checkpoint_id,
         ended_at=ended_at,
+        model=outcome.model,
     )
 
 
@@ -206,7 +207,7 @@ def _report(run: Run, ended: RunEnded, failure: RunFailure | None, saving: Savin
         status=ended.status if failure is None or ended.error is not None else RunStatus.FAILED,
         reason=failure.code if failure is not None else str(ended.reason),
         cause=failure.__cause__ if failure is not None else None,
-        model=ended.started.model,
+        model=ended.model or ended.started.model,
         seconds=time.monotonic() - run.begun_at,
         first_token_s=run.first_piece_at - run.begun_at if run.items else None,
         input_tokens=usage["input_tokens"],

@@ -145,7 +145,7 @@ END_RUN = Statement(
 VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::float8), $8, $9::jsonb, $10::jsonb, $11, to_timestamp($12::float8))
 ON CONFLICT (run_id) DO UPDATE SET
     status = EXCLUDED.status, reason = EXCLUDED.reason, error = EXCLUDED.error, usage = EXCLUDED.usage,
-    checkpoint_id = EXCLUDED.checkpoint_id, ended_at = EXCLUDED.ended_at
+    model = EXCLUDED.model, checkpoint_id = EXCLUDED.checkpoint_id, ended_at = EXCLUDED.ended_at
 WHERE runs.status <> EXCLUDED.status""",
     batchable=True,
 )
@@ -250,7 +250,7 @@ def end_writes(end: RunEnded) -> list[Write]:
         thread_id=run.thread_id,
         seq=run.seq,
         status=end.status.value,
-        model=run.model,
+        model=end.model or run.model,
         started_at=run.started_at,
         reason=end.reason,
         error=_json(error),

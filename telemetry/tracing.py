@@ -218,7 +218,7 @@ def traced(
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.provider.name": provider,
             "gen_ai.agent.name": NAME,
-            "gen_ai.request.model": model,
+            "gen_ai.request.model": turn.model or model,
             "gen_ai.conversation.id": turn.thread_id,
             "draftstream.run_id": turn.run_id,
         }

@@ -38,7 +38,7 @@ SHORT_TASKS = {
     ("access/shared_limits.py", "self._write(writes)"): "the limits' loop takes its result",
     ("access/stored_bytes.py", "self._sum(owner, limit)"): "the requests of the owner wait for it",
     ("access/stream_tokens.py", "self._close(stream)"): "the end of the service waits for it",
-    ("agent.py", "self._model.reply(messages, TOOLS, hear, may_call=may_call)"): "the graph's node awaits it",
+    ("agent.py", "progress.model.reply(messages, TOOLS, hear, may_call=may_call)"): "the graph's node awaits it",
     ("drafting/models.py", "check(model)"): "it raises nothing, and the model's end waits for it",
     ("runs/registry.py", "self._run_to_end(run, run.started, turn)"): "a run; a drain waits for it",
     ("storage/batched_reads.py", "self._query()"): "those that read get its failure",
@@ -252,7 +252,7 @@ def test_it_is_not_ready_while_the_database_is_read_only_and_one_line_says_so(
     until(lambda: ready_gauge(running) == 1.0)
     assert len(re.findall(r"WARNING: +not ready: writes_failing\n", running.log)) == running.log.count("not ready") == 1
     assert len(re.findall(r"INFO: +ready\n", running.log)) == 2
-    assert len(rows(database_url, "SELECT 1 FROM runs WHERE status = 'completed'")) == 1
+    until(lambda: len(rows(database_url, "SELECT 1 FROM runs WHERE status = 'completed'")) == 1)
 
 
 @pytest.fixture

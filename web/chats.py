@@ -35,8 +35,13 @@ async def post_chat(call: Call) -> None:
 
 
 def chat_of(call: Call, values: object, idempotency_key: str | None) -> ChatRequest:
-    limit = call.service.settings.max_message_chars
-    return fields.chat_request(values, max_message_chars=limit, idempotency_key=idempotency_key)
+    settings = call.service.settings
+    return fields.chat_request(
+        values,
+        max_message_chars=settings.max_message_chars,
+        models=settings.model_names,
+        idempotency_key=idempotency_key,
+    )
 
 
 async def start_chat(call: Call, chat: ChatRequest, *, by_get: bool = False) -> None:

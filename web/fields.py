@@ -7,9 +7,9 @@ reads a clock.
 import base64
 import binascii
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Literal, Self, TypeVar
 
@@ -25,6 +25,8 @@ Word = TypeVar("Word", bound=str)
 UNKNOWN_NAMED = 20  # in the errors; a body of a megabyte can have 100,000 fields
 THREADS_A_PAGE = 20
 SEARCH_CHARS = 200
+USAGE_DAYS = 30
+MOST_USAGE_DAYS = 366
 THREAD_TITLE_CHARS = 200
 
 # C0 controls but tab, newline and carriage return: no keyboard types them, and PostgreSQL refuses NUL.
@@ -39,11 +41,13 @@ RUNS_LIMIT = re.compile(r"[1-9][0-9]{0,2}|1000")
 # RFC 3339. The + of the zone may arrive as a space: that is the meaning of an unescaped + in a query.
 TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
+DAY = re.compile(r"[12]\d{3}-\d\d-\d\d", re.ASCII)
+
 STREAM_MODES: Collection[StreamMode] = ("pieces", "items")
 ON_DISCONNECT: Collection[OnDisconnect] = ("continue", "cancel")
 
 # The names that each body and query may have. A test holds the OpenAPI document to them.
-CHAT_FIELDS = ("message", "thread_id", "checkpoint_id", "stream", "on_disconnect")
+CHAT_FIELDS = ("message", "thread_id", "checkpoint_id", "stream", "on_disconnect", "model")
 CHAT_QUERY = (*CHAT_FIELDS, "idempotency_key")
 EVENTS_QUERY = ("after", "stream")
 THREADS_QUERY = ("limit", "cursor", "q")
@@ -52,6 +56,7 @@ OLD_THREADS_QUERY = ("before",)
 THREAD_FIELDS = ("title",)
 FORK_FIELDS = ("checkpoint_id", "thread_id")
 EXPORT_QUERY = ("format", "document", "version", "checkpoint_id")
+USAGE_QUERY = ("from", "to")
 DIFF_QUERY = ("from", "to", "format", "checkpoint_id")
 
 ExportFormat = Literal["md", "json", "docx"]
@@ -225,13 +230,13 @@ def or_null(check: Check[T]) -> Check[T | None]:
 
 
 def one_of(words: Collection[Word]) -> Check[Word]:
-    *others, last = (f'"{word}"' for word in words)
+    known = " or ".join(f'"{word}"' for word in words).replace(" or ", ", ", max(len(words) - 2, 0))
 
     def check(value: object) -> Word:
         for word in words:
             if value == word:
                 return word
-        raise BadValue(f"must be {', '.join(others)} or {last}")
+        raise BadValue(f"must be {known}")
 
     return check
 
@@ -249,6 +254,15 @@ def timestamp(value: object) -> datetime:
     except (ValueError, OverflowError):  # OverflowError: out of range once it is in UTC
         pass
     raise BadValue("must be a time as RFC 3339 has it: 2026-11-24T09:30:00Z")
+
+
+def day(value: object) -> date:
+    try:
+        if DAY.fullmatch(raw := text(value)):
+            return date.fromisoformat(raw)
+    except ValueError:
+        pass
+    raise BadValue("must be a day in UTC: 2026-11-24")
 
 
 def cursor(value: object) -> Place:
@@ -277,8 +291,13 @@ VERSION_NUMBER = number(VERSION, "must be a version: a whole number from 1")
 # Readers of a whole body or query
 
 
-def chat_request(values: object, *, max_message_chars: int, idempotency_key: str | None = None) -> ChatRequest:
-    """From a JSON body or a query, and the key that came with it. Raises MessageTooLong, too."""
+def chat_request(
+    values: object, *, max_message_chars: int, models: Sequence[str] = (), idempotency_key: str | None = None
+) -> ChatRequest:
+    """From a JSON body or a query, and the key that came with it. `models`: those that may be named.
+
+    Raises MessageTooLong, too.
+    """
     with Fields(values, CHAT_FIELDS) as fields:
         request = ChatRequest(
             message=fields.read("message", message(max_message_chars), "", required=True),
@@ -286,6 +305,7 @@ def chat_request(values: object, *, max_message_chars: int, idempotency_key: str
             checkpoint_id=fields.read("checkpoint_id", CHECKPOINT, None),
             stream=fields.read("stream", one_of(STREAM_MODES), "pieces"),
             on_disconnect=fields.read("on_disconnect", one_of(ON_DISCONNECT), "continue"),
+            model=fields.read("model", one_of(models), None),
             idempotency_key=idempotency_key,
         )
         if fields.has("checkpoint_id") and not fields.has("thread_id"):
@@ -351,6 +371,16 @@ def events_query(query: Mapping[str, str], last_event_id: str | None, run_id: st
             return EventsQuery(seen.after, mode, has_all=seen.after is None)
         fields.refuse("Last-Event-ID", "must be the id of an event of this run")
     return EventsQuery(after, mode)
+
+
+def usage_query(query: Mapping[str, str], today: date) -> tuple[date, date]:
+    """The first and the last day."""
+    with Fields(query, USAGE_QUERY, "parameter") as fields:
+        last = fields.read("to", day, today)
+        first = fields.read("from", day, last - timedelta(days=USAGE_DAYS - 1))
+        if not timedelta() <= last - first < timedelta(days=MOST_USAGE_DAYS):
+            fields.refuse("from", f"must be at most {MOST_USAGE_DAYS} days before the day of `to`, and not behind it")
+    return first, last
 
 
 def export_query(query: Mapping[str, str]) -> ExportQuery:

@@ -1,0 +1,268 @@
+"""The models that the settings choose: what each request to a provider has, the one that a caller names, the fallback."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import requests
+from conftest import Service, rows
+from langchain_core.messages import BaseMessage
+from openai_server import OpenAIServer, finish, reset, role, status, text
+from sse_client import chat
+
+from agent import ChatModel
+from chat import Finished
+from drafting.deltas import Hear, ModelError
+from drafting.fallback import ELSEWHERE, ModelWithFallback
+from drafting.models import Endpoint
+from settings import Settings, SettingsError
+
+pytestmark = pytest.mark.anyio
+
+Start = Callable[..., Service]
+PROVIDER = {"OPENAI_API_KEY": "sk-x"}
+
+
+@pytest.fixture
+def second() -> Iterator[OpenAIServer]:
+    with OpenAIServer() as server:
+        yield server
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The settings
+
+
+@pytest.mark.parametrize(
+    ("base_url", "name"),
+    [
+        (None, "max_completion_tokens"),
+        ("https://api.openai.com/v1", "max_completion_tokens"),
+        ("https://eu.api.openai.com/v1", "max_completion_tokens"),
+        ("https://x.openai.azure.com/openai/v1", "max_completion_tokens"),
+        ("https://notopenai.com/v1", "max_tokens"),
+        ("https://openai.com.example.org/v1", "max_tokens"),
+        ("http://localhost:11434/v1", "max_tokens"),
+        ("https://api.mistral.ai/v1", "max_tokens"),
+    ],
+)
+def test_the_limit_of_a_reply_has_the_name_that_the_provider_knows(base_url: str | None, name: str) -> None:
+    assert Endpoint(base_url=base_url, max_output_tokens=7).parameters == {
+        "stream_options": {"include_usage": True},
+        name: 7,
+    }
+
+
+def test_nothing_is_sent_that_is_not_set() -> None:
+    assert Endpoint(stream_options=False).parameters == {}
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        ({"MODEL_HEADERS": "api-key: x"}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '["api-key"]'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"api-key": 7}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"api key": "x"}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"api-key": "x\\r\\nX-Other: y"}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"Host": "evil"}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"content-LENGTH": "5"}'}, "MODEL_HEADERS"),
+        ({"MODEL_QUERY": "api-version"}, "MODEL_QUERY"),
+        ({"MODELS": "a b"}, "MODELS"),
+        ({"MODEL_FALLBACK": "a b"}, "MODEL_FALLBACK"),
+        ({"MODEL_TEMPERATURE": "2.1"}, "MODEL_TEMPERATURE"),
+        ({"MODEL_TEMPERATURE": "nan"}, "MODEL_TEMPERATURE"),
+        ({"MODEL_MAX_OUTPUT_TOKENS": "0"}, "MODEL_MAX_OUTPUT_TOKENS"),
+        ({"MODEL_REASONING_EFFORT": "very high"}, "MODEL_REASONING_EFFORT"),
+        ({"MODEL_FALLBACK_BASE_URL": "http://x"}, "MODEL_FALLBACK_BASE_URL"),
+        ({"MODEL_FALLBACK_API_KEY": "x"}, "MODEL_FALLBACK_API_KEY"),
+        ({"MODELS": "a", "OPENAI_API_KEY": ""}, "MODELS"),
+        ({"MODEL_FALLBACK": "a", "OPENAI_API_KEY": ""}, "MODEL_FALLBACK"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_its_setting(env: Mapping[str, str], name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{name} (must be|needs)") as wrong:
+        Settings.from_env({**PROVIDER, **env})
+    assert "\n" not in str(wrong.value)
+    assert "api-key: x" not in str(wrong.value)
+    assert "evil" not in str(wrong.value)
+
+
+def test_headers_and_queries_are_secret() -> None:
+    env = {"MODEL_HEADERS": '{"api-key": "geheim-eins"}', "MODEL_QUERY": "sig=geheim-zwei&api-version=1"}
+    settings = Settings.from_env({**PROVIDER, **env})
+    assert {"geheim-eins", "geheim-zwei", "1"} < set(settings.secrets)
+    assert "geheim" not in repr(settings)
+
+
+def test_the_default_model_is_one_of_the_models() -> None:
+    settings = Settings.from_env(PROVIDER | {"OPENAI_MODEL": "b", "MODELS": "a, b,c"})
+    assert settings.model_names == ("b", "a", "c")
+    assert Settings.from_env({}).model_names == ("offline",)
+
+
+def test_each_setting_arrives_at_the_provider(service: Start, openai: OpenAIServer) -> None:
+    running = service(
+        openai=openai,
+        MODEL_HEADERS='{"api-key": "geheim-eins", "X-Tenant": "acme"}',
+        MODEL_QUERY="api-version=2024-10-21",
+        MODEL_STREAM_OPTIONS="0",
+        MODEL_MAX_OUTPUT_TOKENS="900",
+        MODEL_TEMPERATURE="0.2",
+        MODEL_REASONING_EFFORT="low",
+    )
+    assert chat(running.url, "Hi").last["reason"] == "stop"
+    [asked] = [request for request in openai.requests if request.body]
+    body = asked.body
+    assert (body["max_tokens"], body["temperature"], body["reasoning_effort"]) == (900, 0.2, "low")
+    assert "stream_options" not in body
+    assert "max_completion_tokens" not in body
+    headers = {name.lower(): value for name, value in asked.headers.items()}
+    assert (headers["api-key"], headers["x-tenant"]) == ("geheim-eins", "acme")
+    assert headers["authorization"] == f"Bearer {openai.key}"
+    assert "geheim" not in running.log
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The model of a request
+
+
+def test_a_request_names_its_model(service: Start, openai: OpenAIServer, database_url: str) -> None:
+    running = service(openai=openai, MODELS="gpt-small,vendor/large:free")
+    named = chat(running.url, "Hi", model="vendor/large:free", thread_id="t", headers={"Idempotency-Key": "k"})
+    default = chat(running.url, "And now?", thread_id="t")
+    by_get = requests.get(f"{running.url}/chat", {"message": "Hi", "model": "gpt-small"}, timeout=30)
+    assert (named.events[0]["model"], default.events[0]["model"]) == ("vendor/large:free", "gpt-test")
+    assert '"model":"gpt-small"' in by_get.text
+    asked = [request.body["model"] for request in openai.requests if request.body]
+    assert asked == ["vendor/large:free", "gpt-test", "gpt-small"]
+    history = requests.get(f"{running.url}/api/threads/t", timeout=30).json()
+    assert [run["model"] for run in history["runs"]] == ["vendor/large:free", "gpt-test"]
+    other = chat(running.url, "Hi", model="gpt-small", thread_id="t", headers={"Idempotency-Key": "k"})
+    assert other.status == 422, "the model is part of the request"
+    for unknown in ("gpt-large", "", 7, "GPT-SMALL"):
+        refused = chat(running.url, "Hi", model=unknown)
+        assert refused.problem["errors"] == [
+            {"pointer": "/model", "detail": 'must be "gpt-test", "gpt-small" or "vendor/large:free"'}
+        ]
+    assert len(rows(database_url, "SELECT 1 FROM runs")) == 3
+    assert "models that a request may name: gpt-test,gpt-small,vendor/large:free" in running.log
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The fallback
+
+
+class Scripted:
+    """A model whose replies are a text, or an error; `heard` is said before that."""
+
+    def __init__(self, name: str, *replies: str | ModelError, heard: Sequence[str] = ()) -> None:
+        self.name = name
+        self.asked = 0
+        self._replies = list(replies)
+        self._heard = heard
+
+    async def reply(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
+    ) -> Finished:
+        self.asked += 1
+        hear(self._heard)
+        reply = self._replies.pop(0)
+        if isinstance(reply, ModelError):
+            raise reply
+        hear([reply])
+        return Finished("stop")
+
+
+def failure(code: str) -> ModelError:
+    return ModelError(code, f"because of {code}", retryable=False)
+
+
+async def ask(model: ChatModel) -> tuple[str, Finished]:
+    said: list[str] = []
+    finished = await model.reply([], [], lambda deltas: said.extend(map(str, deltas)))
+    return "".join(said), finished
+
+
+@pytest.mark.parametrize("code", sorted(ELSEWHERE))
+async def test_the_fallback_answers_where_a_retry_would_fail(code: str) -> None:
+    first, second = Scripted("a", failure(code)), Scripted("b", "Hello", "again")
+    model = ModelWithFallback(first, second)
+    assert await ask(model) == ("Hello", Finished("stop", model="b"))
+    assert await ask(model) == ("again", Finished("stop", model="b")), "the next call does not fail first"
+    assert (first.asked, second.asked, model.name) == (1, 2, "a")
+
+
+@pytest.mark.parametrize(
+    "code", ["model_rejected", "model_context", "content_filter", "model_truncated", "model_empty"]
+)
+async def test_the_conversations_own_fault_goes_nowhere_else(code: str) -> None:
+    second = Scripted("b", "Hello")
+    with pytest.raises(ModelError, match=code):
+        await ask(ModelWithFallback(Scripted("a", failure(code)), second))
+    assert second.asked == 0
+
+
+async def test_a_reply_that_has_begun_is_not_begun_again() -> None:
+    second = Scripted("b", "Hello")
+    with pytest.raises(ModelError, match="model_unavailable"):
+        await ask(ModelWithFallback(Scripted("a", failure("model_unavailable"), heard=["Half a"]), second))
+    assert second.asked == 0
+
+
+async def test_if_both_fail_the_first_ones_error_is_told() -> None:
+    first, second = Scripted("a", failure("model_quota")), Scripted("b", failure("model_auth"))
+    with pytest.raises(ModelError, match="model_quota"):
+        await ask(ModelWithFallback(first, second))
+
+
+async def test_the_first_model_is_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Scripted("a", failure("model_quota"), "Back"), Scripted("b", "Hello")
+    model = ModelWithFallback(first, second)
+    await ask(model)
+    later = asyncio.get_running_loop().time() + 31
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: later)
+    assert await ask(model) == ("Back", Finished("stop"))
+
+
+def test_another_provider_takes_over_and_gets_no_key_of_the_first(
+    service: Start, openai: OpenAIServer, second: OpenAIServer
+) -> None:
+    running = service(
+        openai=openai,
+        MODEL_HEADERS='{"X-Secret-Of-First": "geheim-eins"}',
+        MODEL_FALLBACK="other-model",
+        MODEL_FALLBACK_BASE_URL=second.base_url,
+        MODEL_FALLBACK_API_KEY=second.key,
+    )
+    openai.reply(status(402, "insufficient_quota"))
+    second.reply(role(), text("From elsewhere."), finish())
+    stream = chat(running.url, "Hi", thread_id="t")
+    assert (stream.text, stream.last["reason"], stream.last["saved"]) == ("From elsewhere.", "stop", True)
+    assert stream.events[0]["model"] == "gpt-test"
+    [run] = requests.get(f"{running.url}/api/threads/t", timeout=30).json()["runs"]
+    assert run["model"] == "other-model"
+    [asked] = [request for request in second.requests if request.body]
+    assert asked.body["model"] == "other-model"
+    assert "x-secret-of-first" not in {name.lower() for name in asked.headers}
+    assert "gpt-test failed (model_quota), so other-model answers" in running.log
+
+
+def test_a_fallback_elsewhere_has_no_key_unless_it_is_given() -> None:
+    endpoint = Endpoint(base_url="http://a/v1", api_key="sk-a", headers={"h": "x"}, query={"q": "x"}, temperature=1)
+    there = endpoint.elsewhere("http://b/v1", None)
+    assert (there.api_key, there.headers, there.query, there.temperature) == (None, {}, {}, 1)
+    here = endpoint.elsewhere(None, None)
+    assert here == endpoint
+    assert endpoint.elsewhere(None, "sk-b").api_key == "sk-b"
+
+
+def test_a_reply_that_breaks_off_is_not_continued_elsewhere(
+    service: Start, openai: OpenAIServer, second: OpenAIServer
+) -> None:
+    running = service(openai=openai, MODEL_FALLBACK="other", MODEL_FALLBACK_BASE_URL=second.base_url)
+    openai.reply(role(), text("Half a sen"), reset())
+    stream = chat(running.url, "Hi")
+    assert (stream.text, stream.last["type"]) == ("Half a sen", "error")
+    assert [request for request in second.requests if request.body] == []
