@@ -30,7 +30,7 @@ from threads.checkpointer import Checkpointer
 
 TURNS = 100
 DOCUMENT_BYTES = 6000
-WORDS = Path(__file__).resolve().parent.parent.joinpath("drafting/clauses.toml").read_text().split()
+WORDS = Path(__file__).resolve().parent.parent.joinpath("drafting/offline/clauses.toml").read_text().split()
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 SIZE = " + ".join(f"(SELECT coalesce(sum(pg_column_size(t.*)), 0) FROM {table} t)" for table in TABLES)
 ON_DISK = " + ".join(f"pg_total_relation_size('{table}')" for table in TABLES)  # with indexes and free space

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-WORDS = re.findall(r"[A-Za-z-]+", Path(__file__).parent.parent.joinpath("drafting/clauses.toml").read_text())
+WORDS = re.findall(r"[A-Za-z-]+", Path(__file__).parent.parent.joinpath("drafting/offline/clauses.toml").read_text())
 TOKEN = re.compile(r"[A-Za-z]{1,7}|[0-9]{1,3}|[^\sA-Za-z0-9]|\n+")  # about as o200k: 1.17 of its tokens for a contract
 ASKED_FIRST = "Draft a master services agreement between Alpha GmbH and Beta Ltd under German law."
 SAID = "The agreement says in clause 7 that either party may terminate it on thirty days' notice."
