@@ -50,6 +50,7 @@ MUST_ANSWER = (
     "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. "
     "The following tool_call_ids did not have response messages: {}"
 )
+TOO_MANY = "This model's maximum context length is {} tokens. However, your request has {} input tokens."
 MUST_FOLLOW = "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'."
 
 
@@ -277,6 +278,8 @@ class OpenAIServer:
         self.refusals: list[str] = []
         self.silent_list = threading.Event()  # while it is set, the list of models is not given
         self.default: Sequence[Step] = (role(), text("OK."), finish())
+        self.tokens: Callable[[str], int] | None = None  # counts a request
+        self.context_tokens = 0  # one of more is refused then, in vLLM's words
         self._replies: list[Sequence[Step]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai server")
@@ -366,7 +369,12 @@ class OpenAIServer:
         if "tool_choice" in body and "tools" not in body:
             raise Refusal("Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified.")
         check_messages(body.get("messages"))
+        self._check_length(raw_body.decode())
         return body
+
+    def _check_length(self, body: str) -> None:
+        if self.tokens is not None and (count := self.tokens(body)) > self.context_tokens:
+            raise Refusal(TOO_MANY.format(self.context_tokens, count))
 
 
 def check_tools(tools: Any) -> None:
