@@ -37,10 +37,12 @@ from chat import (
     Usage,
     graph_thread_id,
 )
-from drafting.context import mended, remembered
+from drafting.context import remembered
 from drafting.deltas import Hear, ModelDelta, ModelError
+from drafting.give_back import OPAQUE, opaque_bytes, to_keep
 from drafting.layout import LIMITS
 from drafting.layouts import Layouts
+from drafting.normal_form import REFUSED, without_refused
 from drafting.reply import Reply
 from drafting.reported import log_reported
 from drafting.tokens import message_tokens, tools_tokens
@@ -57,6 +59,8 @@ MODEL_CALLS = 8  # the most of one turn; the last may not call a tool, so that t
 SNAPSHOT_FREQUENCY = 1000
 
 EMPTY = "The model answered with nothing; please send the message again."
+REJECTED = ("model_rejected", "model_context")  # may be for the content of the message
+
 MESSAGE_BYTES = 3000  # in memory, of a message or a document beside its text
 
 PROMPT = """You draft legal documents in a conversation, as a careful lawyer's associate would.
@@ -249,29 +253,32 @@ class Agent:
         progress.has_drafted |= bool(reply.new_documents)
         if progress.usage is usage_before and not was_refused:
             progress.estimated_tokens += count_tokens_approximately([*progress.asked, message])
-        if is_empty:
+        if (refusal := _refusal(progress, is_empty=is_empty)) is not None:
+            message.response_metadata[REFUSED] = refusal
+        elif is_empty:
             return {}
         if progress.finish is None:
             message.response_metadata["interrupted"] = True
         if progress.limits:
             message.response_metadata[LIMITS] = {"model": self._model.name, "limits": progress.limits}
-        if opaque := reply.opaque():
-            message.additional_kwargs["opaque"] = opaque
+        if opaque := to_keep(reply.opaque(), finished=progress.finish is not None):
+            message.additional_kwargs[OPAQUE] = opaque
         update = {"messages": [message]}
         return Command(update=update, goto="tools") if reply.calls else update
 
     async def _ask(self, state: GraphState, reply: Reply, progress: Progress) -> None:
         """Send the model what it takes of the history, and less of it when the provider says that it is too long."""
         progress.limits = []
+        history = without_refused(state["messages"])
         if self._layouts is None:
-            progress.asked = [SYSTEM, *mended(state["messages"])]
+            progress.asked = [SYSTEM, *history]
             await self._listen(progress.asked, reply, progress)
             return None
-        layout = await self._layouts.layout(progress.thread, state["messages"], state["documents"])
+        layout = await self._layouts.layout(progress.thread, history, state["documents"])
         if layout.misfit is not None:
             raise ModelError("model_context", layout.misfit, retryable=False)
         while True:
-            progress.asked = [SYSTEM, *mended(layout.messages)]
+            progress.asked = [SYSTEM, *layout.messages]
             try:
                 return await self._listen(progress.asked, reply, progress)
             except ModelError as error:
@@ -356,8 +363,23 @@ def _end_reason(progress: Progress) -> EndReason | None:
     return "length" if has_calls else "stop"
 
 
+def _refusal(progress: Progress, *, is_empty: bool) -> str | None:
+    """The reason why later requests leave this turn out, if its provider refused it for its content.
+
+    Some providers say only that they rejected the request. Then it is the message if the turn's first request was
+    rejected: the history before it had been taken.
+    """
+    if progress.finish == "content_filter":
+        return "content_filter"
+    code = progress.error.code if progress.error is not None else None
+    is_first = progress.model_calls == 1 and is_empty
+    return code if code == "content_filter" or (code in REJECTED and is_first) else None
+
+
 def _size(state: Mapping[str, Any]) -> int:
     """The rough size of a state in memory, in bytes. A document is in it twice: its text is also in the tool call."""
     messages, documents = state["messages"], state["documents"]
-    text = sum(len(message.content) for message in messages) + 2 * sum(len(each["content"]) for each in documents)
+    text = sum(len(message.content) + opaque_bytes(message) for message in messages) + 2 * sum(
+        len(each["content"]) for each in documents
+    )
     return text + MESSAGE_BYTES * (len(messages) + len(documents))

@@ -39,7 +39,6 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from load import Incomplete, Stream, complete, run_streams
 
 from agent import SYSTEM
-from drafting.context import mended
 from drafting.deltas import ModelDelta
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
@@ -309,7 +308,7 @@ async def prompt_cost(bench: Bench, turns: int) -> float:
     try:
         for _ in range(15):
             before = time.monotonic()
-            messages: list[BaseMessage] = [SYSTEM, *mended([*history, asking])]
+            messages: list[BaseMessage] = [SYSTEM, *history, asking]
             heard: list[ModelDelta] = []
             await model.reply(messages, TOOLS, heard.extend)
             stamp = next(re.findall(r"\d+", delta)[0] for delta in heard if isinstance(delta, str))

@@ -1,34 +1,12 @@
-"""The messages that a model is sent, made of the history of a thread, and what lost runs add to that history. Pure."""
+"""What lost runs add to the history of a thread. Pure."""
 
 from collections.abc import Sequence
-from itertools import takewhile
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 
 from chat import Document, Item, LostRun
+from drafting.normal_form import LOST_ANSWER
 from drafting.tools import WRITE
-
-LOST_ANSWER = '{"error": "This call was interrupted; it is not known whether it was carried out."}'
-
-
-def mended(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """The history as a provider accepts it: each tool call is followed by its answer, and each answer follows its call.
-
-    A process that dies between the two leaves a call without an answer. Without this, the provider would refuse every
-    later request of the thread (400).
-    """
-    history: list[BaseMessage] = []
-    for place, message in enumerate(messages):
-        if isinstance(message, ToolMessage):
-            continue
-        history.append(message)
-        if isinstance(message, AIMessage) and message.tool_calls:
-            following = takewhile(lambda answer: isinstance(answer, ToolMessage), messages[place + 1 :])
-            answers = {answer.tool_call_id: answer for answer in following if isinstance(answer, ToolMessage)}
-            for call in message.tool_calls:
-                call_id = call["id"] or ""
-                history.append(answers.get(call_id) or ToolMessage(LOST_ANSWER, tool_call_id=call_id))
-    return history
 
 
 def remembered(lost: Sequence[LostRun]) -> tuple[list[AnyMessage], list[Document]]:

@@ -21,11 +21,13 @@ class ToolCallDelta:
 class Opaque:
     """Fields that the reader never sees, and that the provider wants back with the next request.
 
-    `call`: the index of the tool call that they belong to, None for those of the reply.
+    `call`: the index of the tool call that they belong to, None for those of the reply. `source`: the provider's model,
+    to which alone `drafting/give_back.py` sends them.
     """
 
     call: int | None
     fields: Mapping[str, Any]
+    source: str = ""
 
 
 ModelDelta = str | ToolCallDelta | Opaque

@@ -26,7 +26,9 @@ from pydantic import SecretStr
 from chat import Finished
 from chat.refusals import OVERLOADED
 from drafting.deltas import HeaderError, Hear, ModelError, ProxyError, Reported
+from drafting.give_back import Demands, give_back, source_of
 from drafting.model_check import Answer
+from drafting.normal_form import normal_form
 from drafting.provider_errors import provider_error
 from drafting.tap import Body, Path
 from drafting.wire import ReplyDecoder
@@ -99,6 +101,8 @@ class OpenAIModel:
         _check_headers(self._chat.root_async_client.default_headers)
         self.base_url = str(self._chat.root_async_client.base_url).rstrip("/")
         self.origin = origin_of(self.base_url)
+        self._source = source_of(self.base_url, name)
+        self._demands = Demands()
         self.proxy = self._proxy()  # its origin, if the client goes through one to the model
 
     def _proxy(self) -> str | None:
@@ -174,7 +178,7 @@ class OpenAIModel:
                 async with aclosing(body):
                     self._note_path(body)
                     with self._connection():
-                        finished = await _read(body, hear)
+                        finished = await _read(body, ReplyDecoder(self._source), hear)
                     call.finished(finished)
                     return finished
             except openai.APIError as error:
@@ -196,18 +200,36 @@ class OpenAIModel:
             else:
                 log.warning("model replies are iterated (path: iterator, the slow one): %s", body.not_tapped)
 
+    def payload(
+        self, messages: Sequence[BaseMessage], parameters: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], set[str]]:
+        """The body of a request, and the names of the opaque fields in it, which ChatOpenAI would drop."""
+        form = normal_form(messages)
+        # Private, but every call of ChatOpenAI goes through it, and the version is pinned.
+        payload: dict[str, Any] = self._chat._get_request_payload(  # noqa: SLF001
+            form, stream=True, **parameters
+        )
+        payload |= self._parameters  # behind ChatOpenAI, which renames some
+        return payload, give_back(payload["messages"], form, self._source, self._demands)
+
     async def _post(
         self, messages: Sequence[BaseMessage], parameters: Mapping[str, Any], headers: Mapping[str, str]
     ) -> httpx2.Response:
+        """Send the request, and once more for each opaque field that the provider asks for, or refuses."""
+        while True:
+            payload, opaque = self.payload(messages, parameters)
+            try:
+                return await self._send(payload, headers)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if (name := self._demands.learn(str(error.body), opaque)) is None:
+                    raise
+                log.info("the model's provider refused a request for its %s; it is sent again accordingly", name)
+
+    async def _send(self, payload: Mapping[str, Any], headers: Mapping[str, str]) -> httpx2.Response:
         """The client's own request, with its retries and errors. The body is not read yet.
 
         `chat.completions.create` would spend a third of its time on validating every field.
         """
-        # Private, but every call of ChatOpenAI goes through it, and the version is pinned.
-        payload = self._chat._get_request_payload(  # noqa: SLF001
-            list(messages), stream=True, **parameters
-        )
-        payload |= self._parameters  # behind ChatOpenAI, which renames some
         client: openai.AsyncOpenAI = self._chat.root_async_client
         response = await client.post(
             "/chat/completions",
@@ -227,9 +249,8 @@ def _tool_parameters(tools: Sequence[Mapping[str, Any]], *, may_call: bool) -> d
     return {"tools": list(tools)} if may_call else {"tools": list(tools), "tool_choice": "none"}
 
 
-async def _read(body: Body, hear: Hear) -> Finished:
+async def _read(body: Body, decoder: ReplyDecoder, hear: Hear) -> Finished:
     """Read the body to the end of the reply, which may come long before the body's: that end is not waited for."""
-    decoder = ReplyDecoder()
     loop = asyncio.get_running_loop()
 
     def take(data: bytes) -> bool:

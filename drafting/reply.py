@@ -80,9 +80,9 @@ class Reply:
         self._texts: list[str] = []
         self._pieces: list[Piece] = []  # of the deltas that are being fed
         self._by_index: dict[int, _Call] = {}
-        self._opaque: defaultdict[int | None, OpaqueFields] = defaultdict(
-            OpaqueFields
-        )  # by the call, None: the reply's
+        self._source = ""  # of the opaque fields
+        # By the index of the call; None is the reply's own.
+        self._opaque: defaultdict[int | None, OpaqueFields] = defaultdict(OpaqueFields)
 
     @property
     def begun(self) -> bool:
@@ -97,6 +97,7 @@ class Reply:
                 continue
             if isinstance(delta, Opaque):
                 self._opaque[delta.call].add(delta.fields)
+                self._source = delta.source
                 continue
             self._texts.append(delta)
             part = self._parts[-1] if self._parts else None
@@ -144,13 +145,17 @@ class Reply:
         self.text = "".join(self._texts)
 
     def opaque(self) -> dict[str, Any]:
-        """For the state: `reply` has the opaque fields of the reply, `calls` a list with those of each call.
+        """`reply` has the opaque fields of the reply, `calls` a list with those of each call, `from` their source.
 
         Empty if there are none, as with most providers.
         """
         if not self._opaque:
             return {}
-        return {"reply": self._fields(None), "calls": [self._fields(call.index) for call in self.calls]}
+        return {
+            "from": self._source,
+            "reply": self._fields(None),
+            "calls": [self._fields(call.index) for call in self.calls],
+        }
 
     def _fields(self, call: int | None) -> dict[str, Any]:
         return _storable_fields(self._opaque[call].whole()) if call in self._opaque else {}

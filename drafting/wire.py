@@ -18,13 +18,15 @@ from drafting.usage import figures
 TOGETHER_CHARS = 1000  # a delta of this length is not joined with the next one, which bounds the size of a piece
 PLAIN_FIELDS = frozenset({"role", "content", "refusal"})
 DELTA_FIELDS = PLAIN_FIELDS | {"tool_calls", "function_call", "audio"}
+SIGNED_ID = "__thought__"  # LiteLLM puts Gemini's signature into the call's id (BerriAI/litellm#16895)
 CALL_FIELDS = frozenset({"index", "id", "type", "function"})
 
 
 class ReplyDecoder:
-    """Feed it with the body; `finished` then says how the reply ended."""
+    """Feed it with the body; `finished` then says how the reply ended. `source`: as in Opaque."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str = "") -> None:
+        self._source = source
         self.done = False  # by the provider's word, or at the end of the body
         self._chunks = ChunkReader()
         self._error: ModelError | None = None  # that stands behind the decoded part
@@ -138,7 +140,7 @@ class ReplyDecoder:
     def _take_more(self, delta: dict[str, Any], deltas: list[ModelDelta]) -> None:
         """The fields of a delta that most tokens of a text don't have."""
         if not delta.keys() <= DELTA_FIELDS:
-            _add_opaque(deltas, None, delta, DELTA_FIELDS)
+            self._add_opaque(deltas, None, delta, DELTA_FIELDS)
         calls = delta.get("tool_calls")
         if calls is None and (call := delta.get("function_call")):  # as OpenAI's wire had it before there were tools
             calls = [{"function": call}]
@@ -151,17 +153,24 @@ class ReplyDecoder:
 
     def _take_call(self, call: dict[str, Any], deltas: list[ModelDelta]) -> None:
         function = call.get("function") or call
+        call_id = str(call.get("id") or "")
         arguments = function.get("arguments") or ""
         if arguments.__class__ is not str:  # some servers send an object
             arguments = orjson.dumps(arguments).decode()
-        fragments = self._calls.take(
-            call.get("index"), str(call.get("id") or ""), str(function.get("name") or ""), arguments
-        )
+        fragments = self._calls.take(call.get("index"), call_id, str(function.get("name") or ""), arguments)
         for fragment in fragments:
             fragment.arguments = self._mend(fragment.arguments, fragment.index)
         deltas += fragments
         if not call.keys() <= CALL_FIELDS:
-            _add_opaque(deltas, self._calls.last, call, CALL_FIELDS)
+            self._add_opaque(deltas, self._calls.last, call, CALL_FIELDS)
+        if SIGNED_ID in call_id:  # only the model that gave it can read it
+            self._add_opaque(deltas, self._calls.last, {"id": call_id}, frozenset())
+
+    def _add_opaque(
+        self, deltas: list[ModelDelta], call: int | None, given: Mapping[str, Any], known: frozenset[str]
+    ) -> None:
+        if fields := {name: value for name, value in given.items() if name not in known and value}:
+            deltas.append(Opaque(call, fields, self._source))
 
     def _news_of(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A whole message, less what its deltas have said already."""
@@ -203,8 +212,3 @@ def _append(text: str, deltas: list[ModelDelta]) -> None:
         deltas[-1] += text
     else:
         deltas.append(text)
-
-
-def _add_opaque(deltas: list[ModelDelta], call: int | None, given: Mapping[str, Any], known: frozenset[str]) -> None:
-    if fields := {name: value for name, value in given.items() if name not in known and value}:
-        deltas.append(Opaque(call, fields))

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import BaseMessage
 
 from agent import Agent, append
 from chat import Finished, Message, Outcome, Piece, StopCause, Turn
-from drafting.context import LOST_ANSWER, mended
 from drafting.deltas import Hear, ModelDelta, ToolCallDelta
 from threads.checkpointer import Checkpointer
 
@@ -167,37 +166,6 @@ async def test_usage_adds_up_over_the_calls_of_a_turn(checkpointer: Checkpointer
     assert outcome.usage == {"input_tokens": 10, "output_tokens": 4}
     [newest, *_] = [state async for state in checkpointer.alist({"configurable": {"thread_id": "o/t"}})]
     assert outcome.checkpoint_id == newest.checkpoint["id"]
-
-
-def calls(*ids: str) -> AIMessage:
-    return AIMessage("", tool_calls=[{"id": call_id, "name": "f", "args": {}} for call_id in ids])
-
-
-@pytest.mark.parametrize(
-    ("history", "expected"),
-    [
-        ([calls("a")], [("a", LOST_ANSWER)]),
-        ([calls("a", "b"), ToolMessage("B", tool_call_id="b")], [("a", LOST_ANSWER), ("b", "B")]),
-        ([calls("a"), HumanMessage("x"), ToolMessage("late", tool_call_id="a")], [("a", LOST_ANSWER)]),
-        ([ToolMessage("orphan", tool_call_id="z"), HumanMessage("x")], []),
-        (
-            [calls("a"), ToolMessage("1", tool_call_id="a"), calls("a"), ToolMessage("2", tool_call_id="a")],
-            [("a", "1"), ("a", "2")],
-        ),
-    ],
-)
-def test_every_call_has_its_answer_right_behind_it(history: list[AnyMessage], expected: list[tuple[str, str]]) -> None:
-    mend = mended(history)
-    answers = [(message.tool_call_id, message.content) for message in mend if isinstance(message, ToolMessage)]
-    assert answers == expected
-    waiting: list[str] = []
-    for message in mend:
-        if isinstance(message, ToolMessage):
-            assert message.tool_call_id == waiting.pop(0)
-        else:
-            assert waiting == []
-        if isinstance(message, AIMessage):
-            waiting = [call["id"] or "" for call in message.tool_calls]
 
 
 def test_the_reducer_is_associative_over_batches() -> None:

@@ -17,9 +17,10 @@ from openai_server import check_messages
 
 from agent import Agent
 from chat import Document, Finished, Outcome, Piece, StopCause, Turn
-from drafting.context import mended, remembered
+from drafting.context import remembered
 from drafting.deltas import Hear, ModelError, ToolCallDelta
 from drafting.layout import LIMITS, Layout
+from drafting.normal_form import normal_form
 from drafting.passages import changed
 from drafting.reply import Reply
 from drafting.shelves import CHANGED_SHARE, CHANGED_TOKENS
@@ -91,7 +92,7 @@ class History:
 
 
 def wire(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    sent: list[dict[str, Any]] = convert_to_openai_messages(mended(messages))
+    sent: list[dict[str, Any]] = convert_to_openai_messages(normal_form(messages))
     if sent:
         check_messages(sent)
     return sent

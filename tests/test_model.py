@@ -33,6 +33,7 @@ from openai_server import (
 from chat import Finished
 from drafting import openai_model as model
 from drafting.deltas import ModelDelta, ModelError, Opaque, ToolCallDelta
+from drafting.give_back import source_of
 from drafting.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from drafting.wire import ReplyDecoder
@@ -352,7 +353,7 @@ async def test_a_model_that_reasons_gives_a_sign_of_life(openai: OpenAIServer) -
 
     await reasoning.reply([HumanMessage("Hi")], (), hear)
     await reasoning.aclose()
-    assert heard[0] == [Opaque(None, {"reasoning_content": "hm"})]
+    assert heard[0] == [Opaque(None, {"reasoning_content": "hm"}, source_of(openai.base_url, "gpt-test"))]
     assert heard[1][0] == "OK"
 
 

@@ -12,8 +12,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from test_sentences import REQUESTS
 
 from chat import Document, Finished
-from drafting.context import LOST_ANSWER
 from drafting.deltas import ModelDelta
+from drafting.normal_form import LOST_ANSWER
 from drafting.offline.agreement import PERPETUAL, Terms, form, places_changed, read, render
 from drafting.offline.lengths import Length
 from drafting.offline.model import OfflineModel, plan

@@ -67,7 +67,7 @@ def test_pieces_of_a_field_become_whole(chunks: list[dict[str, Any]], whole: dic
 def reply_to(*deltas: dict[str, Any]) -> tuple[Reply, list[Piece]]:
     pieces: list[Piece] = []
     reply = Reply(Documents(()), 0, pieces.extend)
-    decoder = ReplyDecoder()
+    decoder = ReplyDecoder("m")
     for delta in deltas:
         chunk = b"data: %b\n\n" % json.dumps({"choices": [{"delta": delta}]}).encode()
         heard: list[ModelDelta] = list(decoder.feed(chunk) or ())
@@ -87,6 +87,7 @@ def test_a_call_keeps_its_signature_and_the_reply_its_reasoning_and_the_reader_s
         {"tool_calls": [{"index": 1, "id": "g2", "function": {"name": "write_document", "arguments": body}}]},
     )
     assert reply.opaque() == {
+        "from": "m",
         "reply": {"reasoning_content": "I should write."},
         "calls": [{"extra_content": SIGNED}, {}],
     }
@@ -100,4 +101,4 @@ def test_a_reply_without_such_fields_leaves_nothing_in_the_state() -> None:
 
 def test_a_field_is_kept_as_the_state_can_hold_it() -> None:
     reply, _ = reply_to({"content": "OK", "note": "a\ud83d", "number": 2**62})
-    assert reply.opaque() == {"reply": {"note": "a\ufffd", "number": 2**62}, "calls": []}
+    assert reply.opaque() == {"from": "m", "reply": {"note": "a\ufffd", "number": 2**62}, "calls": []}

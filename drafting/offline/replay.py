@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
-from drafting.context import LOST_ANSWER
+from drafting.normal_form import LOST_ANSWER
 from drafting.offline.sentences import understand
 from drafting.offline.vocabulary import Undo
 from drafting.tools import WRITE, ToolError, edit_call
