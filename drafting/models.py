@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from drafting.offline import OfflineModel
-
 if TYPE_CHECKING:
     from drafting.fallback import ChatModel
     from drafting.openai_model import OpenAIModel
@@ -56,6 +54,9 @@ class Endpoint:
 
 @asynccontextmanager
 async def offline_model() -> "AsyncIterator[Sequence[ChatModel]]":
+    # Its grammar takes a sixth of a second to compile, and a real model does not need it.
+    from drafting.offline import OfflineModel  # noqa: PLC0415
+
     log.info("model: offline (set OPENAI_API_KEY for a real one)")
     yield [OfflineModel()]
 

@@ -32,11 +32,11 @@ TWO_WAY = r"(?:mutual|two-?way|bilateral|reciprocal|two-sided)"
 ONE_WAY = r"(?:one-?way|unilateral|one-sided|non-?mutual|not mutual|no longer mutual|not reciprocal|not bilateral)"
 MAKE = r"(?:make|turn|change|convert|switch|set)"
 SET = r"(?:make|set|change|switch|move|update|amend|adjust|fix|modify)"
-ADD = r"(?:add|include|insert|set|use|give it|put in|apply)"
+WANT = r"(?:(?:i|we) (?:want|need|prefer)|(?:i|we)(?: would|'d) (?:like|prefer))"
+ADD = rf"(?:add|include|insert|set|use|give it|put in|apply|{WANT})"
 LENGTHEN = r"(?:extend|lengthen|prolong|increase)"
 SHORTEN = r"(?:shorten|reduce|cut|decrease)"
 SHOULD = r"(?:should|shall|must|is to|has to|needs to|ought to)"
-WANT = r"(?:(?:i|we) (?:want|need|prefer)|(?:i|we)(?: would|'d) (?:like|prefer))"
 CONTRAST = r"(?:,? (?:instead of|rather than|and not|not|in place of) )"
 THE_LAW = (
     r"(?:the |its )?(?:(?:governing|applicable) laws?(?: and (?:the )?jurisdiction)?|laws?|jurisdiction|choice of law)"
@@ -193,7 +193,7 @@ LAST = rf"(?:(?:let|make|have) {IT}|{IT} {SHOULD}) (?:last|run|continue|remain i
 PERIODS = [
     rule(rf"(?:{ADD} |with |for )?(?:an? |the )?(?:fixed )?{PERIOD}(?: of| for|:) ?{LEN}{AFTER_THE_END}", set_period),
     rule(rf"(?:{ADD} |{SET} {IT} |with |for )?(?:an? |the )?{LEN}[ -](?:fixed )?{PERIOD}{AFTER_THE_END}", set_period),
-    rule(rf"{SET} {THE_PERIOD}(?: to(?: be)?| be|:)? {LEN}{AFTER_THE_END}", set_period),
+    rule(rf"{SET} {THE_PERIOD}(?: to(?: be)?| be|:| =)? {LEN}{AFTER_THE_END}", set_period),
     rule(rf"{THE_PERIOD}(?: {SHOULD} be|:| to be| =)? ?{LEN}{AFTER_THE_END}", set_period),
     *(rule(rf"{who}(?: for)? {LEN}{AFTER_THE_END}", set_period) for who in (SURVIVE, MAKE_SURVIVE, LAST)),
     rule(rf"{SET} {IT}(?: to)?(?: for)? {LEN}(?: long)?", set_period),
