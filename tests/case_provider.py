@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from strict_providers import FAMILIES
+
 Body = Mapping[str, Any]
 NAMED = re.compile(r"\[([\w-]+)\] (\S+)")
 SCRIPTED = ("first", "again")
@@ -57,44 +59,10 @@ ALL_DONE = Reply((delta(content="All done."), delta({}, "stop"), DONE))
 # The rules of strict providers, as the reports of the published cases quote them: why a request is refused
 
 
-def mistral(body: Body) -> str | None:
-    before = None
-    for message in body["messages"]:
-        sender = message["role"]
-        if (sender, before) in (("user", "tool"), ("assistant", "assistant")):
-            return f"Unexpected role '{sender}' after role '{before}'"
-        if sender == "assistant" and not (message.get("content") or message.get("tool_calls")):
-            return "Assistant message must have either content or tool_calls, but not none."
-        for call in message.get("tool_calls") or ():
-            if not re.fullmatch(r"[a-zA-Z0-9]{9}", call["id"]):
-                return f"Tool call id was {call['id']} but must be a-z, A-Z, 0-9, with a length of 9."
-        before = sender
-    return None if before in ("user", "tool") else "Expected last role User or Tool"
-
-
 def alternate(body: Body) -> str | None:
     senders = [message["role"] for message in body["messages"] if message["role"] != "system"]
     twice = [one for one, other in itertools.pairwise(senders) if one == other and one != "tool"]
     return "Conversation roles must alternate user/assistant/user/assistant/..." if twice else None
-
-
-def current_turn(body: Body) -> Sequence[Any]:
-    messages: Sequence[Any] = body["messages"]
-    return messages[max(place for place, message in enumerate(messages) if message["role"] == "user") :]
-
-
-def gemini3(body: Body) -> str | None:
-    for message in current_turn(body):
-        for call in (message.get("tool_calls") or ())[:1]:
-            if not (call.get("extra_content") or {}).get("google", {}).get("thought_signature"):
-                return "Function call is missing a thought_signature in functionCall parts."
-    return None
-
-
-def deepseek_thinking(body: Body) -> str | None:
-    calling = [message for message in current_turn(body) if message.get("tool_calls")]
-    missing = any("reasoning_content" not in message for message in calling)
-    return "Missing `reasoning_content` field in the assistant message" if missing else None
 
 
 def anthropic_ids(body: Body) -> str | None:
@@ -112,8 +80,8 @@ def filter_poison(body: Body) -> str | None:
 
 
 RULES: Mapping[str, Callable[[Body], str | None]] = {
-    rule.__name__: rule
-    for rule in (mistral, alternate, gemini3, deepseek_thinking, anthropic_ids, nostreamopts, filter_poison)
+    **FAMILIES,
+    **{rule.__name__: rule for rule in (alternate, anthropic_ids, nostreamopts, filter_poison)},
 }
 
 

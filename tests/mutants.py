@@ -26,6 +26,27 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "the fields of a reply go back to their source alone",
+        "drafting/give_back.py",
+        'own: Mapping[str, Any] = kept if kept.get("from") == source else {}',
+        "own: Mapping[str, Any] = kept",
+        "test_opaque.py",
+    ),
+    Mutant(
+        "a turn that was refused for its content is left out",
+        "drafting/normal_form.py",
+        "if any(message.response_metadata.get(REFUSED) for message in turn):",
+        "if False:",
+        "test_normal_form.py",
+    ),
+    Mutant(
+        "the ids of calls are made anew",
+        "drafting/normal_form.py",
+        "id=CALL_ID.format(number)",
+        'id=call["id"]',
+        "test_normal_form.py",
+    ),
+    Mutant(
         "the fence: a run ends once",
         "schema.sql",
         "WHEN (OLD.status <> 'running' AND NEW.status <> OLD.status)",

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
+from strict_providers import FAMILIES
 
 KNOWN = {
     *(
@@ -276,6 +277,7 @@ class OpenAIServer:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.refusals: list[str] = []
+        self.family: str | None = None  # whose rules hold in place of OpenAI's, see strict_providers.py
         self.silent_list = threading.Event()  # while it is set, the list of models is not given
         self.default: Sequence[Step] = (role(), text("OK."), finish())
         self.tokens: Callable[[str], int] | None = None  # counts a request
@@ -368,7 +370,7 @@ class OpenAIServer:
         check_tools(body.get("tools"))
         if "tool_choice" in body and "tools" not in body:
             raise Refusal("Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified.")
-        check_messages(body.get("messages"))
+        check_messages(body.get("messages")) if self.family is None else check_family(self.family, body)
         self._check_length(raw_body.decode())
         return body
 
@@ -389,6 +391,12 @@ def check_tools(tools: Any) -> None:
             raise Refusal("Invalid 'tools': each must be a function with a name of the pattern ^[a-zA-Z0-9_-]+$")
         if "parameters" in function and function["parameters"].get("type") != "object":
             raise Refusal("Invalid schema for function: schema must be of 'type: \"object\"'")
+
+
+def check_family(family: str, body: dict[str, Any]) -> None:
+    refusal = FAMILIES[family](body)
+    if refusal is not None:
+        raise Refusal(refusal)
 
 
 def check_messages(messages: Any) -> None:

@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
 
 from chat import Piece
 from drafting.deltas import ModelDelta
+from drafting.give_back import MOST_BYTES, OPAQUE, Demands, give_back, opaque_bytes, source_of, to_keep
 from drafting.opaque import OpaqueFields
 from drafting.reply import Reply
 from drafting.versions import Documents
@@ -102,3 +104,77 @@ def test_a_reply_without_such_fields_leaves_nothing_in_the_state() -> None:
 def test_a_field_is_kept_as_the_state_can_hold_it() -> None:
     reply, _ = reply_to({"content": "OK", "note": "a\ud83d", "number": 2**62})
     assert reply.opaque() == {"from": "m", "reply": {"note": "a\ufffd", "number": 2**62}, "calls": []}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Back to the provider
+
+
+def sent(kept: dict[str, Any], source: str, demands: Demands | None = None) -> dict[str, Any]:
+    """An assistant message with a call as it goes to that source."""
+    made = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    wire: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [made]}
+    give_back([wire], [AIMessage("", additional_kwargs={OPAQUE: kept})], source, demands or Demands())
+    return wire
+
+
+OWN = {"from": "m", "reply": {"reasoning_content": "Hm.", "citations": [1]}, "calls": [{"extra_content": SIGNED}]}
+
+
+def test_the_fields_go_back_to_their_source_and_to_no_other() -> None:
+    kept = to_keep(OWN, finished=True)
+    own, other = sent(kept, "m"), sent(kept, "another")
+    assert (own["reasoning_content"], own["tool_calls"][0]["extra_content"]) == ("Hm.", SIGNED)
+    assert "citations" not in own
+    assert "Hm." not in json.dumps(other)
+    assert other["tool_calls"][0].keys() == {"id", "type", "function"}
+    assert source_of("http://a/v1", "m") != source_of("http://a/v1", "m2") != source_of("http://b/v1", "m2")
+
+
+def test_a_reply_that_was_interrupted_keeps_its_reasoning_alone() -> None:
+    kept = to_keep(OWN, finished=False)
+    assert (kept["reply"], kept["calls"]) == ({"reasoning_content": "Hm."}, [{}])
+    assert (
+        to_keep({}, finished=True) == to_keep({"from": "m", "reply": {"note": 1}, "calls": [{}]}, finished=True) == {}
+    )
+
+
+def test_what_is_kept_of_a_reply_is_bounded() -> None:
+    long = {"reasoning_content": "é" * MOST_BYTES, "reasoning_details": [{"signature": "x"}]}
+    kept = to_keep({"from": "m", "reply": long, "calls": [{"extra_content": "y" * MOST_BYTES}]}, finished=True)
+    assert set(kept["reply"]) == {"reasoning_content"}
+    assert kept["calls"] == [{}]
+    assert 0 < opaque_bytes(AIMessage("", additional_kwargs={OPAQUE: kept})) <= MOST_BYTES
+    assert opaque_bytes(AIMessage("")) == 0
+
+
+@pytest.mark.parametrize(
+    ("refusal", "given", "required", "refused"),
+    [
+        (
+            "The `reasoning_content` in the thinking mode must be passed back to the API.",
+            set(),
+            {"reasoning_content"},
+            0,
+        ),
+        ("Missing `reasoning_content` field", {"reasoning_content"}, {"reasoning_content"}, 0),
+        ("Function call is missing a thought_signature in functionCall parts.", set(), {"thought_signature"}, 0),
+        ("property 'reasoning_content' is unsupported", {"reasoning_content"}, 0, {"reasoning_content"}),
+        ("reasoning_content is an output", {"reasoning_content"}, 0, {"reasoning_content"}),
+        ("Extra inputs are not permitted: extra_content", {"extra_content"}, 0, {"extra_content"}),
+        ("Extra inputs are not permitted: stream_options", {"extra_content"}, 0, 0),
+        ("invalid id", {"id_of_mine"}, 0, 0),
+    ],
+)
+def test_a_refusal_says_which_field_is_wanted(refusal: str, given: set[str], required: object, refused: object) -> None:
+    demands = Demands()
+    learnt = demands.learn(refusal, given)
+    assert (demands.required, demands.refused) == (required or set(), refused or set())
+    assert demands.learn(refusal, given) is None, "the same refusal teaches nothing, so the request is not sent again"
+    assert (learnt is None) == (not required and not refused)
+
+
+def test_a_call_of_another_model_gets_the_signature_that_google_documents() -> None:
+    [made] = sent({}, "m", Demands(required={"thought_signature"}))["tool_calls"]
+    assert made["extra_content"] == {"google": {"thought_signature": "skip_thought_signature_validator"}}
+    assert sent({}, "m", Demands(required={"reasoning_content"}))["reasoning_content"] == " "

@@ -231,3 +231,17 @@ async def test_what_openai_takes_is_taken(openai: OpenAIServer, messages: list[A
     body = {"model": "m", "messages": messages, "tools": [FUNCTION], "stream": True, "n": 1}
     assert (await exchange(openai, json.dumps(body).encode()))[0] == 200
     assert openai.refusals == []
+
+
+@pytest.mark.parametrize(
+    ("family", "is_refused"), [(None, False), ("qwen", False), ("mistral", True), ("template", True)]
+)
+async def test_the_rules_of_a_family_hold_in_place_of_openais(
+    openai: OpenAIServer, client: openai_package.AsyncOpenAI, family: str | None, *, is_refused: bool
+) -> None:
+    openai.family = family
+    if is_refused:
+        with pytest.raises(openai_package.BadRequestError):
+            await chunks(client, messages=[USER, USER])
+    else:
+        assert said(await chunks(client, messages=[USER, USER])) == "OK."

@@ -11,10 +11,11 @@ import requests
 from case_provider import Case, CaseProvider
 from conftest import Service
 from provider_neighbours import NEIGHBOURS
+from provider_threads import THREADS
 from sse_client import Stream, chat
 
 PUBLISHED = json.loads((Path(__file__).parent / "provider_cases/published.json").read_text())
-CASES = [case for case in (*map(Case.from_json, PUBLISHED), *NEIGHBOURS) if case.strict is None]
+CASES = [case for case in (*map(Case.from_json, PUBLISHED), *NEIGHBOURS, *THREADS) if case.strict != "nostreamopts"]
 AT_ONCE = 12
 Start = Callable[..., Service]
 
