@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.utils import count_tokens_approximately
@@ -28,7 +28,6 @@ from chat import (
     Document,
     Emit,
     EndReason,
-    Finished,
     FinishReason,
     Outcome,
     RunFailure,
@@ -38,11 +37,12 @@ from chat import (
     graph_thread_id,
 )
 from drafting.context import remembered
-from drafting.deltas import Hear, ModelDelta, ModelError
+from drafting.deltas import ModelDelta, ModelError
 from drafting.give_back import OPAQUE, opaque_bytes, to_keep
 from drafting.layout import LIMITS
 from drafting.layouts import Layouts
 from drafting.normal_form import REFUSED, without_refused
+from drafting.port import ChatModel
 from drafting.reply import Reply
 from drafting.reported import log_reported
 from drafting.tokens import message_tokens, tools_tokens
@@ -97,22 +97,6 @@ TOO_LONG_SENT = (
 )
 
 log = logging.getLogger("draftstream.agent")
-
-
-class ChatModel(Protocol):
-    """The port to a model: drafting/openai_model.py and drafting/offline.py have one each."""
-
-    @property
-    def name(self) -> str: ...
-
-    async def reply(
-        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
-    ) -> Finished:
-        """Call `hear` with the reply's deltas as they come; returns how the reply ended. Raises ModelError.
-
-        The tools go with each request, also with one that may not call them. They stand at its head, so a prefix cache
-        would miss without them, and some servers refuse a history that has calls if the request has no tools.
-        """
 
 
 NO_OTHERS: Mapping[str, ChatModel] = {}

@@ -20,9 +20,11 @@ import uvicorn
 from access.callers import Access, open_access
 from access.credentials import ANONYMOUS
 from access.per_owner import PerOwner, limiting
-from agent import Agent, ChatModel
+from agent import Agent
 from drafting.deltas import HeaderError, ProxyError
-from drafting.models import Endpoint, offline_model, openai_models
+from drafting.endpoint import Endpoint
+from drafting.models import offline_model, openai_models
+from drafting.port import ChatModel
 from drafting.tokens import context_of
 from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError

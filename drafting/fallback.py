@@ -4,12 +4,13 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from langchain_core.messages import BaseMessage
 
 from chat import Finished
 from drafting.deltas import Hear, ModelDelta, ModelError
+from drafting.port import ChatModel
 from drafting.reported import log_reported
 
 log = logging.getLogger("draftstream.model")
@@ -28,18 +29,10 @@ ELSEWHERE = frozenset(
         "model_unreachable",
     }
 )
-PASSED_BY_S = 30.0  # so long the first model is not asked again: it would cost each call of a turn its retries
-
-
-class ChatModel(Protocol):
-    """See agent.ChatModel."""
-
-    @property
-    def name(self) -> str: ...
-
-    async def reply(
-        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
-    ) -> Finished: ...
+PASSED_BY_S = (
+    30.0  # so long the second model is asked first: else each call of a turn would wait for the first's retries
+)
+FIRST, SECOND = "first", "second"
 
 
 class ModelWithFallback:
@@ -61,7 +54,6 @@ class ModelWithFallback:
         self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
     ) -> Finished:
         """Raises ModelError: that of the first model, if both fail."""
-        loop = asyncio.get_running_loop()
         heard = False
 
         def hear_first(deltas: Sequence[ModelDelta]) -> None:
@@ -69,23 +61,39 @@ class ModelWithFallback:
             heard = heard or bool(deltas)
             hear(deltas)
 
-        failed: ModelError | None = None
-        if loop.time() >= self._passed_by_until:
+        failed: dict[str, ModelError] = {}  # by the model's place, as both may have one name
+        for place in self._order():
+            model = self._first if place == FIRST else self._second
             try:
-                return await self._first.reply(messages, tools, hear_first, may_call=may_call)
+                finished = await model.reply(messages, tools, hear_first, may_call=may_call)
             except ModelError as error:
                 if heard or error.code not in ELSEWHERE:
                     raise
-                failed = error
-                log_reported(error, messages)
-                self._passed_by_until = loop.time() + PASSED_BY_S
-                text = "%s failed (%s), so %s answers for the next %d seconds"
-                log.warning(text, self._first.name, error.code, self._second.name, PASSED_BY_S)
-                hear(())  # a sign of life: the time for a first token is the second model's now
-        try:
-            finished = await self._second.reply(messages, tools, hear, may_call=may_call)
-        except ModelError as error:
-            if failed is None or error.code not in ELSEWHERE:
-                raise
-            raise failed from error
-        return replace(finished, model=self._second.name)
+                failed[place] = error
+                if place == FIRST:
+                    self._pass_by(error, messages)
+                else:
+                    self._go_back(error, messages)
+                hear(())  # a sign of life: the time of the other model begins now
+            else:
+                return finished if place == FIRST else replace(finished, model=model.name)
+        raise failed[FIRST]
+
+    def _order(self) -> Sequence[str]:
+        is_passed_by = asyncio.get_running_loop().time() < self._passed_by_until
+        return (SECOND, FIRST) if is_passed_by else (FIRST, SECOND)
+
+    def _pass_by(self, error: ModelError, messages: Sequence[BaseMessage]) -> None:
+        """Calls that run at the same time fail alike, and the log tells of it once."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._passed_by_until:
+            log_reported(error, messages)
+            text = "%s failed (%s), so %s answers for the next %d seconds"
+            log.warning(text, self._first.name, error.code, self._second.name, PASSED_BY_S)
+        self._passed_by_until = now + PASSED_BY_S
+
+    def _go_back(self, error: ModelError, messages: Sequence[BaseMessage]) -> None:
+        """A fallback that fails must not keep the first model from its calls."""
+        self._passed_by_until = float("-inf")
+        log_reported(error, messages)
+        log.warning("%s failed, too (%s)", self._second.name, error.code)

@@ -10,12 +10,13 @@ import fnmatch
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from drafting.deltas import ModelError
+from drafting.endpoint import Variables
 from drafting.provider_errors import provider_error
 from telemetry.cleared import Cleared
 
@@ -60,16 +61,17 @@ class Provider(Protocol):
     base_url: str
     origin: str
     proxy: str | None
+    variables: Variables
 
     async def get(self, url: str) -> Answer:
         """Raises ModelError if there is none."""
 
 
-async def check(model: Provider) -> None:
-    """Raises nothing, and takes CHECK_TIMEOUT_S at most."""
+async def check(model: Provider, names: Mapping[str, str]) -> None:
+    """Raises nothing, and takes CHECK_TIMEOUT_S at most. `names`: of the models there, each with its variable."""
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            await _check(model)
+            await _check(model, names)
     except ModelError as error:
         codes = ",".join(error.reported.codes) if error.reported is not None else error.code
         if model.proxy is None:
@@ -82,19 +84,22 @@ async def check(model: Provider) -> None:
         log.info("the model could not be checked (%s)", error)
 
 
-async def _check(model: Provider) -> None:
+async def _check(model: Provider, names: Mapping[str, str]) -> None:
     answer = await model.get(f"{model.base_url}/models")
+    variable = model.variables.base_url
     if answer.models is not None:
-        _check_name(model.name, answer)
+        for name, its_variable in names.items():
+            _check_name(name, its_variable, answer)
     elif _is_misplaced(answer):
         for base_url in _neighbours(model.base_url):
             if (await model.get(f"{base_url}/models")).models is not None:
-                log.warning("OPENAI_BASE_URL does not lead to the model's API: set it to %s", base_url)
+                log.warning("%s does not lead to the model's API: set it to %s", variable, base_url)
                 return
         if answer.json is None:
-            log.warning("OPENAI_BASE_URL may be wrong: GET %s has the status %d and no JSON", answer.url, answer.status)
+            text = "%s may be wrong: GET %s has the status %d and no JSON"
+            log.warning(text, variable, answer.url, answer.status)
     else:
-        _check_error(answer)
+        _check_error(answer, model.variables.api_key)
 
 
 def _is_misplaced(answer: Answer) -> bool:
@@ -110,25 +115,26 @@ def _neighbours(base_url: str) -> Iterator[str]:
             yield urlunsplit(parts._replace(path=each))
 
 
-def _check_error(answer: Answer) -> None:
+def _check_error(answer: Answer, variable: str) -> None:
     error = provider_error(answer.body, answer.status)
     said = Cleared(error.reported.message if error.reported is not None else "", [])
     if re.search(r"scope|permission", said):  # a key may be for chats alone
         return
     if error.code == "model_auth":
-        log.warning("the model's provider refused OPENAI_API_KEY (%d): %s", answer.status, said)
+        log.warning("the model's provider refused %s (%d): %s", variable, answer.status, said)
     elif answer.status >= 400 and not error.retryable:
         log.warning("the model's provider refused to list its models (%d): %s", answer.status, said)
 
 
-def _check_name(name: str, answer: Answer) -> None:
+def _check_name(name: str, variable: str, answer: Answer) -> None:
     entries = answer.models or ()
     names = [entry["id"].removeprefix("models/") for entry in entries]  # Gemini's begin so
     whole = not (isinstance(answer.json, dict) and answer.json.get("has_more"))
     if not names or not whole or any(map(_takes_any_name, entries)) or _is_among(name, names):
         return
     near = difflib.get_close_matches(name, names, NEAR_NAMES, cutoff=0.4) or names[:NEAR_NAMES]
-    log.warning("the model's provider does not list OPENAI_MODEL %s; it has %s", name, Cleared(", ".join(near), []))
+    has = Cleared(", ".join(near), [])
+    log.warning("the model's provider does not list %s %s; it has %s", variable, name, has)
 
 
 def _is_among(name: str, names: Sequence[str]) -> bool:

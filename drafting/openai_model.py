@@ -26,6 +26,7 @@ from pydantic import SecretStr
 from chat import Finished
 from chat.refusals import OVERLOADED
 from drafting.deltas import HeaderError, Hear, ModelError, ProxyError, Reported
+from drafting.endpoint import OF_FIRST, Variables
 from drafting.give_back import Demands, give_back, source_of
 from drafting.model_check import Answer
 from drafting.normal_form import normal_form
@@ -41,7 +42,7 @@ CONNECT_TIMEOUT_S = 5.0  # three attempts fit into MODEL_FIRST_TOKEN_TIMEOUT_S
 RETRY_AFTER_S = 5.0  # the longest Retry-After that is waited for; beyond it a person is better served by an error
 BODY_END_S = 1.0  # for the rest of a body behind the reply's end: its usage, and the sign that it is over
 LONGEST_ANSWER = 2**23  # bytes of a list of models; the longest known has about 2**20
-NO_KEY = "none"  # the client insists on a key, and a private server may have none
+NO_KEY = "none"  # the client insists on a key; it is not sent
 UNREADABLE_PROXY = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY of the environment can't be read"
 HEADER_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -65,18 +66,24 @@ class OpenAIModel:
         headers: Mapping[str, str] = NOTHING,
         query: Mapping[str, str] = NOTHING,
         parameters: Mapping[str, Any] = WITH_USAGE,
+        variables: Variables = OF_FIRST,
         on_reply: Callable[[Path], None] = lambda _: None,
         connection: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.name = name
+        self.variables = variables
         self._parameters = parameters  # of each request, beside the messages and the tools
+        self._headers = httpx2.Headers(headers)
+        self._sends_key = api_key is not None
         self._on_reply = on_reply  # is called with the path of each reply's body
         self._connection = connection  # is entered while the body of a reply arrives
         self._logged: set[Path] = set()
         timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
         try:
             self._http = openai.DefaultAioHttpClient(
-                timeout=timeout, follow_redirects=False, event_hooks={"response": [self._bound_retry_after]}
+                timeout=timeout,
+                follow_redirects=False,
+                event_hooks={"request": [self._put_headers], "response": [self._bound_retry_after]},
             )
         except (ValueError, httpx2.InvalidURL):  # its text has the proxy's password
             raise ProxyError(UNREADABLE_PROXY) from None
@@ -88,13 +95,13 @@ class OpenAIModel:
             model=name,
             api_key=SecretStr(api_key or NO_KEY),
             base_url=url,
-            default_headers=headers or None,
             default_query={**in_url, **query} or None,
             http_async_client=self._http,
             http_client=self._unused,
             http_socket_options=(),  # else it warns that a proxy is passed by
             openai_proxy=None,
             timeout=timeout,  # without it ChatOpenAI switches the HTTP client's own off
+            temperature=None,  # for o1 it would choose one, and `named` would take that over
             use_responses_api=False,
             stream_usage=True,
         )
@@ -125,9 +132,15 @@ class OpenAIModel:
     def named(self, name: str) -> "OpenAIModel":
         """Another model of the same endpoint, through the same client, which this one closes."""
         other = copy(self)
-        other.name = name
-        other._chat = self._chat.model_copy(update={"model_name": name})  # noqa: SLF001  # of this class
+        other._be(name)  # noqa: SLF001  # of this class
         return other
+
+    def _be(self, name: str) -> None:
+        """The opaque fields of one model are not another one's, also at the same address."""
+        self.name = name
+        self._chat = self._chat.model_copy(update={"model_name": name})
+        self._source = source_of(self.base_url, name)
+        self._demands = Demands()
 
     async def aclose(self) -> None:
         self._unused.close()
@@ -160,6 +173,15 @@ class OpenAIModel:
                     break
         return Answer(url, response.status_code, bytes(body))
 
+    async def _put_headers(self, request: httpx2.Request) -> None:
+        """In place of the client's own: it would send a header twice that is written in other capitals.
+
+        Without a key no made-up one is sent. Azure, for one, would look at it before the `api-key`.
+        """
+        if not self._sends_key:
+            request.headers.pop("Authorization", None)
+        request.headers.update(self._headers)
+
     async def _bound_retry_after(self, response: httpx2.Response) -> None:
         """Without this the client waits up to two minutes, silently, if the provider asks for it."""
         asked = self._chat.root_async_client._parse_retry_after_header(response.headers)  # noqa: SLF001  # a date, too
@@ -182,7 +204,7 @@ class OpenAIModel:
                     call.finished(finished)
                     return finished
             except openai.APIError as error:
-                raise _own_fault(error) or _model_error(error) from error
+                raise _own_fault(error) or _model_error(error, self.variables) from error
             except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
                 raise _own_fault(error) or ModelError(
                     "model_disconnected",
@@ -309,11 +331,11 @@ UNREACHABLE = "The model can't be reached; please try again in a moment."
 NOT_TRUSTED = "The certificate of the model's address is not valid; the operator must see to it."
 
 
-def _model_error(error: openai.APIError) -> ModelError:
+def _model_error(error: openai.APIError, variables: Variables) -> ModelError:
     if not isinstance(error, openai.APIStatusError):
         return _unreachable(error) if isinstance(error, openai.APIConnectionError) else provider_error(error.body)
     if httpx2.codes.is_redirect(error.status_code):
-        return _redirected(error)
+        return _redirected(error, variables)
     try:
         body: object = error.response.content
     except httpx2.StreamError:  # the body broke off
@@ -351,16 +373,17 @@ def _with_type(error: ModelError, content_type: str) -> ModelError:
     return error
 
 
-def _redirected(error: openai.APIStatusError) -> ModelError:
+def _redirected(error: openai.APIStatusError, variables: Variables) -> ModelError:
     """A chat completion is never redirected by a provider, so the address is wrong, or somebody stands in between."""
     try:
         target = origin_of(urljoin(str(error.request.url), error.response.headers.get("location", "")))
     except ValueError:
         target = NO_ORIGIN
     log.warning(
-        "the model's address redirects (%d) to %s, and the service follows no redirect: correct OPENAI_BASE_URL",
+        "the model's address redirects (%d) to %s, and the service follows no redirect: correct %s",
         error.status_code,
         target,
+        variables.base_url,
     )
     return ModelError(
         "model_unreachable", "The model's address leads elsewhere; the operator must correct it.", retryable=False

@@ -66,7 +66,7 @@ async def provider(routes: Mapping[str, Route]) -> AsyncIterator[Provider]:
 
 async def checked(base_url: str, name: str = "m") -> OpenAIModel:
     model = OpenAIModel(name, api_key="sk-canary-key", base_url=base_url)
-    await check(model)
+    await check(model, {name: "OPENAI_MODEL"})
     await model.aclose()
     return model
 

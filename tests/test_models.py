@@ -6,22 +6,26 @@ from typing import Any
 
 import pytest
 import requests
+from aiohttp import web
 from conftest import Service, rows
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from openai_server import OpenAIServer, finish, reset, role, status, text
 from sse_client import chat
 
-from agent import ChatModel
 from chat import Finished
-from drafting.deltas import Hear, ModelError
+from drafting.deltas import Hear, ModelError, Reported
+from drafting.endpoint import Endpoint
 from drafting.fallback import ELSEWHERE, ModelWithFallback
-from drafting.models import Endpoint
+from drafting.give_back import OPAQUE, source_of
+from drafting.openai_model import OpenAIModel
+from drafting.port import ChatModel
 from settings import Settings, SettingsError
 
 pytestmark = pytest.mark.anyio
 
 Start = Callable[..., Service]
 PROVIDER = {"OPENAI_API_KEY": "sk-x"}
+KEPT = {"reasoning_content": "secret thought"}
 
 
 @pytest.fixture
@@ -124,6 +128,58 @@ def test_each_setting_arrives_at_the_provider(service: Start, openai: OpenAIServ
     assert "geheim" not in running.log
 
 
+HEADERS: list[tuple[str | None, Mapping[str, str], Mapping[str, list[str]]]] = [
+    # The key, the headers that are set, and those that arrive.
+    ("sk-x", {}, {"authorization": ["Bearer sk-x"]}),
+    (None, {}, {"authorization": []}),
+    (None, {"api-key": "a"}, {"authorization": [], "api-key": ["a"]}),
+    ("sk-x", {"API-Key": "a"}, {"authorization": ["Bearer sk-x"], "api-key": ["a"]}),
+    ("sk-x", {"Authorization": "Basic abc"}, {"authorization": ["Basic abc"]}),
+    (None, {"authorization": "Basic abc"}, {"authorization": ["Basic abc"]}),
+    ("sk-x", {"AUTHORIZATION": "Basic abc"}, {"authorization": ["Basic abc"]}),
+    (None, {"user-agent": "Acme/1"}, {"user-agent": ["Acme/1"]}),
+    (None, {"ACCEPT": "text/event-stream"}, {"accept": ["text/event-stream"]}),
+    (None, {"x-stainless-lang": "none"}, {"x-stainless-lang": ["none"]}),
+    (None, {"traceparent": "x"}, {"traceparent": ["x"]}),
+]
+
+
+async def test_a_header_of_the_settings_takes_the_place_of_the_clients_own() -> None:
+    """Whatever its capitals: two of a kind would be refused, or the wrong one obeyed."""
+    seen: list[web.BaseRequest] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        seen.append(request)
+        return web.json_response({"data": []})
+
+    server = web.Server(answer)
+    runner = web.ServerRunner(server)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1?a=url&b=url"
+    for key, headers, expected in HEADERS:
+        model = OpenAIModel("m", api_key=key, base_url=base_url, headers=headers, query={"b": "setting", "c": "ü/ &"})
+        await model.named("n").get(f"{model.base_url}/models")
+        await model.aclose()
+        arrived = seen[-1].headers
+        assert {name: arrived.getall(name, []) for name in expected} == expected, (key, headers)
+        assert dict(seen[-1].query) == {"a": "url", "b": "setting", "c": "ü/ &"}, "MODEL_QUERY wins"
+    await runner.cleanup()
+
+
+async def test_a_model_of_the_same_address_shares_nothing_that_is_a_models_own(openai: OpenAIServer) -> None:
+    first = OpenAIModel("o1", api_key=openai.key, base_url=openai.base_url)
+    second = first.named("gpt-small")
+    signed = AIMessage("Hello", additional_kwargs={OPAQUE: {"from": source_of(first.base_url, "o1"), "reply": KEPT}})
+    signed.additional_kwargs[OPAQUE]["calls"] = []
+    history = [HumanMessage("Hi"), signed, HumanMessage("And now?")]
+    given = [model.payload(history, {})[0] for model in (first, second)]
+    assert [payload["model"] for payload in given] == ["o1", "gpt-small"]
+    assert [payload["messages"][1].get("reasoning_content") for payload in given] == ["secret thought", None]
+    assert [payload.get("temperature") for payload in given] == [None, None], "nothing is sent that is not set"
+    await first.aclose()
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The model of a request
 
@@ -211,10 +267,39 @@ async def test_a_reply_that_has_begun_is_not_begun_again() -> None:
     assert second.asked == 0
 
 
-async def test_if_both_fail_the_first_ones_error_is_told() -> None:
-    first, second = Scripted("a", failure("model_quota")), Scripted("b", failure("model_auth"))
+async def test_if_both_fail_the_first_ones_error_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Scripted("a", failure("model_quota"), "Back"), Scripted("b", failure("model_auth"))
+    model = ModelWithFallback(first, second)
     with pytest.raises(ModelError, match="model_quota"):
-        await ask(ModelWithFallback(first, second))
+        await ask(model)
+    assert "b failed, too (model_auth)" in caplog.text
+    assert await ask(model) == ("Back", Finished("stop")), "a fallback that fails is not asked first"
+
+
+async def test_while_the_first_model_is_passed_by_it_stands_behind_the_fallback() -> None:
+    """Its rate limit may last a second, and an account of the fallback may be empty just then."""
+    first = Scripted("a", failure("model_rate_limited"), "Back")
+    second = Scripted("b", "Hello", failure("model_quota"))
+    model = ModelWithFallback(first, second)
+    assert (await ask(model))[0] == "Hello"
+    assert await ask(model) == ("Back", Finished("stop"))
+    assert (first.asked, second.asked) == (2, 2)
+
+
+async def test_runs_that_fail_together_are_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(Scripted):
+        async def reply(self, *arguments: Any, **named: Any) -> Finished:
+            await asyncio.sleep(0)  # until all have asked it
+            return await super().reply(*arguments, **named)
+
+    told = ModelError("model_quota", "No.", retryable=False, reported=Reported(402, ["quota"], "pay first"))
+    model = ModelWithFallback(Slow("a", *[told] * 50), Scripted("b", *["Hello"] * 50))
+    said = await asyncio.gather(*(ask(model) for _ in range(50)))
+    assert {text for text, _ in said} == {"Hello"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "the model's provider reported an error (model_quota)",
+        "a failed (model_quota), so b answers for the next 30 seconds",
+    ]
 
 
 async def test_the_first_model_is_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

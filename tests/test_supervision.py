@@ -39,7 +39,7 @@ SHORT_TASKS = {
     ("access/stored_bytes.py", "self._sum(owner, limit)"): "the requests of the owner wait for it",
     ("access/stream_tokens.py", "self._close(stream)"): "the end of the service waits for it",
     ("agent.py", "progress.model.reply(messages, TOOLS, hear, may_call=may_call)"): "the graph's node awaits it",
-    ("drafting/models.py", "check(model)"): "it raises nothing, and the model's end waits for it",
+    ("drafting/models.py", "check(model, variables)"): "it raises nothing, and the model's end waits for it",
     ("runs/registry.py", "self._run_to_end(run, run.started, turn)"): "a run; a drain waits for it",
     ("storage/batched_reads.py", "self._query()"): "those that read get its failure",
     ("storage/closing.py", "close(connection, work)"): "the owner of `Closing` waits for it",
