@@ -45,7 +45,7 @@ CREATE TABLE runs (
     checkpoint_id text,                                    -- the state that the run left
     idempotency_key text,
     fingerprint   text,                                    -- of the request with that key
-    leased_until  timestamptz,                             -- the lease of its process, by the database's clock; renewed
+    leased_until  timestamptz,                             -- the lease of its process, by the database's clock; NULL: a copy
     started_at    timestamptz NOT NULL,
     ended_at      timestamptz,
     begun_by      text,                                    -- the API key or the JWT's client; NULL: the service was open
@@ -324,16 +324,15 @@ CREATE TABLE checkpoint_migrations (v integer PRIMARY KEY);
 INSERT INTO checkpoint_migrations (v) SELECT generate_series(0, 9);
 
 -- ---------------------------------------------------------------------------------------------------------------
--- Usage: the tokens of each day, in UTC, as providers reported them. A copy of a run has used nothing: it began before
--- the fork that it is in.
+-- Usage: the tokens of each day, in UTC, as providers reported them. A copy that a fork made has used nothing: no
+-- process had a lease of it.
 CREATE INDEX runs_usage ON runs (owner, ended_at) WHERE usage IS NOT NULL;
 CREATE VIEW usage_of_runs AS
 SELECT r.owner, r.thread_id, r.ended_at, (r.ended_at AT TIME ZONE 'UTC')::date AS day, r.model,
     (r.usage ->> 'input_tokens')::bigint AS input_tokens, (r.usage ->> 'output_tokens')::bigint AS output_tokens,
     (r.usage ->> 'cached_input_tokens')::bigint AS cached_input_tokens,
     (r.usage ->> 'reasoning_tokens')::bigint AS reasoning_tokens
-FROM runs r JOIN threads t ON t.owner = r.owner AND t.thread_id = r.thread_id AND r.started_at >= t.created_at
-WHERE r.usage IS NOT NULL;
+FROM runs r WHERE r.usage IS NOT NULL AND r.leased_until IS NOT NULL;
 
 -- The same of the runs of deleted threads: figures alone, a row for each day and model of a thread.
 CREATE TABLE deleted_usage (

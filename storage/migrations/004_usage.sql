@@ -1,17 +1,16 @@
 -- Version 4: the usage of each day, also of threads that are deleted.
 
-LOCK TABLE runs;
+LOCK TABLE runs IN SHARE MODE;  -- readers go on
 
--- Usage: the tokens of each day, in UTC, as providers reported them. A copy of a run has used nothing: it began before
--- the fork that it is in.
+-- Usage: the tokens of each day, in UTC, as providers reported them. A copy that a fork made has used nothing: no
+-- process had a lease of it.
 CREATE INDEX runs_usage ON runs (owner, ended_at) WHERE usage IS NOT NULL;
 CREATE VIEW usage_of_runs AS
 SELECT r.owner, r.thread_id, r.ended_at, (r.ended_at AT TIME ZONE 'UTC')::date AS day, r.model,
     (r.usage ->> 'input_tokens')::bigint AS input_tokens, (r.usage ->> 'output_tokens')::bigint AS output_tokens,
     (r.usage ->> 'cached_input_tokens')::bigint AS cached_input_tokens,
     (r.usage ->> 'reasoning_tokens')::bigint AS reasoning_tokens
-FROM runs r JOIN threads t ON t.owner = r.owner AND t.thread_id = r.thread_id AND r.started_at >= t.created_at
-WHERE r.usage IS NOT NULL;
+FROM runs r WHERE r.usage IS NOT NULL AND r.leased_until IS NOT NULL;
 
 -- The same of the runs of deleted threads: figures alone, a row for each day and model of a thread.
 CREATE TABLE deleted_usage (
