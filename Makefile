@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVICE := $(VENV)/service.installed
 TESTS := $(VENV)/tests.installed
-COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command "make lock"
 
 .PHONY: help run test lint coverage mutants chaos soak bench lock audit clean
@@ -43,12 +43,13 @@ bench: $(TESTS) ## measure the hot path anew; writes bench/RESULTS.md
 	@$(BIN)/python bench/hot_path.py
 
 lock: $(TESTS) ## write the lock files from pyproject.toml; UPGRADE="--upgrade-package NAME" takes the newest
-	@$(COMPILE) $(UPGRADE) --output-file requirements.txt
-	@$(COMPILE) $(UPGRADE) --group run --constraint requirements.txt --output-file deploy/requirements-local.txt
-	@$(COMPILE) $(UPGRADE) --group dev --constraint deploy/requirements-local.txt --output-file tests/requirements.txt
+	@$(COMPILE) pyproject.toml $(UPGRADE) --output-file requirements.txt
+	@$(COMPILE) pyproject.toml $(UPGRADE) --group run --constraint requirements.txt --output-file deploy/requirements-local.txt
+	@$(COMPILE) pyproject.toml $(UPGRADE) --group dev --constraint deploy/requirements-local.txt --output-file tests/requirements.txt
+	@$(COMPILE) $(UPGRADE) --no-deps --group llamacpp --output-file tests/requirements-llamacpp.txt
 
 audit: $(TESTS) ## look the locked packages up among the known vulnerabilities; 1: found, 2: could not look
-	@$(BIN)/python .ci/audit.py $(BIN)/uv requirements.txt deploy/requirements-local.txt tests/requirements.txt
+	@$(BIN)/python .ci/audit.py $(BIN)/uv requirements.txt deploy/requirements-local.txt tests/requirements.txt tests/requirements-llamacpp.txt
 
 clean: ## remove .venv
 	rm -rf $(VENV)

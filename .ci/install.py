@@ -43,6 +43,7 @@ def install(folder: Path, lock: Path) -> int:
     """Gives the number of packages."""
     wanted = len(re.findall(r"^[\w.-]+(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
     pip = [str(folder / "bin/python"), "-u", "-m", "pip", "install", "--require-hashes", "--progress-bar", "off"]
+    pip += ["--no-deps"]  # a lock is whole, but for packages whose requirements are not wanted
     pip += ["--no-compile"]  # Python compiles what it imports: a fifth of the files
     pip += ["--disable-pip-version-check", "--retries", "2", "-r", str(lock)]
     process = subprocess.Popen(pip, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 
 SERVICE, LOCAL, TESTS = "requirements.txt", "deploy/requirements-local.txt", "tests/requirements.txt"
+LLAMACPP = "tests/requirements-llamacpp.txt"
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 PROJECT: dict[str, Any] = tomllib.loads(PYPROJECT)
 GROUPS: dict[str, list[str]] = {
@@ -47,7 +48,7 @@ def locked(file: str) -> dict[str, list[str]]:
 def test_each_direct_requirement_is_pinned_and_has_its_reason() -> None:
     lines = re.findall(r'^    "([\w.\[\]-]+==[\w.]+)", +# .+$', PYPROJECT, re.MULTILINE)
     assert len(lines) > 30
-    assert lines == DIRECT[TESTS]
+    assert lines == DIRECT[TESTS] + GROUPS["llamacpp"]
 
 
 @pytest.mark.parametrize("file", DIRECT)
@@ -62,7 +63,14 @@ def test_a_lock_has_each_direct_pin_and_the_hashes_of_every_package(file: str) -
     ] == []
 
 
-@pytest.mark.parametrize("file", DIRECT)
+def test_the_lock_of_the_llama_cpp_server_has_nothing_but_its_two_wheels() -> None:
+    packages = locked(LLAMACPP)
+    assert packages.keys() == set(GROUPS["llamacpp"])
+    assert all(packages.values())
+    assert LLAMACPP in (ROOT / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("file", [*DIRECT, LLAMACPP])
 def test_a_lock_names_no_package_index_and_no_folder_of_the_machine_that_made_it(file: str) -> None:
     text = (ROOT / file).read_text()
     assert re.findall(r"https?:|file:|^-.*|.*/.*", text, re.MULTILINE) == []
@@ -219,9 +227,9 @@ def test_an_audit_says_what_it_found_or_that_it_was_not_made(
     assert done.stderr == ""
 
 
-def test_ci_audits_the_three_lock_files_each_day() -> None:
+def test_ci_audits_the_lock_files_each_day() -> None:
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     assert "schedule:" in workflow
     assert "make audit" in workflow
     recipe = (ROOT / "Makefile").read_text().partition("\naudit:")[2].partition("\n\n")[0]
-    assert recipe.split()[-3:] == ["requirements.txt", "deploy/requirements-local.txt", "tests/requirements.txt"]
+    assert recipe.split()[-4:] == [SERVICE, LOCAL, TESTS, LLAMACPP]
