@@ -156,12 +156,12 @@ class Agent:
         remember: Callable[[str, Mapping[str, Any], int], str | None],
         first_token_timeout_s: float,
         idle_timeout_s: float,
-        context_tokens: int | None = None,
+        context_tokens: Mapping[str, int] | None = None,
         others: Mapping[str, ChatModel] = NO_OTHERS,
     ) -> None:
-        """`context_tokens`: as many as the model takes. Without it the model gets each history as it is."""
+        """`context_tokens`: as many as each model takes. Without it a model gets each history as it is."""
         fixed = message_tokens(SYSTEM) + tools_tokens(TOOLS)
-        self._layouts = None if context_tokens is None else Layouts(model.name, context_tokens, fixed)
+        self._layouts = None if context_tokens is None else Layouts(context_tokens, fixed)
         self._model = model
         self._others = others  # that a turn may name
         self._remember = remember
@@ -225,7 +225,8 @@ class Agent:
         progress.next_item = reply.next_item
         progress.unfinished |= reply.unfinished
         has_documents = bool(state["documents"])
-        self._tool_use.note(progress.model.name, reply.text, has_called=bool(reply.calls), has_documents=has_documents)
+        answered_by = progress.answered_by or progress.model.name
+        self._tool_use.note(answered_by, reply.text, has_called=bool(reply.calls), has_documents=has_documents)
         calls = [{"id": call.call_id, "name": call.name, "args": call.arguments} for call in reply.calls]
         message = AIMessage(reply.text, tool_calls=calls)
         if isinstance(progress.error, ModelError):
@@ -244,7 +245,7 @@ class Agent:
         if progress.finish is None:
             message.response_metadata["interrupted"] = True
         if progress.limits:
-            message.response_metadata[LIMITS] = {"model": self._model.name, "limits": progress.limits}
+            message.response_metadata[LIMITS] = {"model": progress.model.name, "limits": progress.limits}
         if opaque := to_keep(reply.opaque(), finished=progress.finish is not None):
             message.additional_kwargs[OPAQUE] = opaque
         update = {"messages": [message]}
@@ -258,7 +259,8 @@ class Agent:
             progress.asked = [SYSTEM, *history]
             await self._listen(progress.asked, reply, progress)
             return None
-        layout = await self._layouts.layout(progress.thread, history, state["documents"])
+        place = (progress.thread, progress.model.name)
+        layout = await self._layouts.layout(*place, history, state["documents"])
         if layout.misfit is not None:
             raise ModelError("model_context", layout.misfit, retryable=False)
         while True:
@@ -268,11 +270,11 @@ class Agent:
             except ModelError as error:
                 tokens = layout.tokens
                 if error.code != "model_context" or reply.begun or (limit := layout.shorten()) is None:
-                    self._layouts.forget(progress.thread)  # it may be shorter than the state says
+                    self._layouts.forget(*place)  # it may be shorter than the state says
                     raise
                 progress.limits.append(limit)
                 log_reported(error, progress.asked)
-                log.warning(TOO_LONG_SENT, tokens, self._model.name, limit)
+                log.warning(TOO_LONG_SENT, tokens, progress.model.name, limit)
 
     async def _listen(self, messages: Sequence[BaseMessage], reply: Reply, progress: Progress) -> None:
         """Feed the reply with the model's deltas until its end, a stop, or too long a silence.

@@ -232,10 +232,15 @@ def access_of(
 def agent_of(settings: Settings, models: Sequence[ChatModel], checkpointer: Checkpointer) -> Agent:
     context_tokens = None  # the offline model takes any history
     if not settings.offline:
+        # The fallback of a model gets the same request.
         fallback = () if settings.model_fallback is None else (settings.model_fallback,)
-        smallest = min(map(context_of, (*settings.model_names, *fallback)))  # a thread may go through all of them
-        context_tokens = settings.model_context_tokens or smallest
-        log.info("the model is sent what fits into %d tokens (MODEL_CONTEXT_TOKENS)", context_tokens)
+        context_tokens = {
+            name: settings.model_context_tokens or min(map(context_of, (name, *fallback)))
+            for name in settings.model_names
+        }
+        for tokens in sorted(set(context_tokens.values())):
+            names = ",".join(name for name, its_tokens in context_tokens.items() if its_tokens == tokens)
+            log.info("%s is sent what fits into %d tokens (MODEL_CONTEXT_TOKENS)", names, tokens)
     return Agent(
         models[0],
         checkpointer,
@@ -256,10 +261,9 @@ def runs_of(  # noqa: PLR0917  # the parts that it joins
     telemetry: Telemetry,
     supervisor: Supervisor,
 ) -> Runs:
-    model, *_ = settings.model_names
     return Runs(
-        agent=tracing.traced(agent, model, "draftstream" if settings.offline else tracing.PROVIDER),
-        model=model,
+        agent=tracing.traced(agent, settings.model_names[0], "draftstream" if settings.offline else tracing.PROVIDER),
+        models=settings.model_names,
         store=store,
         limits=per_owner.limits,
         check_stored_bytes=per_owner.stored_bytes.check,

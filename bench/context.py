@@ -105,7 +105,7 @@ async def main() -> None:
                     remember=saver.remember,
                     first_token_timeout_s=60,
                     idle_timeout_s=60,
-                    context_tokens=window,
+                    context_tokens={model.name: window},
                 )
                 print((await measure(agent, window, server)).row(), flush=True)
         await model.aclose()

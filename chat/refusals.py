@@ -45,6 +45,12 @@ class UnknownCheckpoint(InvalidRequest):
         super().__init__([{"pointer": "/checkpoint_id", "detail": "is not a checkpoint of this thread"}])
 
 
+class UnknownModel(InvalidRequest):
+    def __init__(self, models: Sequence[str]) -> None:
+        detail = f"must be a model of this service: {', '.join(models)}"
+        super().__init__([{"pointer": "/model", "detail": detail}])
+
+
 class NotFound(Refusal):
     """It does not exist, or another owner has it: a client can't tell the two apart."""
 

@@ -2,36 +2,41 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from langchain_core.messages import AnyMessage
 
 from chat import Document
 from drafting.layout import Layout
 
-AT_HAND = 32  # threads; a layout refers to texts of the thread's state, up to the model's context
+AT_HAND = 32  # a layout refers to texts of the thread's state, up to the model's context
 MESSAGES_A_STEP = 10  # about 3 ms for versions of 60 KB; then the event loop serves others
 
 
 class Layouts:
-    """Makes each layout anew where it has none that the history begins with; the result is the same."""
+    """Makes each layout anew where it has none that the history begins with; the result is the same.
 
-    def __init__(self, model: str, window: int, fixed: int) -> None:
-        self._model = model
-        self._window = window
+    A thread has one for each model that it is sent to: each has a context, and a prefix cache, of its own. `windows`:
+    the tokens that each model takes, by its name.
+    """
+
+    def __init__(self, windows: Mapping[str, int], fixed: int) -> None:
+        self._windows = windows
         self._fixed = fixed
-        self._at_hand: OrderedDict[str, Layout] = OrderedDict()
+        self._at_hand: OrderedDict[tuple[str, str], Layout] = OrderedDict()
 
-    async def layout(self, thread: str, messages: Sequence[AnyMessage], documents: Sequence[Document]) -> Layout:
-        layout = self._at_hand.pop(thread, None)
+    async def layout(
+        self, thread: str, model: str, messages: Sequence[AnyMessage], documents: Sequence[Document]
+    ) -> Layout:
+        layout = self._at_hand.pop((thread, model), None)
         if layout is None or not layout.precedes(messages):
-            layout = Layout(self._model, self._window, self._fixed)
+            layout = Layout(model, self._windows[model], self._fixed)
         while layout.take(messages, documents, MESSAGES_A_STEP):  # noqa: ASYNC110  # it waits for nothing
             await asyncio.sleep(0)
-        self._at_hand[thread] = layout
+        self._at_hand[thread, model] = layout
         if len(self._at_hand) > AT_HAND:
             self._at_hand.popitem(last=False)
         return layout
 
-    def forget(self, thread: str) -> None:
-        self._at_hand.pop(thread, None)
+    def forget(self, thread: str, model: str) -> None:
+        self._at_hand.pop((thread, model), None)

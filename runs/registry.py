@@ -26,7 +26,7 @@ from chat import (
     Turn,
     unsupervised,
 )
-from chat.refusals import InvalidRequest, Overloaded, Refusal, ThreadBusy
+from chat.refusals import InvalidRequest, Overloaded, Refusal, ThreadBusy, UnknownModel
 from runs.lingering import EndedRuns
 from runs.repeats import Repeats
 from runs.run import Run
@@ -97,7 +97,7 @@ class Runs:
         self,
         *,
         agent: RunAgent,
-        model: str,
+        models: Sequence[str],
         store: RunStore,
         limits: RunLimits,
         check_stored_bytes: Callable[[str], Awaitable[None]],
@@ -118,7 +118,7 @@ class Runs:
             run_timeout_s=run_timeout_s,
             save_timeout_s=save_timeout_s,
         )
-        self._model = model
+        self._models = models  # that a request may name; the first one is the default
         self._store = store
         self._limits = limits
         self._check_stored_bytes = check_stored_bytes
@@ -276,6 +276,8 @@ class Runs:
             del self._keyed[run.owner, key]
 
     async def _begin(self, run: Run, request: ChatRequest) -> None:
+        if request.model not in (None, *self._models):
+            raise UnknownModel(self._models)  # here, as a request that finds its run needs no model
         await self._check_stored_bytes(run.owner)
         head = ThreadHead()
         if request.thread_id is not None:
@@ -291,7 +293,7 @@ class Runs:
             run_id=run.run_id,
             seq=head.last_seq + 1,
             message=request.message,
-            model=request.model or self._model,
+            model=request.model or self._models[0],
             started_at=self._store.now(),
             idempotency_key=request.idempotency_key,
             fingerprint=request.fingerprint,

@@ -161,7 +161,7 @@ def agent_on(model: Any, saver: Checkpointer, context_tokens: int) -> Agent:
         remember=saver.remember,
         first_token_timeout_s=60,
         idle_timeout_s=60,
-        context_tokens=context_tokens,
+        context_tokens={model.name: context_tokens},
     )
 
 

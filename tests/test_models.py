@@ -1,6 +1,8 @@
 """The models that the settings choose: what each request to a provider has, the one that a caller names, the fallback."""
 
 import asyncio
+import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +14,16 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from openai_server import OpenAIServer, finish, reset, role, status, text
 from sse_client import chat
 
-from chat import Finished
-from drafting.deltas import Hear, ModelError, Reported
+from agent import Agent
+from chat import Finished, StopCause, Turn
+from drafting.deltas import Hear, ModelDelta, ModelError, Reported, ToolCallDelta
 from drafting.endpoint import Endpoint
 from drafting.fallback import ELSEWHERE, ModelWithFallback
 from drafting.give_back import OPAQUE, source_of
 from drafting.openai_model import OpenAIModel
 from drafting.port import ChatModel
 from settings import Settings, SettingsError
+from threads.checkpointer import Checkpointer
 
 pytestmark = pytest.mark.anyio
 
@@ -197,13 +201,75 @@ def test_a_request_names_its_model(service: Start, openai: OpenAIServer, databas
     assert [run["model"] for run in history["runs"]] == ["vendor/large:free", "gpt-test"]
     other = chat(running.url, "Hi", model="gpt-small", thread_id="t", headers={"Idempotency-Key": "k"})
     assert other.status == 422, "the model is part of the request"
-    for unknown in ("gpt-large", "", 7, "GPT-SMALL"):
+    null = chat(running.url, "Hi", model=None, thread_id="n", headers={"Idempotency-Key": "n"})
+    assert null.events[0]["model"] == "gpt-test", "null is the default, as for a thread_id"
+    left_out = chat(running.url, "Hi", thread_id="n", headers={"Idempotency-Key": "n"})
+    assert left_out.events[0]["run_id"] == null.events[0]["run_id"]
+    for unknown in ("gpt-large", "GPT-SMALL", " gpt-small", "größte"):
         refused = chat(running.url, "Hi", model=unknown)
-        assert refused.problem["errors"] == [
-            {"pointer": "/model", "detail": 'must be "gpt-test", "gpt-small" or "vendor/large:free"'}
-        ]
-    assert len(rows(database_url, "SELECT 1 FROM runs")) == 3
+        detail = "must be a model of this service: gpt-test, gpt-small, vendor/large:free"
+        assert refused.problem["errors"] == [{"pointer": "/model", "detail": detail}]
+    for wrong in ("", 7, "a\n", "a" * 201, ["gpt-test"]):
+        refused = chat(running.url, "Hi", model=wrong)
+        detail = "must be the name of a model, of 1 to 200 characters"
+        assert refused.problem["errors"] == [{"pointer": "/model", "detail": detail}]
+    assert len(rows(database_url, "SELECT 1 FROM runs")) == 4
     assert "models that a request may name: gpt-test,gpt-small,vendor/large:free" in running.log
+    assert running.stop() == 0
+    # The operator has taken both models away. A request that names its run starts none, so it needs no model.
+    changed = service(openai=openai, OPENAI_MODEL="gpt-new")
+    body = {"model": "vendor/large:free", "thread_id": "t"}
+    again = chat(changed.url, "Hi", **body, headers={"Idempotency-Key": "k"})
+    assert (again.events[0], again.text) == (named.events[0], named.text)
+    resumed = {"Last-Event-ID": f"{named.events[0]['run_id']}:0"}
+    assert chat(changed.url, "Hi", **body, headers=resumed).text == named.text
+    assert chat(changed.url, "Hi", thread_id="n", headers={"Idempotency-Key": "n"}).events[0] == null.events[0]
+    refused = chat(changed.url, "Hi", **body, headers={"Idempotency-Key": "new"})
+    assert refused.problem["errors"] == [{"pointer": "/model", "detail": "must be a model of this service: gpt-new"}]
+    assert len(rows(database_url, "SELECT 1 FROM runs")) == 4
+
+
+async def test_a_document_that_is_too_long_for_one_model_is_not_for_another(checkpointer: Checkpointer) -> None:
+    """Each model has a context of its own, whichever others a request may name."""
+    contract = json.dumps({"title": "Lease", "content": "The Tenant pays rent. " * 2500})
+    writes, said = ToolCallDelta(0, "c1", "write_document", contract), Finished("stop")
+    large = Drafter("large", [([writes], Finished("tool_calls")), (["Done."], said), (["Still here."], said)])
+    small = Drafter("small", [(["Never."], said)])
+    agent = Agent(
+        large,
+        checkpointer,
+        remember=checkpointer.remember,
+        first_token_timeout_s=60,
+        idle_timeout_s=60,
+        context_tokens={"large": 128_000, "small": 8_000},
+        others={"large": large, "small": small},
+    )
+    stopping: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
+    last, ended = None, []
+    for number, model in enumerate((None, "small", "large")):
+        turn = Turn("o", "t", str(uuid.uuid4()), f"Message {number}", checkpoint_id=last, model=model)
+        outcome = await agent(turn, lambda _: None, stopping)
+        last = outcome.checkpoint_id
+        ended.append(outcome.error.code if outcome.error is not None else outcome.reason)
+    assert ended == ["stop", "model_context", "stop"]
+    assert (large.asked, small.asked) == (3, 0)
+
+
+class Drafter:
+    """Replies with these deltas, each with its end."""
+
+    def __init__(self, name: str, replies: Sequence[tuple[Sequence[ModelDelta], Finished]]) -> None:
+        self.name = name
+        self.asked = 0
+        self._replies = replies
+
+    async def reply(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
+    ) -> Finished:
+        deltas, finished = self._replies[self.asked]
+        self.asked += 1
+        hear(deltas)
+        return finished
 
 
 # ---------------------------------------------------------------------------------------------------------------

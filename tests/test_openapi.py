@@ -220,6 +220,7 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     "stream": st.sampled_from(["pieces", "items", "", None, [], 1]),
     "on_disconnect": st.sampled_from(["continue", "cancel", "", None, {}, False]),
     "title": st.text(max_size=3),
+    "model": st.none() | st.text("a/:é\n ", max_size=3) | st.sampled_from(["m" * 200, "m" * 201]),
 }
 ODD = st.none() | st.booleans() | st.integers() | st.lists(st.text(max_size=3), max_size=2)
 

@@ -132,7 +132,7 @@ async def registry(agent: RunAgent, records: Records | None = None, **settings: 
     } | settings
     async with Runs(
         agent=agent,
-        model="scripted",
+        models=("scripted",),
         store=records,
         limits=Limits(requests_a_minute=None, runs_at_once=None, tokens_a_day=None),
         check_stored_bytes=no_limit,

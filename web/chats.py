@@ -39,7 +39,6 @@ def chat_of(call: Call, values: object, idempotency_key: str | None) -> ChatRequ
     return fields.chat_request(
         values,
         max_message_chars=settings.max_message_chars,
-        models=settings.model_names,
         idempotency_key=idempotency_key,
     )
 

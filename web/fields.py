@@ -7,7 +7,7 @@ reads a clock.
 import base64
 import binascii
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
@@ -34,6 +34,7 @@ CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 LINE_CONTROL = re.compile(r"[\t\r\n]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")  # visible ASCII; most clients send a UUID
+MODEL_NAME = re.compile("[^\x00-\x1f\ud800-\udfff]{1,200}")  # whether there is such a model, the runs know
 POSITION = re.compile(r"[0-9]{1,15}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 LIMIT = re.compile(r"[1-9][0-9]?|100")
@@ -282,6 +283,7 @@ def cursor_of(place: Place) -> str:
     return base64.urlsafe_b64encode(f"{place.created_at.isoformat()} {place.thread_id}".encode()).decode().rstrip("=")
 
 
+MODEL = or_null(matching(MODEL_NAME, "must be the name of a model, of 1 to 200 characters"))
 THREAD = or_null(matching(THREAD_ID, "must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -"))
 CHECKPOINT = or_null(matching(CHECKPOINT_ID, "must be the id of a checkpoint of this thread"))
 VERSION_NUMBER = number(VERSION, "must be a version: a whole number from 1")
@@ -291,13 +293,8 @@ VERSION_NUMBER = number(VERSION, "must be a version: a whole number from 1")
 # Readers of a whole body or query
 
 
-def chat_request(
-    values: object, *, max_message_chars: int, models: Sequence[str] = (), idempotency_key: str | None = None
-) -> ChatRequest:
-    """From a JSON body or a query, and the key that came with it. `models`: those that may be named.
-
-    Raises MessageTooLong, too.
-    """
+def chat_request(values: object, *, max_message_chars: int, idempotency_key: str | None = None) -> ChatRequest:
+    """From a JSON body or a query, and the key that came with it. Raises MessageTooLong, too."""
     with Fields(values, CHAT_FIELDS) as fields:
         request = ChatRequest(
             message=fields.read("message", message(max_message_chars), "", required=True),
@@ -305,7 +302,7 @@ def chat_request(
             checkpoint_id=fields.read("checkpoint_id", CHECKPOINT, None),
             stream=fields.read("stream", one_of(STREAM_MODES), "pieces"),
             on_disconnect=fields.read("on_disconnect", one_of(ON_DISCONNECT), "continue"),
-            model=fields.read("model", one_of(models), None),
+            model=fields.read("model", MODEL, None),
             idempotency_key=idempotency_key,
         )
         if fields.has("checkpoint_id") and not fields.has("thread_id"):
