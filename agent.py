@@ -41,7 +41,7 @@ from drafting.deltas import ModelDelta, ModelError
 from drafting.give_back import OPAQUE, opaque_bytes, to_keep
 from drafting.layout import LIMITS
 from drafting.layouts import Layouts
-from drafting.normal_form import REFUSED, without_refused
+from drafting.normal_form import EARLIER_REFUSED, REFUSED, without_earlier, without_refused
 from drafting.port import ChatModel
 from drafting.reply import Reply
 from drafting.reported import log_reported
@@ -96,6 +96,8 @@ TOO_LONG_SENT = (
     "set MODEL_CONTEXT_TOKENS to the tokens that the model takes"
 )
 
+EARLIER_REFUSED_SENT = "%s refuses the content of an earlier turn: the turns before this one are left out from now on"
+
 log = logging.getLogger("draftstream.agent")
 
 
@@ -124,6 +126,7 @@ class Progress:
     model: ChatModel
     asked: Sequence[BaseMessage] = ()  # the newest request
     limits: list[int] = field(default_factory=list)  # the budgets of tokens that the newest request was cut to
+    leaves_earlier_out: bool = False  # its provider had refused the content of an earlier turn
     answered_by: str | None = None  # if it is not the model that was asked
     reply: Reply | None = None
     next_item: int = 0
@@ -238,29 +241,39 @@ class Agent:
         progress.has_drafted |= bool(reply.new_documents)
         if progress.usage is usage_before and not was_refused:
             progress.estimated_tokens += count_tokens_approximately([*progress.asked, message])
-        if (refusal := _refusal(progress, is_empty=is_empty)) is not None:
-            message.response_metadata[REFUSED] = refusal
-        elif is_empty:
+        message.response_metadata = _marks(progress, is_empty=is_empty)
+        if is_empty and REFUSED not in message.response_metadata:
             return {}
-        if progress.finish is None:
-            message.response_metadata["interrupted"] = True
-        if progress.limits:
-            message.response_metadata[LIMITS] = {"model": progress.model.name, "limits": progress.limits}
         if opaque := to_keep(reply.opaque(), finished=progress.finish is not None):
             message.additional_kwargs[OPAQUE] = opaque
         update = {"messages": [message]}
         return Command(update=update, goto="tools") if reply.calls else update
 
     async def _ask(self, state: GraphState, reply: Reply, progress: Progress) -> None:
-        """Send the model what it takes of the history, and less of it when the provider says that it is too long."""
-        progress.limits = []
+        """Send the model the history, and the turn alone if the provider refuses the content of an earlier turn."""
         history = without_refused(state["messages"])
+        try:
+            await self._send(history, state["documents"], reply, progress)
+        except ModelError as error:
+            is_first = progress.model_calls == 1 and not reply.begun
+            if error.code != "content_filter" or not is_first or (turn := without_earlier(history)) is None:
+                raise
+            log_reported(error, progress.asked)
+            await self._send(turn, state["documents"], reply, progress)
+            progress.leaves_earlier_out = True
+            log.warning(EARLIER_REFUSED_SENT, progress.model.name)
+
+    async def _send(
+        self, history: Sequence[AnyMessage], documents: Sequence[Document], reply: Reply, progress: Progress
+    ) -> None:
+        """Send what the model takes of the history, and less of it when the provider says that it is too long."""
+        progress.limits = []
         if self._layouts is None:
             progress.asked = [SYSTEM, *history]
             await self._listen(progress.asked, reply, progress)
             return None
         place = (progress.thread, progress.model.name)
-        layout = await self._layouts.layout(*place, history, state["documents"])
+        layout = await self._layouts.layout(*place, history, documents)
         if layout.misfit is not None:
             raise ModelError("model_context", layout.misfit, retryable=False)
         while True:
@@ -347,6 +360,17 @@ def _end_reason(progress: Progress) -> EndReason | None:
     if progress.finish is None or (has_calls and progress.stopping.done()):
         return "cancelled"
     return "length" if has_calls else "stop"
+
+
+def _marks(progress: Progress, *, is_empty: bool) -> dict[str, Any]:
+    """What later requests must know of a reply, for its `response_metadata`."""
+    marks = {
+        REFUSED: _refusal(progress, is_empty=is_empty),
+        EARLIER_REFUSED: progress.leaves_earlier_out,
+        "interrupted": progress.finish is None,
+        LIMITS: {"model": progress.model.name, "limits": progress.limits} if progress.limits else None,
+    }
+    return {name: mark for name, mark in marks.items() if mark}
 
 
 def _refusal(progress: Progress, *, is_empty: bool) -> str | None:

@@ -21,6 +21,7 @@ LOST_ANSWER = '{"error": "This call was interrupted; it is not known whether it 
 # In place of a message that is not there. Parentheses, as square brackets are placeholders in documents.
 INTERRUPTED = "(This turn was interrupted here.)"
 LEFT_OUT = "(A message was left out here: the model's provider refused it.)"
+EARLIER_LEFT_OUT = "(The conversation before this was left out here: the model's provider refused a message in it.)"
 BEGINNING = "(The beginning of the conversation was left out.)"
 GO_ON = "(Please go on.)"
 NO_TEXT = "(no text)"
@@ -31,6 +32,7 @@ TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # Gemini's begin with n
 UNKNOWN_TOOL = "unknown"
 
 REFUSED = "refused"  # in the response_metadata of the last message of a turn whose request was refused; its value: why
+EARLIER_REFUSED = "earlier_refused"  # likewise, of a turn that was taken without the turns before it
 NOTE = "note"  # in the additional_kwargs of a HumanMessage that belongs to the user's next message
 
 
@@ -40,13 +42,29 @@ def without_refused(history: Sequence[AnyMessage]) -> list[AnyMessage]:
     A provider reads the whole history anew in each request. So it would refuse every later message of the thread, too.
     The reply so far goes as well, as it follows from the message or is itself the reason.
     """
-    kept: list[AnyMessage] = []
-    for turn in _turns(history):
-        if any(message.response_metadata.get(REFUSED) for message in turn):
-            kept.append(HumanMessage(LEFT_OUT))
-        else:
-            kept += turn
+    turns = list(_turns(history))
+    taken_alone = [place for place, turn in enumerate(turns) if _is_marked(turn, EARLIER_REFUSED)]
+    first = taken_alone[-1] if taken_alone else 0
+    kept: list[AnyMessage] = [HumanMessage(EARLIER_LEFT_OUT)] if first else []
+    for turn in turns[first:]:
+        kept += [HumanMessage(LEFT_OUT)] if _is_marked(turn, REFUSED) else turn
     return kept
+
+
+def without_earlier(history: Sequence[AnyMessage]) -> list[AnyMessage] | None:
+    """The history's last turn, with a line in place of the turns before it; None if nothing was said in these.
+
+    The provider may refuse a message of an earlier turn, which another provider had taken.
+    """
+    *earlier, last = _turns(history)
+    lines = (EARLIER_LEFT_OUT, LEFT_OUT)
+    if all(message.content in lines for turn in earlier for message in turn):
+        return None
+    return [HumanMessage(EARLIER_LEFT_OUT), *last]
+
+
+def _is_marked(turn: Sequence[AnyMessage], marker: str) -> bool:
+    return any(message.response_metadata.get(marker) for message in turn)
 
 
 def _turns(history: Sequence[AnyMessage]) -> Iterator[Sequence[AnyMessage]]:

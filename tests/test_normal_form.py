@@ -25,6 +25,7 @@ from drafting.deltas import Hear, ModelDelta, ModelError, Opaque, ToolCallDelta
 from drafting.give_back import Demands
 from drafting.normal_form import (
     BEGINNING,
+    EARLIER_LEFT_OUT,
     GO_ON,
     INTERRUPTED,
     LEFT_OUT,
@@ -371,3 +372,66 @@ def test_a_turn_that_was_refused_is_left_out_whole() -> None:
     history: list[AnyMessage] = [user("a"), said("b"), user("c"), answered("x"), answer("1", "x"), refused, user("d")]
     assert [message.content for message in without_refused(history)] == ["a", "b", LEFT_OUT, "d"]
     assert without_refused(history[:2]) == history[:2]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A message of an earlier turn that a filter refuses, after a change of provider
+
+
+class Filter:
+    """Takes everything but FORBIDDEN, and writes a document when it is asked to draft."""
+
+    name = "filter"
+
+    def __init__(self) -> None:
+        self.filters = False
+        self.asked: list[Sequence[BaseMessage]] = []
+
+    async def reply(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]], hear: Hear, *, may_call: bool = True
+    ) -> Finished:
+        self.asked.append(messages)
+        if self.filters and any(FORBIDDEN in str(message.content) for message in messages[1:]):
+            raise ModelError("content_filter", "The model's provider refused the content.", retryable=False)
+        if "draft" in str(messages[-1].content):
+            hear([ToolCallDelta(0, "c1", "write_document", json.dumps({"title": "NDA", "content": "# NDA of Acme"}))])
+            return Finished("tool_calls")
+        hear(["Done."])
+        return Finished("stop")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("context_tokens", [None, 8000])
+async def test_a_thread_goes_on_though_a_filter_refuses_an_earlier_message(context_tokens: int | None) -> None:
+    model, saver = Filter(), InMemorySaver(serde=JsonPlusSerializer(allowed_msgpack_modules=None))
+    agent = Agent(
+        model,
+        saver,
+        remember=lambda *_: None,
+        first_token_timeout_s=5,
+        idle_timeout_s=5,
+        context_tokens=context_tokens,
+    )
+
+    async def say(message: str) -> tuple[str | None, int]:
+        """The code of the error, and how often the model was asked."""
+        model.asked.clear()
+        turn = Turn("o", "t", str(uuid.uuid4()), message)
+        outcome = await agent(turn, lambda _: None, asyncio.get_running_loop().create_future())
+        return outcome.error.code if outcome.error is not None else None, len(model.asked)
+
+    assert await say(f"{FORBIDDEN}: draft an NDA") == (None, 2)
+    assert await say("Thanks") == (None, 1)
+    model.filters = True
+    assert await say("What have you written?") == (None, 2)
+    if context_tokens is not None:
+        assert "# NDA of Acme" in str(model.asked[-1]), "the document stays"
+    assert await say("Shorter, please") == (None, 1), "what is left out stays out"
+    asked = [str(message.content) for message in model.asked[-1]]
+    assert EARLIER_LEFT_OUT in str(asked)
+    assert "What have you written?" in str(asked)
+    assert await say(f"And {FORBIDDEN}") == ("content_filter", 2), "its own message is refused"
+    assert await say("Sorry, and now?") == (None, 1)
+    asked = [str(message.content) for message in model.asked[-1]]
+    assert "Shorter, please" in str(asked)
+    assert LEFT_OUT in str(asked)
