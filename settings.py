@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,7 +25,8 @@ DSN_SCHEME = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://")  # SQLAlchemy's 
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, section 5.6.2
 FIELD_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")  # of any header; in the middle it may have spaces
 OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding"}  # of each request's own
-MODEL_NAME = re.compile(r"[!-~]+")
+MODEL_NAME = re.compile(r"(?![\"'])[^\x00-\x1f]{1,200}")  # a quote at the beginning came with the text around it
+NAME_OF_A_MODEL = "the name of a model, of 1 to 200 characters, without quotes around it"
 WORD = re.compile(r"[a-z]+")
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and long enough not to be guessed
 
@@ -160,14 +161,14 @@ def _host_names(text: str) -> tuple[str, ...]:
 
 
 def _model_name(text: str) -> str:
-    if not MODEL_NAME.fullmatch(text):
+    if not (MODEL_NAME.fullmatch(text) and text.isprintable()):
         raise ValueError
     return text
 
 
 def _model_names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not all(MODEL_NAME.fullmatch(name) for name in names):
+    names = tuple(_model_name(name.strip()) for name in text.split(",") if name.strip())
+    if any(" " in name for name in names):  # it was to be a comma
         raise ValueError
     return names
 
@@ -179,18 +180,30 @@ def _word(text: str) -> str:
 
 
 def _headers(text: str) -> tuple[tuple[str, str], ...]:
-    headers = json.loads(text)
-    pairs: tuple[tuple[str, Any], ...] = tuple(headers.items()) if isinstance(headers, dict) else (("", None),)
-    for name, value in pairs:
+    try:
+        headers = json.loads(text, object_pairs_hook=tuple)
+    except RecursionError:
+        raise ValueError from None
+    if not text.startswith("{"):
+        raise ValueError
+    for name, value in headers:
         if not (isinstance(value, str) and FIELD_VALUE.fullmatch(value) and HEADER_NAME.fullmatch(name)):
             raise ValueError
         if name.lower() in OWN_HEADERS:
             raise ValueError
-    return pairs
+    return _once((name.lower() for name, _ in headers), headers)
 
 
 def _query(text: str) -> tuple[tuple[str, str], ...]:
-    return tuple(parse_qsl(text, keep_blank_values=True, strict_parsing=True))
+    pairs = tuple(parse_qsl(text.removeprefix("?"), keep_blank_values=True, strict_parsing=True))
+    return _once((name for name, _ in pairs), pairs)
+
+
+def _once(names: Iterable[str], pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Of two values for one name, only one could be sent."""
+    if len(set(names)) < len(pairs):
+        raise ValueError
+    return pairs
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -233,10 +246,11 @@ def _switch(*, default: bool) -> bool:
 def _secrets_in(value: str | tuple[tuple[str, str], ...]) -> Iterator[str]:
     """An address of the web is no secret as such, and lines of the log name it. Its user, password and query are.
 
-    Of named values, such as headers, the values are.
+    Of named values, such as headers, the values are, and so is the token of an Authorization alone.
     """
     if not isinstance(value, str):
-        yield from (text for _, text in value)
+        for _, text in value:
+            yield from {text, *text.split()}
         return
     parts = urlsplit(value) if value.startswith(("http://", "https://")) else None
     if parts is None or parts.username is not None or parts.query:
@@ -262,13 +276,15 @@ class Settings:
         _header_value, None, "visible ASCII characters without quotes around them, spaces or line ends", secret=True
     )
     openai_base_url: str | None = _setting(_url("http", "https"), None, "an http:// or https:// URL", secret=True)
-    openai_model: str = _setting(_model_name, DEFAULT_MODEL, "the name of a model, without spaces")
+    openai_model: str = _setting(_model_name, DEFAULT_MODEL, NAME_OF_A_MODEL)
     # Unset, it follows from the names of the models: drafting/tokens.py.
     model_context_tokens: int | None = _setting(
         _within(int, 4000, 10**8), None, "a whole number from 4000 to 100000000"
     )
-    models: tuple[str, ...] = _setting(_model_names, (), "a comma-separated list of names of models")
-    model_fallback: str | None = _setting(_model_name, None, "the name of a model, without spaces")
+    models: tuple[str, ...] = _setting(
+        _model_names, (), "a comma-separated list of names of models, without quotes around them"
+    )
+    model_fallback: str | None = _setting(_model_name, None, NAME_OF_A_MODEL)
     model_fallback_base_url: str | None = _setting(
         _url("http", "https"), None, "an http:// or https:// URL", secret=True
     )
@@ -278,11 +294,11 @@ class Settings:
     model_headers: tuple[tuple[str, str], ...] = _setting(
         _headers,
         (),
-        'a JSON object of names and texts, such as {"api-key": "…"}, without Host or Content-Type',
+        'a JSON object of names and texts, such as {"api-key": "…"}, each name once, without Host or Content-Type',
         secret=True,
     )
     model_query: tuple[tuple[str, str], ...] = _setting(
-        _query, (), "a query, such as api-version=2024-10-21", secret=True
+        _query, (), "a query, such as api-version=2024-10-21, each name once", secret=True
     )
     model_stream_options: bool = _switch(default=True)
     model_max_output_tokens: int | None = _limit()
@@ -380,6 +396,9 @@ class Settings:
             for name in ("model_fallback_base_url", "model_fallback_api_key"):
                 if getattr(self, name) is not None:
                     raise SettingsError(f"{name.upper()} needs MODEL_FALLBACK, the name of the model there")
+        elsewhere = self.model_fallback_base_url or self.model_fallback_api_key
+        if self.model_fallback == self.openai_model and not elsewhere:
+            raise SettingsError("MODEL_FALLBACK must be another model than OPENAI_MODEL, or have an address or key")
 
     @property
     def secrets(self) -> list[str]:

@@ -76,9 +76,26 @@ def test_nothing_is_sent_that_is_not_set() -> None:
         ({"MODEL_HEADERS": '{"api-key": "x\\r\\nX-Other: y"}'}, "MODEL_HEADERS"),
         ({"MODEL_HEADERS": '{"Host": "evil"}'}, "MODEL_HEADERS"),
         ({"MODEL_HEADERS": '{"content-LENGTH": "5"}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"api-key": "x", "API-Key": "y"}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"api-key": "x", "api-key": "y"}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"a": {"b": "x"}}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '[["a", "b"]]'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"a": ""}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": '{"a": "ü"}'}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": "[" * 100_000}, "MODEL_HEADERS"),
+        ({"MODEL_HEADERS": "'{}'"}, "MODEL_HEADERS"),
         ({"MODEL_QUERY": "api-version"}, "MODEL_QUERY"),
+        ({"MODEL_QUERY": "a=1&a=2"}, "MODEL_QUERY"),
+        ({"MODELS": '"a","b"'}, "MODELS"),
+        ({"MODELS": "a," + "b" * 201}, "MODELS"),
+        ({"OPENAI_MODEL": "'gpt-5.1'"}, "OPENAI_MODEL"),
+        ({"OPENAI_MODEL": "gpt\n5"}, "OPENAI_MODEL"),
+        ({"OPENAI_MODEL": "gpt\u200b5"}, "OPENAI_MODEL"),
+        ({"MODEL_FALLBACK": "gpt-5.1"}, "MODEL_FALLBACK"),
+        ({"MODEL_TEMPERATURE": "inf"}, "MODEL_TEMPERATURE"),
+        ({"MODEL_STREAM_OPTIONS": "no"}, "MODEL_STREAM_OPTIONS"),
+        ({"MODEL_MAX_OUTPUT_TOKENS": "1.5"}, "MODEL_MAX_OUTPUT_TOKENS"),
         ({"MODELS": "a b"}, "MODELS"),
-        ({"MODEL_FALLBACK": "a b"}, "MODEL_FALLBACK"),
         ({"MODEL_TEMPERATURE": "2.1"}, "MODEL_TEMPERATURE"),
         ({"MODEL_TEMPERATURE": "nan"}, "MODEL_TEMPERATURE"),
         ({"MODEL_MAX_OUTPUT_TOKENS": "0"}, "MODEL_MAX_OUTPUT_TOKENS"),
@@ -97,10 +114,35 @@ def test_a_wrong_value_is_one_line_that_names_its_setting(env: Mapping[str, str]
     assert "evil" not in str(wrong.value)
 
 
+@pytest.mark.parametrize(
+    ("env", "name", "value"),
+    [
+        ({"OPENAI_MODEL": "Meta Llama 3"}, "openai_model", "Meta Llama 3"),
+        ({"OPENAI_MODEL": "通义千问/max:free"}, "openai_model", "通义千问/max:free"),
+        ({"MODEL_FALLBACK": " a "}, "model_fallback", "a"),
+        ({"MODELS": "a,,b, a"}, "model_names", ("gpt-5.1", "a", "b")),
+        ({"MODELS": " , "}, "model_names", ("gpt-5.1",)),
+        ({"MODELS": "vendor/x:free,gpt-5.1"}, "model_names", ("gpt-5.1", "vendor/x:free")),
+        ({"MODEL_HEADERS": "{}"}, "model_headers", ()),
+        ({"MODEL_HEADERS": ' {"X-Title": "My Draft" }'}, "model_headers", (("X-Title", "My Draft"),)),
+        ({"MODEL_QUERY": "?a=1&b="}, "model_query", (("a", "1"), ("b", ""))),
+        ({"MODEL_QUERY": "sig=a%2Fb+c%3D"}, "model_query", (("sig", "a/b c="),)),
+        ({"MODEL_TEMPERATURE": "0"}, "model_temperature", 0.0),
+        ({"MODEL_FALLBACK": "gpt-5.1", "MODEL_FALLBACK_API_KEY": "sk-y"}, "model_fallback", "gpt-5.1"),
+        ({"MODEL_HEADERS": "", "MODELS": " ", "MODEL_TEMPERATURE": ""}, "model_names", ("gpt-5.1",)),
+    ],
+)
+def test_a_value_is_read_as_it_was_meant(env: Mapping[str, str], name: str, value: object) -> None:
+    assert getattr(Settings.from_env({**PROVIDER, **env}), name) == value
+
+
 def test_headers_and_queries_are_secret() -> None:
-    env = {"MODEL_HEADERS": '{"api-key": "geheim-eins"}', "MODEL_QUERY": "sig=geheim-zwei&api-version=1"}
+    env = {
+        "MODEL_HEADERS": '{"api-key": "geheim-eins", "Authorization": "Bearer geheim-drei"}',
+        "MODEL_QUERY": "sig=geheim-zwei&api-version=1",
+    }
     settings = Settings.from_env({**PROVIDER, **env})
-    assert {"geheim-eins", "geheim-zwei", "1"} < set(settings.secrets)
+    assert {"geheim-eins", "geheim-zwei", "1", "geheim-drei"} < set(settings.secrets)
     assert "geheim" not in repr(settings)
 
 
@@ -382,12 +424,15 @@ def test_another_provider_takes_over_and_gets_no_key_of_the_first(
 ) -> None:
     running = service(
         openai=openai,
-        MODEL_HEADERS='{"X-Secret-Of-First": "geheim-eins"}',
+        MODEL_HEADERS='{"X-Secret-Of-First": "Token geheim-eins"}',
+        MODEL_QUERY="sig=geheim%2Fzwei",
+        LOG_LEVEL="DEBUG",
         MODEL_FALLBACK="other-model",
         MODEL_FALLBACK_BASE_URL=second.base_url,
         MODEL_FALLBACK_API_KEY=second.key,
     )
-    openai.reply(status(402, "insufficient_quota"))
+    echoed = "pay first: geheim-eins, ?sig=geheim%2Fzwei, geheim/zwei"
+    openai.reply(status(402, "insufficient_quota", message=echoed))
     second.reply(role(), text("From elsewhere."), finish())
     stream = chat(running.url, "Hi", thread_id="t")
     assert (stream.text, stream.last["reason"], stream.last["saved"]) == ("From elsewhere.", "stop", True)
@@ -398,6 +443,15 @@ def test_another_provider_takes_over_and_gets_no_key_of_the_first(
     assert asked.body["model"] == "other-model"
     assert "x-secret-of-first" not in {name.lower() for name in asked.headers}
     assert "gpt-test failed (model_quota), so other-model answers" in running.log
+    # Both fail: the first one's error is told, and nothing that a provider says of a key gets anywhere.
+    second.reply(status(401, "invalid_api_key", message=f"no: {second.key}"))
+    openai.reply(status(402, "insufficient_quota", message=echoed))
+    both = chat(running.url, "Hi again", thread_id="t")
+    assert both.last["code"] == "model_quota"
+    assert "other-model failed, too (model_auth)" in running.log
+    assert "pay first: " in running.log
+    for seen in (running.log, json.dumps(both.events)):
+        assert [secret for secret in ("geheim", second.key) if secret in seen] == []
 
 
 def test_a_fallback_elsewhere_has_no_key_unless_it_is_given() -> None:
