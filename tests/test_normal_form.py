@@ -410,7 +410,7 @@ async def test_a_thread_goes_on_though_a_filter_refuses_an_earlier_message(conte
         remember=lambda *_: None,
         first_token_timeout_s=5,
         idle_timeout_s=5,
-        context_tokens=context_tokens,
+        context_tokens=None if context_tokens is None else {model.name: context_tokens},
     )
 
     async def say(message: str) -> tuple[str | None, int]:
