@@ -35,9 +35,16 @@ MUTANTS = (
     Mutant(
         "a turn that was refused for its content is left out",
         "drafting/normal_form.py",
-        "if any(message.response_metadata.get(REFUSED) for message in turn):",
-        "if False:",
+        "[HumanMessage(LEFT_OUT)] if _is_marked(turn, REFUSED) else turn",
+        "turn",
         "test_normal_form.py",
+    ),
+    Mutant(
+        "an earlier turn that a filter refuses stays out of later requests",
+        "agent.py",
+        "EARLIER_REFUSED: progress.leaves_earlier_out,",
+        "EARLIER_REFUSED: False,",
+        "test_normal_form.py:earlier_message",
     ),
     Mutant(
         "the ids of calls are made anew",
@@ -904,8 +911,8 @@ MUTANTS = (
     Mutant(
         "the budget that a provider's refusal led to is kept",
         "agent.py",
-        "if progress.limits:",
-        "if False:",
+        'LIMITS: {"model": progress.model.name, "limits": progress.limits} if progress.limits else None,',
+        "LIMITS: None,",
         "test_layout.py:keeps_to_that",
     ),
     Mutant(

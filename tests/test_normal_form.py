@@ -401,8 +401,10 @@ class Filter:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("context_tokens", [None, 8000])
-async def test_a_thread_goes_on_though_a_filter_refuses_an_earlier_message(context_tokens: int | None) -> None:
+@pytest.mark.parametrize("context_tokens", [None, {"filter": 8000}])
+async def test_a_thread_goes_on_though_a_filter_refuses_an_earlier_message(
+    context_tokens: Mapping[str, int] | None,
+) -> None:
     model, saver = Filter(), InMemorySaver(serde=JsonPlusSerializer(allowed_msgpack_modules=None))
     agent = Agent(
         model,
