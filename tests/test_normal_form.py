@@ -222,7 +222,10 @@ class Thread:
         self.states.append(await self.newest())
         if is_refused:
             assert outcome.error is not None
-            assert [provider.refusals.pop()] == [outcome.error.content]
+            assert provider.refusals in ([outcome.error.content], 2 * [outcome.error.content]), (
+                "and without earlier turns"
+            )
+            provider.refusals.clear()
         assert provider.refusals == []
         if step.fault in LEAVES_OUT:
             del provider.accepted[accepted:]
