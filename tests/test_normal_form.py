@@ -222,9 +222,8 @@ class Thread:
         self.states.append(await self.newest())
         if is_refused:
             assert outcome.error is not None
-            assert provider.refusals in ([outcome.error.content], 2 * [outcome.error.content]), (
-                "and without earlier turns"
-            )
+            # The message is sent once more, without the earlier turns.
+            assert provider.refusals in ([outcome.error.content], 2 * [outcome.error.content])
             provider.refusals.clear()
         assert provider.refusals == []
         if step.fault in LEAVES_OUT:
@@ -415,7 +414,7 @@ async def test_a_thread_goes_on_though_a_filter_refuses_an_earlier_message(
         remember=lambda *_: None,
         first_token_timeout_s=5,
         idle_timeout_s=5,
-        context_tokens=None if context_tokens is None else {model.name: context_tokens},
+        context_tokens=context_tokens,
     )
 
     async def say(message: str) -> tuple[str | None, int]:
