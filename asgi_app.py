@@ -1,4 +1,4 @@
-"""The hand-written ASGI callable `app`: the routes, who may call them, and the lifespan.
+"""The hand-written ASGI callable `app`: the parts put together, and the lifespan.
 
 `uvicorn asgi_app:app` serves it; `python asgi_app.py` does so at HOST and PORT, and says where to go.
 """
@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -48,19 +48,16 @@ from telemetry.tracers import TracerError, tracers
 from threads.checkpointer import Checkpointer
 from threads.retention import Retention
 from threads.search import keep_searchable
-from web import cors, fields
+from web import cors
 from web.admission import Admission
 from web.asgi import ConnectionScope, Disconnected, Receive, Request, Response, Send
-from web.branches import get_checkpoints, post_fork
-from web.chats import cancel_run, get_chat, get_run_events, post_chat, post_stream_token
-from web.downloads import get_diff, get_export
 from web.file_workers import FileWorkers
 from web.listener import bounded
 from web.page import read_page
 from web.prefix import trusted_proxies
 from web.problems import refusal_of, send_problem, shown_code
 from web.readiness import Readiness
-from web.routing import Methods, Route, Router
+from web.routes import ROUTER
 from web.server import (
     CannotListen,
     Server,
@@ -72,10 +69,7 @@ from web.server import (
     why_not_listening,
 )
 from web.service import Service
-from web.status import get_health, get_metrics, get_openapi, get_page, get_readiness, get_root
-from web.threads import delete_old_threads, delete_thread, get_thread, get_threads, patch_thread
 from web.upgrades import ignoring_upgrades
-from web.usage import get_usage
 
 log = logging.getLogger("draftstream")
 
@@ -91,46 +85,6 @@ CANNOT_START = (
     *(UnusableAddress, StoreUnavailable, SchemaError, JournalError, EmbeddedPostgresError),
 )
 """The faults of a start whose text is for a person, and says the way out."""
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Routes
-
-# Of what weighs more or less than 1, docs/limits.md has the reasons.
-ROUTES: Mapping[str, Methods] = {
-    "/chat": {"GET": Route(get_chat, "chat", 1, fields.CHAT_QUERY, stream=True, starts=True, reader=True, load="long")},
-    "/api/chat": {"POST": Route(post_chat, "chat", 1, reader=True, load="long")},
-    "/api/runs/{run_id}/events": {
-        "GET": Route(
-            get_run_events, "read", 1, fields.EVENTS_QUERY, stream=True, own_runs=True, reader=True, load="long"
-        )
-    },
-    "/api/runs/{run_id}/cancel": {"POST": Route(cancel_run, "chat", 0, load="none")},
-    "/api/threads": {
-        "GET": Route(get_threads, "read", 1, fields.THREADS_QUERY, heavier={"q": 5}),
-        "DELETE": Route(delete_old_threads, "admin", 10, fields.OLD_THREADS_QUERY),
-    },
-    "/api/threads/{thread_id}": {
-        "GET": Route(get_thread, "read", 2, fields.HISTORY_QUERY),
-        "PATCH": Route(patch_thread, "chat", 1),
-        "DELETE": Route(delete_thread, "admin", 2),
-    },
-    "/api/threads/{thread_id}/checkpoints": {"GET": Route(get_checkpoints, "read", 2)},
-    "/api/threads/{thread_id}/fork": {"POST": Route(post_fork, "chat", 10)},
-    "/api/threads/{thread_id}/export": {"GET": Route(get_export, "read", 5, fields.EXPORT_QUERY, load="long")},
-    "/api/threads/{thread_id}/documents/{doc_id}/diff": {
-        "GET": Route(get_diff, "read", 5, fields.DIFF_QUERY, load="long")
-    },
-    "/api/usage": {"GET": Route(get_usage, "read", 2, fields.USAGE_QUERY)},
-    "/api/stream-tokens": {"POST": Route(post_stream_token, "any caller", 1)},
-    "/": {"GET": Route(get_root, "anyone", 0)},
-    "/debug": {"GET": Route(get_page, "anyone", 0)},
-    "/openapi.json": {"GET": Route(get_openapi, "anyone", 0)},
-    "/healthz": {"GET": Route(get_health, "anyone", 0)},
-    "/readyz": {"GET": Route(get_readiness, "anyone", 0)},
-    "/metrics": {"GET": Route(get_metrics, "anyone", 0)},
-}
-ROUTER = Router(ROUTES)
 
 
 # ---------------------------------------------------------------------------------------------------------------

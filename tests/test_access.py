@@ -30,9 +30,9 @@ from access.__main__ import _end_date
 from access.callers import Access
 from access.credentials import ANONYMOUS, Caller, Forbidden, Unauthorized
 from access.keys import ADD_KEY, READ_KEYS, REVOKE_KEY, command_to_add_a_key
-from asgi_app import ROUTES
 from settings import SCOPES, Settings
 from store import Store, StoreUnavailable
+from web.routes import ROUTES
 from web.routing import Who
 
 Start = Callable[..., Service]

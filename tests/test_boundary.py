@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from openai_server import OpenAIServer
 from test_access import new_key
 
-from asgi_app import ROUTES
 from chat.refusals import Refusal
 from settings import Settings, SettingsError
 from web import boundary
 from web.asgi import Request
+from web.routes import ROUTES
 
 Start = Callable[..., Service]
 

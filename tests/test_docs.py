@@ -23,8 +23,8 @@ from openai_server import OpenAIServer, finish, pause, text
 from sse_client import chat
 from test_house import DOMAINS, ENTRIES, FILES_MAY_IMPORT, MAY_IMPORT
 
-from asgi_app import ROUTES
 from settings import Settings
+from web.routes import ROUTES
 
 Start = Callable[..., Service]
 

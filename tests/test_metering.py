@@ -32,12 +32,12 @@ from access.forks import FAILED_BYTES_A_S, Forks
 from access.limits import HOUR_S, Quota
 from access.per_owner import STREAM_TOKENS_A_MINUTE
 from access.places import Places
-from asgi_app import ROUTES
 from chat import RunStarted
 from chat.refusals import LimitExceeded
 from storage.changes import CHANGES_AT_ONCE
 from storage.reads import READ_THREAD_BYTES
 from store import open_store
+from web.routes import ROUTES
 from web.routing import Route
 
 Start = Callable[..., Service]

@@ -25,13 +25,13 @@ from openai_server import status as http_error
 from sse_client import Stream, chat, request
 from test_access import NOWHERE, new_key, until
 
-from asgi_app import ROUTER, ROUTES
 from chat import EndReason, RunStatus
 from chat.refusals import InvalidRequest
 from documents.markdown import Kind, Mark
 from settings import VERSION, Scope
 from web.fields import CHAT_FIELDS, FORK_FIELDS, MessageTooLong, chat_request
 from web.problems import PROBLEM_TYPES
+from web.routes import ROUTER, ROUTES
 from web.routing import Route
 
 Start = Callable[..., Service]
