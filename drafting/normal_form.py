@@ -20,7 +20,7 @@ from langchain_core.messages.tool import ToolCall
 LOST_ANSWER = '{"error": "This call was interrupted; it is not known whether it was carried out."}'
 # In place of a message that is not there. Parentheses, as square brackets are placeholders in documents.
 INTERRUPTED = "(This turn was interrupted here.)"
-LEFT_OUT = "(A message was left out here: the model's provider refused it.)"
+LEFT_OUT = "(A message was left out here: the model could not take it.)"
 EARLIER_LEFT_OUT = "(The conversation before this was left out here: the model's provider refused a message in it.)"
 BEGINNING = "(The beginning of the conversation was left out.)"
 GO_ON = "(Please go on.)"

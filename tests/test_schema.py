@@ -17,6 +17,7 @@ import pytest
 import requests
 from conftest import ROOT, WORKER, Service, execute, free_port, in_database, rows, run
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from openai_server import OpenAIServer, finish, tool
 from sse_client import Stream, request
 from sse_client import chat as send_chat
 from test_access import until
@@ -544,6 +545,31 @@ def test_the_command_makes_the_schema_of_the_embedded_database() -> None:
         assert (done.returncode, done.stderr) == (0, "schema: applied schema.sql\n")
         assert done.stdout == f"{place}: version {VERSION} of the schema\n"
         assert command("", "status", **data).returncode == 0
+
+
+def test_old_threads_go_on_with_a_strict_provider_and_a_small_context(
+    new_database: MakeDatabase, service: Start, openai: OpenAIServer
+) -> None:
+    """The offline model wrote them, and one was cut by the end of its process. Their ids and roles are not Mistral's."""
+    openai.family = "mistral"
+    running = service(openai=openai, DATABASE_URL=new_database(OLD_DATABASE), MODEL_CONTEXT_TOKENS="6000")
+    find = "“**Representatives**” means, with respect to a Party, its affiliates"
+    for thread, version in (("intake", 3), ("copy", 2)):
+        edits = {"edits": [{"find": find, "replace": f"{find} (as amended)"}]}
+        openai.reply(tool("edit_document", edits), finish("tool_calls"))
+        stream = send_chat(running.url, "Amend it", thread_id=thread, headers=KEY)
+        document, said = stream.items.values()
+        assert (document["version"], said["content"], stream.last["reason"]) == (version, "OK.", "stop")
+        assert f"{find} (as amended)" in document["content"]
+    for thread in ("keyed", "cut"):
+        assert send_chat(running.url, "Go on", thread_id=thread, headers=KEY).last["reason"] == "stop"
+    states = requests.get(f"{running.url}/api/threads/intake/checkpoints", headers=KEY, timeout=30).json()[
+        "checkpoints"
+    ]
+    oldest = states[-1]["checkpoint_id"]
+    branch = send_chat(running.url, "Go on", thread_id="intake", checkpoint_id=oldest, headers=KEY)
+    assert branch.last["reason"] == "stop"
+    assert openai.refusals == []
 
 
 @pytest.mark.parametrize(
