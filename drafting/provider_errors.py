@@ -173,13 +173,19 @@ class Found:
                 if (inner := re.sub(r"[^a-z]", "", str(name).lower())) not in ECHOES:
                     self._read(inner, member, depth + 1)
         elif isinstance(value, list | tuple):
-            for member in value:
-                self._read(key, member, depth + 1)
+            self._read_list(key, value, depth)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             if key in CODE_KEYS:
                 self._note_code(str(int(value)) if value == value // 1 else "")
         elif isinstance(value, str) and value.strip():
             self._read_text(key, value[:MOST_TEXT].strip(), depth)
+
+    def _read_list(self, key: str, members: Sequence[object], depth: int) -> None:
+        if key == "loc":  # Pydantic's path of the field, which its sentence leaves out
+            self.texts.append(".".join(map(str, members[:DEEPEST]))[:LONGEST_CODE])
+            return
+        for member in members:
+            self._read(key, member, depth + 1)
 
     def _read_text(self, key: str, text: str, depth: int) -> None:
         if text[0] in "{[" and (inner := _json(text)) is not None:

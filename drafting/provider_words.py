@@ -59,7 +59,8 @@ CODES = _patterns(
             r"^130[0235]$",
         ),
         "key": (
-            r"apikey|authentication|unauthori[sz]ed|unauthenticated|permission(denied|error)|accessdenied|forbidden",
+            r"apikey|authentication|unauthori[sz]ed|unauthenticated|permission(denied|error)|accessdenied",
+            r"(?<!extra)forbidden",  # Pydantic's `extra_forbidden` is a field that the provider does not know
             r"invalidtoken|accountdeactivated",
         ),
     }

@@ -246,6 +246,11 @@ SOMETHING_ELSE = [
 
 REFUSED = [
     Case("OpenAI", "C35, openai/openai-agents-python#442", 400, openai("Unrecognized request argument supplied: stream_options"), "model_rejected"),
+    Case("Mistral", "dnakov/anon-kode#53", 422, {"object": "error", "message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options", "include_usage"], "msg": "Extra inputs are not permitted", "input": True}]}, "type": "invalid_request_error", "param": None, "code": None}, "model_rejected"),
+    Case("Mistral", "editor-code-assistant/eca#231", 422, {"object": "error", "message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are not permitted", "input": 32000}]}, "type": "invalid_request_error", "param": None, "code": None}, "model_rejected"),
+    Case("Groq", "iamsrikanthnani/pluely#242", 400, openai("`reasoning_effort` is not supported with this model"), "model_rejected"),
+    Case("xAI", "chenyme/grok2api#814", 400, {"code": "invalid-argument", "error": "Model grok-4.20-0309-reasoning does not support parameter reasoningEffort."}, "model_rejected"),
+    Case("Azure", "jamesrochabrun/SwiftOpenAI#67", 400, openai("Unknown parameter: 'stream_options'.", "unknown_parameter"), "model_rejected"),
     Case("OpenAI", "its unsupported_parameter", 400, openai("Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.", "unsupported_parameter"), "model_rejected"),
     Case("OpenAI", "its limit of the output", 400, openai("max_tokens is too large: 65536. This model supports at most 16384 completion tokens, whereas you provided 65536.", "invalid_value"), "model_rejected"),
     Case("a proxy", "NousResearch/hermes-agent#51793", 400, openai("The parameter `max_tokens` specified in the request are not valid: integer above maximum value, expected a value <= 32768, but got 65536", "invalid_parameter"), "model_rejected"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from openai_server import OpenAIServer, Step, Stream, raw, text
 from provider_bodies import CASES, RETRYABLE, Case
+from pydantic_core.core_schema import ErrorType
 from sse_client import chat
 
 from drafting.deltas import ModelError
@@ -53,6 +54,19 @@ def test_the_shape_of_an_error_does_not_change_its_code(case: Case) -> None:
         if isinstance(case.body, dict) and "error" in case.body:
             shapes.append(case.body["error"])
     assert {provider_error(shape, case.status).code for shape in shapes} == {case.code}
+
+
+def test_a_field_that_pydantic_refuses_is_a_rejected_request_and_is_named() -> None:
+    """Mistral, vLLM and FastAPI servers give its errors: the type as a code, and the field apart from the sentence."""
+    kinds = get_args(ErrorType)
+    assert len(kinds) > 90
+    for kind in kinds:
+        fault = {"type": kind, "loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}
+        for body in ({"detail": [fault]}, {"object": "error", "message": {"detail": [fault]}, "code": None}):
+            error = provider_error(body, 422)
+            assert error.code == "model_rejected", kind
+            assert error.reported is not None
+            assert "body.stream_options" in error.reported.message
 
 
 @pytest.mark.parametrize("number", [401, 402, 404, 405, 413, 429, 451, 503, 529])
