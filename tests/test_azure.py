@@ -95,7 +95,7 @@ async def test_azures_addresses_work_as_the_documentation_says(caplog: pytest.Lo
     async with azure() as url:
         for given, expected, warning in SETTINGS:
             caplog.clear()
-            env = {"OPENAI_MODEL": "drafts"} | given | {"OPENAI_BASE_URL": url + given["OPENAI_BASE_URL"]}
+            env = {"OPENAI_MODEL": "drafts", **given, "OPENAI_BASE_URL": url + given["OPENAI_BASE_URL"]}
             settings = Settings.from_env(env)
             headers, query = dict(settings.model_headers), dict(settings.model_query)
             model = OpenAIModel(
