@@ -35,7 +35,7 @@ from storage.clock import DatabaseClock
 from storage.closing import within
 from storage.commits import fetch_committed, real_write
 from storage.connections import Database
-from storage.database import VERSION_BUDGET_S, SchemaError, open_connection
+from storage.database import VERSION_BUDGET_S, SchemaError, check_rights, open_connection
 from storage.dsn_options import UnusableAddress
 from storage.faults import NotConfirmed, NotWritten, StatementTooSlow, StoreUnavailable, Unconfirmed
 from storage.journal import Journal, JournalError
@@ -360,6 +360,7 @@ async def open_store(
     database = Database(dsn)
     database.tell_notes()
     async with open_connection(database, connect_timeout_s, migrates=migrate_at_start) as connection:
+        await check_rights(connection)
         clock = DatabaseClock()
         await within(VERSION_BUDGET_S, connection, clock.compare(connection.fetch))
         if journal_dir is not None:
@@ -369,9 +370,9 @@ async def open_store(
         journal = None
         if journal_dir is not None:
             journal = stack.enter_context(closing(Journal(journal_dir)))
-        writer = Writer(database, queue_size, on_commit)
+        writer = Writer(database, queue_size, on_commit, pool.make_room)
         store = Store(pool, writer, queue_bytes, journal, clock)
-        await pool.warm_up()
+        await asyncio.gather(writer.warm_up(), pool.warm_up())
         try:
             async with writing(writer, drain_timeout_s, supervise):
                 yield store

@@ -36,6 +36,11 @@ ESCAPES = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 PLACES = ("host", "port", "user", "dbname", "database", "service")  # options that say where the database is
 UNKNOWN = "DATABASE_URL"
 
+NO_AUTHORITY = (
+    "sslmode=verify-full or verify-ca in DATABASE_URL needs the server's authority: add sslrootcert=system (with "
+    "verify-full), or sslrootcert=PATH for one of the database's own"
+)
+
 Place = str | tuple[str, int]  # a socket's path, or a host and a port
 
 
@@ -76,6 +81,9 @@ class Address:
         try:
             context = _parsed(dsn).ssl
         except (OSError, ValueError, asyncpg.InterfaceError) as error:
+            passed = self.options.passed
+            if "sslrootcert" not in passed and passed.get("sslmode") in ("verify-ca", "verify-full"):
+                raise UnusableAddress(NO_AUTHORITY) from None
             raise UnusableAddress(f"the TLS options of DATABASE_URL can't be used ({why_not(error)})") from None
         if not self.options.trusts_system or not isinstance(context, ssl.SSLContext):
             return None

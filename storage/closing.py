@@ -9,20 +9,19 @@ had not returned after 25 s. Only `terminate()` returns, so it ends each wait he
 """
 
 import asyncio
-from collections.abc import Awaitable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import asyncpg
 
-from storage.faults import DATABASE_FAULTS, Connection
+from storage.faults import DATABASE_FAULTS
 
 CANCEL_BUDGET_S = 1.0  # for a cancel request and its answer: milliseconds, or five round trips of a far server with TLS
 
 T = TypeVar("T")
 
 
-async def close(connection: Connection, work: asyncio.Task[object] | None = None) -> None:
+async def close(connection: asyncpg.Connection, work: asyncio.Task[object] | None = None) -> None:
     """Close the connection within CANCEL_BUDGET_S, and cancel `work`, its statement at the server included.
 
     asyncpg sends the cancel request when the task that awaits a statement is cancelled. `work` may be left out where
@@ -37,8 +36,7 @@ async def close(connection: Connection, work: asyncio.Task[object] | None = None
     except DATABASE_FAULTS:
         pass
     finally:
-        with suppress(asyncpg.InterfaceError):  # of the pool: it has taken the closed connection back
-            connection.terminate()
+        connection.terminate()
         if work is not None:
             await asyncio.wait({work})
             if not work.cancelled():
@@ -49,17 +47,21 @@ class Closing:
     """Connections that were given up, while `close` ends each of them in the background."""
 
     def __init__(self) -> None:
-        self._tasks: dict[Connection, asyncio.Task[None]] = {}
+        self._tasks: dict[asyncpg.Connection, asyncio.Task[None]] = {}
 
-    def __contains__(self, connection: Connection) -> bool:
+    def __contains__(self, connection: asyncpg.Connection) -> bool:
         return connection in self._tasks
 
-    def add(self, connection: Connection, work: asyncio.Task[object] | None = None) -> None:
+    def add(self, connection: asyncpg.Connection, work: asyncio.Task[object] | None = None) -> None:
         """Give the connection up. The caller does not use it any more; a second call changes nothing."""
         if connection not in self._tasks:
             task = asyncio.create_task(close(connection, work), name="close a connection")
             self._tasks[connection] = task
             task.add_done_callback(lambda _: self._tasks.pop(connection))
+
+    def when_closed(self, connection: asyncpg.Connection, then: Callable[[], None]) -> None:
+        """Call `then` when the connection, which is being closed, is."""
+        self._tasks[connection].add_done_callback(lambda _: then())
 
     async def wait(self) -> None:
         """Return when all of them are closed, after CANCEL_BUDGET_S at most."""
@@ -67,7 +69,9 @@ class Closing:
             await asyncio.wait(self._tasks.values())
 
 
-async def within(budget_s: float, connection: Connection, work: Awaitable[T], closing: Closing | None = None) -> T:
+async def within(
+    budget_s: float, connection: asyncpg.Connection, work: Awaitable[T], closing: Closing | None = None
+) -> T:
     """Await `work` on the connection. Raises TimeoutError, and gives the connection up, if it takes longer.
 
     If the caller is cancelled the connection is given up, too. `closing` ends it in the background; without `closing`

@@ -12,14 +12,14 @@ batch that is sent again carries `real_write`.
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import asyncpg
 
 from storage.closing import Closing, within
 from storage.connections import Database
-from storage.faults import Connection, Unconfirmed, is_refused_content
+from storage.faults import DATABASE_FAULTS, Unconfirmed, is_refused_content
 from storage.sql import Row, Statement, Write
 from storage.units import Unit, statements
 
@@ -53,16 +53,16 @@ def real_write() -> Sequence[Write]:
     return [PUT_MARK(mark), DELETE_MARK(mark)]
 
 
-async def begin(connection: Connection, budget_s: float, isolation: str = "") -> None:
+async def begin(connection: asyncpg.Connection, budget_s: float, isolation: str = "") -> None:
     await connection.execute(BEGIN.format(isolation, int(1000 * budget_s)))
 
 
-async def commit(connection: Connection) -> None:
+async def commit(connection: asyncpg.Connection) -> None:
     """Raises Unconfirmed if the server warned or did not commit, and the errors of deferred constraints."""
     warnings: list[asyncpg.PostgresLogMessage] = []
 
     # asyncpg schedules this before it wakes the task that awaits the COMMIT.
-    def hear(_: Connection, message: asyncpg.PostgresLogMessage) -> None:
+    def hear(_: object, message: asyncpg.PostgresLogMessage) -> None:
         if message.severity_en not in UNIMPORTANT:
             warnings.append(message)
 
@@ -78,13 +78,13 @@ async def commit(connection: Connection) -> None:
         raise Unconfirmed(f"COMMIT with warning {warning.sqlstate}: {warning.message}", committed=True)
 
 
-async def roll_back(connection: Connection) -> None:
+async def roll_back(connection: asyncpg.Connection) -> None:
     if not connection.is_closed() and connection.is_in_transaction():
         await connection.execute("ROLLBACK")
 
 
 @asynccontextmanager
-async def transaction(connection: Connection, budget_s: float, isolation: str = "") -> AsyncIterator[None]:
+async def transaction(connection: asyncpg.Connection, budget_s: float, isolation: str = "") -> AsyncIterator[None]:
     """After the block all of it is committed, on a synchronous standby, too. Raises as `commit`."""
     try:
         await begin(connection, budget_s, isolation)
@@ -95,7 +95,7 @@ async def transaction(connection: Connection, budget_s: float, isolation: str = 
         raise
 
 
-async def fetch_committed(connection: Connection, budget_s: float, sql: str, *arguments: object) -> list[Row]:
+async def fetch_committed(connection: asyncpg.Connection, budget_s: float, sql: str, *arguments: object) -> list[Row]:
     """The rows of one statement in a transaction of its own. Raises as `transaction`."""
     async with transaction(connection, budget_s):
         return list(await connection.fetch(sql, *arguments))
@@ -104,14 +104,25 @@ async def fetch_committed(connection: Connection, budget_s: float, sql: str, *ar
 class Committer:
     """A connection that commits batches of units, one after the other, and a new connection after each fault."""
 
-    def __init__(self, database: Database, on_commit: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        on_commit: Callable[[float], None] | None = None,
+        make_room: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
+        self._make_room = make_room
         self._on_commit = on_commit
         self._connection: asyncpg.Connection | None = None
         self._closing = Closing()
         # Whether something that was sent since the last good COMMIT may be visible, and missing on the standby.
         self._in_doubt = False
         self._unconfirmed: Sequence[Unit] = ()  # the batch that this server has committed, if only this one
+
+    async def warm_up(self) -> None:
+        """Connect before the readers take all the connections that the server gives. A failure is the next commit's."""
+        with suppress(*DATABASE_FAULTS):
+            await self._connected()
 
     async def commit(self, units: Sequence[Unit]) -> None:
         """Return when the units are committed, on a synchronous standby, too.
@@ -155,7 +166,11 @@ class Committer:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._unconfirmed = ()  # a server that took over may lack it
-            self._connection = await self._database.connect()
+            try:
+                self._connection = await self._database.connect()
+            except DATABASE_FAULTS:
+                self._make_room()
+                raise
         return self._connection
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""How connections are made: in the background, and at a pooler without prepared statements.
+"""How connections are made: with patience, and at a pooler without prepared statements.
 
 A pooler in transaction mode (PgBouncer, Supavisor) gives each transaction another server. A named statement that was
 prepared on one is missing on the next, or is there already under another client's text. A pooler tells a made-up
@@ -9,21 +9,21 @@ server away before the message's end.
 A pooler that passes the server's process id on is known by the errors of the first statements that it breaks, or named
 by `?pgbouncer=true`.
 
-A database may take seconds to connect: one that was suspended wakes first. Nobody waits that long, so an attempt
-belongs to no reader. It goes on when its reader gives up, and the next reader finds its connection.
+A database may take seconds to connect: one that was suspended wakes first. So an attempt has a budget of its own, which
+is longer than a reader waits (`shared.py`).
 """
 
 import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import asyncpg
 
 from storage.address import Address, Place, read_address, why_not
-from storage.closing import Closing, close, within
+from storage.closing import close, within
 from storage.faults import BACKOFF_S, DATABASE_FAULTS, ConnectTimeout, StoreUnavailable
 
 log = logging.getLogger("draftstream.database")
@@ -168,47 +168,3 @@ def is_lasting(error: Exception) -> bool:
     if isinstance(error, ValueError | ssl.SSLCertVerificationError):
         return True
     return type(error) is ConnectionError  # asyncpg's, of a server without TLS
-
-
-class Attempts:
-    """Connections that are being made. One whose reader gave up waits here for the next reader."""
-
-    def __init__(self, make: Callable[[], Awaitable[asyncpg.Connection]], closing: Closing) -> None:
-        self._make = make
-        self._closing = closing
-        self._left: list[asyncio.Task[asyncpg.Connection]] = []
-
-    async def take(self) -> asyncpg.Connection:
-        """An attempt that was left, or a new one. If this is cancelled the attempt goes on. Raises as `make`."""
-        while self._left:
-            task = self._left.pop()
-            if not task.done() or not task.result().is_closed():
-                break
-        else:
-            task = asyncio.create_task(self._begin(), name="connect to the database")
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                self._leave(task)
-            raise
-
-    async def _begin(self) -> asyncpg.Connection:
-        return await self._make()
-
-    def _leave(self, task: asyncio.Task[asyncpg.Connection]) -> None:
-        self._left.append(task)
-        task.add_done_callback(self._drop_failed)
-
-    def _drop_failed(self, task: asyncio.Task[asyncpg.Connection]) -> None:
-        """A failure is told to those who wait. Later readers make a new attempt."""
-        if (task.cancelled() or task.exception() is not None) and task in self._left:
-            self._left.remove(task)
-
-    async def close(self) -> None:
-        for task in self._left:
-            task.cancel()
-        for outcome in await asyncio.gather(*self._left, return_exceptions=True):
-            if isinstance(outcome, asyncpg.Connection):
-                self._closing.add(outcome)
-        self._left.clear()

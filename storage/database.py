@@ -1,7 +1,8 @@
 """The database that the service starts on: whether it can be used at all, and the version of its schema.
 
 `schema.sql` makes the whole schema in an empty database. `migrations/NNN_*.sql` lead there from each earlier version;
-version NNN is the schema after that file. A start on its own version reads one row, locks nothing and changes nothing.
+version NNN is the schema after that file. A start on its own version reads one row and its rights on the tables. It
+locks nothing and changes nothing.
 
 A migration is one transaction, and one process migrates at a time. Writers queue behind a migration that waits for a
 table. So it waits LOCK_TIMEOUT_S at most, then releases its locks and retries. A migration file begins with one LOCK
@@ -39,15 +40,20 @@ TURN_S = 0.2  # pause between checks whether another process has finished the mi
 
 LEAST_VERSION = 15_00_00
 READ_SERVER = """SELECT current_setting('server_version_num')::int AS version,
-    current_setting('server_version') AS version_text, current_setting('server_encoding') AS encoding,
-    pg_is_in_recovery() AS is_standby, current_setting('transaction_read_only')::bool AS is_read_only,
-    current_schema()::text AS schema"""
+    current_setting('server_version') AS version_text, version() AS product,
+    current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS is_standby,
+    current_setting('transaction_read_only')::bool AS is_read_only, current_schema()::text AS schema"""
 READ_VERSION = "SELECT version FROM draftstream_schema"
 HAS_VERSION = "SELECT to_regclass('draftstream_schema') IS NOT NULL"
 READ_COLUMNS = """SELECT c.relname AS name, c.relkind = 'r' AS is_table, array_agg(a.attname::text) AS columns
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE n.nspname = current_schema() AND c.relname = ANY($1) GROUP BY c.oid ORDER BY c.relname"""
+
+# Of the tables that the service writes. to_regclass is NULL for a table that is not there, and then no row comes.
+READ_MISSING_RIGHTS = """SELECT name, array_agg(right_ ORDER BY nr) AS rights
+FROM unnest($1::text[]) name, unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) WITH ORDINALITY AS needed(right_, nr)
+WHERE NOT has_table_privilege(to_regclass(name), right_) GROUP BY name ORDER BY name"""
 
 # A table without a version is ours if it has these columns. Columns that version 1 or 2 may add to it are left out.
 BEFORE_VERSIONS = {
@@ -106,7 +112,9 @@ async def _check_server(connection: asyncpg.Connection, database: Database) -> N
     [server] = await within(VERSION_BUDGET_S, connection, connection.fetch(READ_SERVER))
     fault = None
     if server["version"] < LEAST_VERSION:
-        fault = f"is PostgreSQL {server['version_text']}: the service needs {LEAST_VERSION // 10_000} or newer"
+        # CockroachDB, for one, says that it is PostgreSQL 13 where it is asked for the number.
+        name = server["product"] if "PostgreSQL" not in server["product"] else f"PostgreSQL {server['version_text']}"
+        fault = f"is {name}: the service needs PostgreSQL {LEAST_VERSION // 10_000} or newer"
     elif server["encoding"] != "UTF8":
         fault = (
             f"stores text as {server['encoding']}, which can't hold every character: give the service a database that "
@@ -214,6 +222,19 @@ async def check_schema(connection: asyncpg.Connection, *, migrates: bool) -> Non
     if not migrates:
         raise SchemaError(f"the database has {shape}, and MIGRATE_AT_START is 0: run python -m storage migrate")
     await migrate(connection)
+
+
+async def check_rights(connection: asyncpg.Connection) -> None:
+    """Raises SchemaError: without a right on a table turns could not be saved, and each would be lost after its end."""
+    written = [name for name in BEFORE_VERSIONS if name != "checkpoint_migrations"]
+    missing = await within(VERSION_BUDGET_S, connection, connection.fetch(READ_MISSING_RIGHTS, written))
+    if missing:
+        tables = f"the table {missing[0]['name']}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
+        rights = ", ".join(missing[0]["rights"])
+        raise SchemaError(
+            f"the service's role can't use the database: it lacks {rights} on {tables}; run, as their owner, "
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA … TO the role"
+        )
 
 
 async def migrate(connection: asyncpg.Connection) -> Sequence[Path]:

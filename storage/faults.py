@@ -1,7 +1,6 @@
 """The database's errors by their remedy."""
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
 from chat import RunFailure
 from chat.refusals import Refusal
@@ -33,8 +32,6 @@ DATABASE_FAULTS = (
     *(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, Unconfirmed),
     asyncpg.InternalClientError,  # of a connection that the server ended between two statements
 )
-
-Connection = asyncpg.Connection | PoolConnectionProxy
 
 
 class StoreUnavailable(RunFailure, Refusal):

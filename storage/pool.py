@@ -1,7 +1,7 @@
 """The pool: connections for reads, each with a time limit that the server itself keeps.
 
 PostgreSQL ends a statement after STATEMENT_LIMIT_S, so the connection stays usable and nothing goes on behind the
-answer. The limit is set when a connection is made. `RESET ALL` would undo it at each release, so releases send nothing.
+answer. The limit is set when a connection is made, and nothing is sent when it is given back.
 A role may have a smaller limit of its own, which is kept.
 
 A pooler in transaction mode shares its sessions, so a limit set there would hold for other clients. There none is set
@@ -17,11 +17,11 @@ from functools import partial
 from typing import TypeVar
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
 from storage.closing import Closing, within
-from storage.connections import Attempts, Database
+from storage.connections import Database
 from storage.faults import DATABASE_FAULTS, unavailable
+from storage.shared import SharedConnections
 from storage.sql import Row
 
 log = logging.getLogger("draftstream.reader")
@@ -46,28 +46,17 @@ async def open_pool(database: Database) -> AsyncIterator["ReadPool"]:
     """Connections for reads, opened on demand."""
     closing = Closing()
     limits = (int(1000 * limit_s) for limit_s in (STATEMENT_LIMIT_S, LOCK_LIMIT_S))
-    attempts = Attempts(partial(database.connect, SET_LIMITS.format(*limits, "{pid}")), closing)
-
-    async def connect(*_: object, **__: object) -> asyncpg.Connection:
-        return await attempts.take()
-
-    pool = asyncpg.create_pool(min_size=0, max_size=POOL_CONNECTIONS, connect=connect, reset=_no_reset)
+    make = partial(database.connect, SET_LIMITS.format(*limits, "{pid}"))
+    connections = SharedConnections(make, closing, POOL_CONNECTIONS)
     try:
-        await pool
-        yield ReadPool(pool, closing, database)
+        yield ReadPool(connections, closing, database)
     finally:
-        await attempts.close()
-        await closing.wait()
-        pool.terminate()
-
-
-async def _no_reset(_: asyncpg.Connection) -> None:
-    """Reads change nothing on a connection, so its release needs no round trip for a reset."""
+        await connections.close()
 
 
 class ReadPool:
-    def __init__(self, pool: asyncpg.Pool, closing: Closing, database: Database) -> None:
-        self._pool = pool
+    def __init__(self, connections: SharedConnections, closing: Closing, database: Database) -> None:
+        self._connections = connections
         self._closing = closing
         self._database = database
         self._failures = Failures()
@@ -79,27 +68,29 @@ class ReadPool:
     async def warm_up(self) -> None:
         """Return when there is a connection, as no reader could wait so long. A failure is the next reader's."""
         with suppress(*DATABASE_FAULTS):
-            async with self._pool.acquire():
-                pass
+            self._connections.give_back(await self._connections.take())
 
-    async def run(self, budget_s: float, work: Callable[[PoolConnectionProxy], Awaitable[T]]) -> T:
+    def make_room(self) -> None:
+        """Close idle connections: they may be all that the server gives to the service."""
+        self._connections.renew()
+
+    async def run(self, budget_s: float, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         """The result of `work` on a connection.
 
         Raises StoreUnavailable, and the database's refusals of content. The place of a connection in the pool is free
         again when its statement is over at the server, or after CANCEL_BUDGET_S.
         """
         try:
-            connection = await self._pool.acquire(timeout=READ_BUDGET_S)
+            connection = await self._connections.take(READ_BUDGET_S)
             try:
                 return await within(budget_s, connection, work(connection), self._closing)
             finally:
-                if connection not in self._closing:
-                    await self._pool.release(connection, timeout=READ_BUDGET_S)
+                self._connections.give_back(connection)
         except asyncpg.UniqueViolationError:
             raise
         except DATABASE_FAULTS as error:
             if self._database.learn(error):
-                await self._pool.expire_connections()
+                self._connections.renew()
             self._failures.tell(error)
             raise unavailable(error) from error
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import asyncpg
 import orjson
-from asyncpg.pool import PoolConnectionProxy
 
 from chat import End, Error, Item, LostRun, StoredRun, ThreadHead, graph_thread_id
 from chat.refusals import Refusal, UnknownCheckpoint
@@ -90,7 +89,7 @@ class Reader:
     async def upkeep(self, sql: str, *arguments: object) -> list[Row]:
         """The rows of a statement that may take UPKEEP_BUDGET_S, as nobody waits for it."""
 
-        async def work(connection: PoolConnectionProxy) -> list[Row]:
+        async def work(connection: asyncpg.Connection) -> list[Row]:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL statement_timeout = '{UPKEEP_BUDGET_S:.0f}s'")
                 rows: list[Row] = await connection.fetch(sql, *arguments)
@@ -154,7 +153,7 @@ class Reader:
             raise NotConfirmed(type(error).__name__) from error
 
 
-async def _fork(connection: PoolConnectionProxy, owner: str, thread_id: str, tip: str, new_id: str) -> int:
+async def _fork(connection: asyncpg.Connection, owner: str, thread_id: str, tip: str, new_id: str) -> int:
     async with transaction(connection, FORK_BUDGET_S, "ISOLATION LEVEL REPEATABLE READ"):
         await connection.execute("SET LOCAL lock_timeout = 0")
         await connection.execute(FORK_THREAD, owner, thread_id, tip, new_id)

@@ -72,8 +72,15 @@ class QueueFull(Overloaded):
 class Writer:
     """The queue and its task. The module's docstring has its promises."""
 
-    def __init__(self, database: Database, queue_size: int, on_commit: Callable[[float], None] | None = None) -> None:
-        self._committer = Committer(database, on_commit)
+    def __init__(
+        self,
+        database: Database,
+        queue_size: int,
+        on_commit: Callable[[float], None] | None = None,
+        make_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`make_room` is called when there was no connection to be had."""
+        self._committer = Committer(database, on_commit, make_room)
         self._queue: asyncio.Queue[Unit | None] = asyncio.Queue(queue_size)
         self._unsaved: dict[str, Unit] = {}  # the newest unit of each thread that has one waiting
         self._queued_at: dict[Unit, float] = {}  # of each unit that is not committed, oldest first
@@ -146,6 +153,10 @@ class Writer:
             unit.saved.exception()  # retrieved, so that a unit without a waiter logs no warning
         if self._unsaved.get(unit.thread) is unit:
             del self._unsaved[unit.thread]
+
+    async def warm_up(self) -> None:
+        """Call it before `run`."""
+        await self._committer.warm_up()
 
     async def close(self) -> None:
         """End the queue: `run` returns when all units are committed."""

@@ -223,10 +223,24 @@ MUTANTS = (
     ),
     Mutant(
         "an attempt to connect goes on when its reader gives up",
-        "storage/connections.py",
-        "return await asyncio.shield(task)",
-        "return await task",
+        "storage/shared.py",
+        "            self._leave(waiter)\n            raise",
+        "            self._leave(waiter)\n            for task in self._attempts:\n                task.cancel()\n            raise",
         "test_databases.py:takes_longer or all_give_up",
+    ),
+    Mutant(
+        "the readers make room for the writer",
+        "storage/commits.py",
+        "                self._make_room()\n",
+        "",
+        "test_databases.py:where_there_are_few",
+    ),
+    Mutant(
+        "a right that is missing is told at the start",
+        "store.py",
+        "        await check_rights(connection)\n",
+        "",
+        "test_databases.py:right_that_is_missing",
     ),
     Mutant(
         "no statement is prepared at a pooler",

@@ -85,7 +85,7 @@ async def settled() -> AsyncIterator[None]:
 @pytest.mark.parametrize("mode", ["transaction", "session", "statement"])
 async def test_a_pooler_is_found_out_and_the_service_starts_twice(pg15: Postgres15, empty: str, mode: str) -> None:
     """Its first start migrates. A pooler in statement mode has no transactions, and says so itself."""
-    with pgbouncer("127.0.0.1", pg15.port, mode, size=4 if mode == "transaction" else 20) as port:
+    with pgbouncer("127.0.0.1", pg15.port, mode, size=4) as port:
         dsn = f"postgresql://postgres@127.0.0.1:{port}/{empty}"
         if mode == "statement":
             with pytest.raises(StoreUnavailable, match="transaction"):
@@ -98,6 +98,21 @@ async def test_a_pooler_is_found_out_and_the_service_starts_twice(pg15: Postgres
                 await store.start_run(started(f"t{number}"))
                 reads = [store.fetch("SELECT pg_sleep(0.01), $1::int AS one", 1) for _ in range(40)]
                 assert [row["one"] for [row] in await asyncio.gather(*reads)] == [1] * 40
+
+
+async def test_the_readers_leave_the_writer_a_connection_where_there_are_few(pg15: Postgres15, empty: str) -> None:
+    """Three for the service. They are lost, and the readers are the first to get new ones."""
+    run(execute(pg15.dsn, f"CREATE ROLE {empty} LOGIN PASSWORD 'geheim12' CONNECTION LIMIT 3 IN ROLE app"))
+    run(execute(pg15.in_database(empty), "GRANT CREATE ON SCHEMA public TO app"))
+    dsn = f"postgresql://{empty}:geheim12@127.0.0.1:{pg15.port}/{empty}"
+    async with opened(dsn) as store:
+        for turn in range(2):
+            reads = [store.fetch("SELECT pg_sleep(0.02)") for _ in range(40)]
+            await asyncio.gather(*reads, return_exceptions=turn > 0)  # some notice the loss
+            async with asyncio.timeout(20):
+                await store.start_run(started(f"t{turn}"))
+            sql = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{empty}'"
+            run(execute(pg15.dsn, sql))
 
 
 async def test_twelve_clients_chat_through_a_pooler(
@@ -191,7 +206,7 @@ async def test_readers_who_all_give_up_leave_no_more_attempts_than_the_pool_has_
     monkeypatch.setattr(pool_room, "READ_BUDGET_S", 0.1)
     async with FaultProxy(database_url) as proxy, open_pool(Database(proxy.dsn)) as pool:
         proxy.connect_delay_s = 0.8
-        while proxy.connections < POOL_CONNECTIONS or not pool._pool.get_idle_size():
+        while proxy.connections < POOL_CONNECTIONS or not pool._connections._idle:
             reads = [pool.fetch("SELECT 1") for _ in range(3 * POOL_CONNECTIONS)]
             await asyncio.gather(*reads, return_exceptions=True)
         assert proxy.connections == POOL_CONNECTIONS
@@ -235,7 +250,12 @@ async def test_a_failed_attempt_is_told_once_and_the_next_reader_makes_another(d
             "sslmode=verify-full&sslrootcert=/no/such/file",
             "sslrootcert in DATABASE_URL names a file that can't be read",
         ),
-        ("sslmode=verify-full&ssl_min_protocol_version=TLSv9", "TLS options of DATABASE_URL can't be used"),
+        ("sslmode=verify-full", "needs the server's authority: add sslrootcert=system"),
+        ("sslmode=verify-ca", "or sslrootcert=PATH"),
+        (
+            "sslmode=verify-full&sslrootcert={authority}&ssl_min_protocol_version=TLSv9",
+            "TLS options of DATABASE_URL can't be used",
+        ),
         ("sslmode=disable", "no pg_hba.conf entry"),
     ],
 )
@@ -350,6 +370,21 @@ async def test_a_database_that_cannot_be_used_is_told_in_its_own_words_at_once(
         assert len(attempts) == 1
 
 
+async def test_a_right_that_is_missing_on_a_table_is_told_at_the_start(pg15: Postgres15, empty: str) -> None:
+    dsn = pg15.in_database(empty)
+    async with opened(dsn):
+        pass
+    run(execute(dsn, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO app"))
+    run(execute(dsn, "REVOKE INSERT, DELETE ON runs FROM app; REVOKE UPDATE ON threads FROM app"))
+    theirs = f"postgresql://app:geheim12@127.0.0.1:{pg15.port}/{empty}"
+    with pytest.raises(SchemaError, match="it lacks INSERT, DELETE on the table runs and 1 more; run, as their owner"):
+        async with opened(theirs):
+            pass
+    run(execute(dsn, "GRANT INSERT, DELETE ON runs TO app; GRANT UPDATE ON threads TO app"))
+    async with opened(theirs) as store:
+        await store.start_run(started())
+
+
 async def test_a_foreign_table_is_named(pg15: Postgres15, empty: str) -> None:
     run(execute(pg15.in_database(empty), "CREATE TABLE messages (id int, body text)"))
     with pytest.raises(SchemaError, match="messages in the database is not this service's"):
@@ -359,7 +394,7 @@ async def test_a_foreign_table_is_named(pg15: Postgres15, empty: str) -> None:
 
 async def test_an_old_server_is_refused_with_its_version(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema_room, "LEAST_VERSION", 99_00_00)
-    with pytest.raises(StoreUnavailable, match=r"is PostgreSQL \d+\.\d.*: the service needs 99 or newer"):
+    with pytest.raises(StoreUnavailable, match=r"is PostgreSQL \d+\.\d.*: the service needs PostgreSQL 99 or newer"):
         async with opened(database_url):
             pass
 

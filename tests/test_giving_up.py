@@ -7,7 +7,6 @@ from functools import partial
 
 import asyncpg
 import pytest
-from asyncpg.pool import PoolConnectionProxy
 from fault_proxy import FaultProxy
 from test_store import started
 
@@ -74,7 +73,7 @@ async def by_the_server(pool: ReadPool, sql: str) -> None:
 async def by_our_own_limit(pool: ReadPool, sql: str) -> None:
     """As behind a pooler, where the server has no limit."""
 
-    async def work(connection: PoolConnectionProxy) -> None:
+    async def work(connection: asyncpg.Connection) -> None:
         await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
         await connection.fetch(sql)
 
@@ -89,7 +88,7 @@ async def by_its_caller(pool: ReadPool, sql: str) -> None:
 
 
 async def in_a_transaction(pool: ReadPool, sql: str) -> None:
-    async def work(connection: PoolConnectionProxy) -> None:
+    async def work(connection: asyncpg.Connection) -> None:
         async with connection.transaction():
             await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
             await connection.fetch(sql)
