@@ -16,7 +16,7 @@ from web.service import Call
 
 async def get_chat(call: Call) -> None:
     query = call.request.query()
-    if (last_event_id := call.request.headers.get("last-event-id")) is not None:
+    if (last_event_id := last_event_id_of(call)) is not None:
         await resume(call, last_event_id, fields.stream_mode(query))
         return
     query.pop("access_token", None)
@@ -28,10 +28,15 @@ async def get_chat(call: Call) -> None:
 
 async def post_chat(call: Call) -> None:
     chat = chat_of(call, await call.json(), call.request.headers.get("idempotency-key"))
-    if (last_event_id := call.request.headers.get("last-event-id")) is not None:
+    if (last_event_id := last_event_id_of(call)) is not None:
         await resume(call, last_event_id, chat.stream)
         return
     await start_chat(call, chat)
+
+
+def last_event_id_of(call: Call) -> str | None:
+    """None for an empty one: it names no run. Clients that keep the last id in a string send it before the first."""
+    return call.request.headers.get("last-event-id") or None
 
 
 def chat_of(call: Call, values: object, idempotency_key: str | None) -> ChatRequest:
@@ -78,7 +83,7 @@ async def get_run_events(call: Call) -> None:
     if run is None:
         call.caller.need("read")
         raise NotFound("run")
-    asked = fields.events_query(query, call.request.headers.get("last-event-id"), run_id)
+    asked = fields.events_query(query, last_event_id_of(call), run_id)
     if asked.has_all:
         await call.response.whole(204, None, b"")
         return
