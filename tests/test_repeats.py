@@ -75,9 +75,9 @@ def test_a_post_that_names_its_run_goes_on_with_it_or_gets_204(
     assert len(openai.requests) == 2
     openai.default = (text("Yes."), finish())
     assert post("", thread_id="empty").run_id != run_id, "an empty id names no run"
-    by_get = {"headers": keys["mine"].headers | {"Last-Event-ID": ""}}
-    assert request("GET", f"{running.url}/chat?message=Hi&thread_id=empty", **by_get).text == "Yes."
-    assert request("GET", f"{running.url}/api/runs/{run_id}/events", **by_get).text == whole.text
+    empty = keys["mine"].headers | {"Last-Event-ID": ""}
+    assert request("GET", f"{running.url}/chat?message=Hi&thread_id=empty", headers=empty).text == "Yes."
+    assert request("GET", f"{running.url}/api/runs/{run_id}/events", headers=empty).text == whole.text
     assert runs_of(database_url) == 3
 
 
