@@ -8,6 +8,9 @@ TESTS := $(VENV)/tests.installed
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command "make lock"
 
+# A file is tested by one worker, so that a module's fixtures are made once. tests/conftest.py gives the order.
+PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 .PHONY: help run test lint coverage mutants chaos soak bench lock audit clean
 
 help: ## list the targets (the default)
@@ -17,7 +20,7 @@ run: $(SERVICE) ## set up, and serve on http://localhost:8005
 	@exec $(BIN)/python asgi_app.py
 
 test: $(TESTS) ## set up, and run every test; ARGS="-k redline" runs some
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python $(PYTEST) $(ARGS)
 
 lint: $(TESTS) ## formatter, linter and types
 	@$(BIN)/python -m ruff format --check .
@@ -26,7 +29,7 @@ lint: $(TESTS) ## formatter, linter and types
 
 coverage: $(TESTS) ## run every test, and fail below the floor of branch coverage
 	@rm -f .coverage*
-	@$(BIN)/python -m coverage run -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m coverage run $(PYTEST) $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 

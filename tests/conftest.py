@@ -38,6 +38,11 @@ NOT_OURS = {"tests", "bench", "docs", "clients", "node_modules"}  # nor names th
 NUMBERS = itertools.count(1)
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw")  # several may share one server
 TEMPLATE = f"template_{WORKER}"
+# The files that take longest come first, the longest of them in front: else one of them would end alone.
+LONGEST: tuple[str, ...] = (
+    *("page", "admission", "supervision", "faults", "service", "browsers", "databases", "chaos", "standby", "docs"),
+    *("clients", "repeats", "container", "access", "embedded", "upgrades", "soak", "openapi", "start", "clock"),
+)
 T = TypeVar("T")
 THREAD = ThreadPoolExecutor(1)
 RUNNER = asyncio.Runner()
@@ -62,6 +67,17 @@ def product_files(*patterns: str) -> list[Path]:
     ]
     assert len(found) > (40 if "*.py" in patterns else 0), f"only {len(found)} files of {patterns}"
     return found
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two a core: a test waits for about half of its time."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_unconfigure() -> None:

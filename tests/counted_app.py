@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 
+from access.keys import HAS_KEYS
 from asgi_app import app as service
 from drafting.tap import Tap
 from storage.clock import READ_CLOCK
@@ -20,7 +21,7 @@ from web import asgi
 from web.asgi import ConnectionScope, Receive, Response, Send
 
 asgi.BODY_TIMEOUT_S = 0.5
-BESIDE = (FIND_WORDS, "SELECT owner, count(*)", READ_CLOCK)  # reads beside the requests
+BESIDE = (FIND_WORDS, "SELECT owner, count(*)", READ_CLOCK, HAS_KEYS)  # reads beside the requests
 
 done: Counter[str] = Counter()
 fetch = Reader.fetch

@@ -16,6 +16,7 @@ from docx import Document
 from openai_server import OpenAIServer, finish, text, tool
 from sse_client import chat
 from test_docx_file import pdf_text
+from test_faults import wait_for
 
 from documents import files
 from store import Store
@@ -194,12 +195,16 @@ def test_a_very_long_thread_costs_little_memory(service: Start, openai: OpenAISe
     download(running, document="none", status=404)  # so that the module is imported
     before = peak_mb(running, anew=True)
     for kind in ("md", "json"):
-        with requests.get(
-            f"{running.url}/api/threads/t/export", params={"format": kind}, stream=True, timeout=60
-        ) as answer:
-            size_mb = sum(map(len, answer.iter_content(2**16))) / 2**20
-        assert size_mb > 38, "2,000 messages of 20 KB"
+        wait_for(lambda kind=kind: exported_mb(running, kind) > 38)  # type: ignore[misc]  # 2,000 messages of 20 KB
     assert peak_mb(running) - before < 12
+
+
+def exported_mb(service: Service, kind: str) -> float:
+    """Nothing comes with a 503, which a read gets that a loaded machine did not make in time."""
+    url = f"{service.url}/api/threads/t/export"
+    with requests.get(url, params={"format": kind}, stream=True, timeout=60) as answer:
+        assert answer.status_code in (200, 503)
+        return sum(map(len, answer.iter_content(2**16))) / 2**20
 
 
 def peak_mb(service: Service, *, anew: bool = False) -> float:

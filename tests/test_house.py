@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, product_files
+from conftest import LONGEST, ROOT, product_files
 from mutants import MUTANTS
 
 from settings import VERSION
@@ -128,6 +128,10 @@ def test_ci_has_every_program_that_a_test_needs() -> None:
     programs = set(re.findall(r'required\("(\w+)"\)', tests))
     assert programs >= {"nginx", "chromium"}
     assert programs == set(re.findall(r"^command -v (\w+) ", (ROOT / ".ci/run").read_text(), re.MULTILINE))
+
+
+def test_each_file_that_is_tested_first_is_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / f"tests/test_{name}.py").is_file()] == []
 
 
 def test_each_mutant_changes_a_text_that_stands_once() -> None:

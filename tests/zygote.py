@@ -3,6 +3,8 @@ imports. The code that runs is the same: uvicorn's own main, in a process of its
 """
 
 import ctypes
+import gc
+import importlib
 import json
 import os
 import subprocess
@@ -15,6 +17,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PR_SET_CHILD_SUBREAPER = 36
 # Variables that an interpreter or a package reads at its start: such a service must be started anew.
 READ_AT_IMPORT = ("PYTHONPATH", "PYTHONWARNINGS", "PYTHONASYNCIODEBUG", "OPENAI_LOG")
+
+# Modules that a service imports at its start, not with asgi_app: they are half of its work until it is ready.
+IMPORTED_AT_START = (
+    "drafting.openai_model",
+    "httpcore2",
+    "openai.lib.streaming.chat",
+    "openai.resources.chat.completions.completions",
+    "truststore",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
+    "uvicorn.protocols.http.auto",
+    "uvloop",
+)
 
 
 class Zygote:
@@ -65,9 +80,11 @@ def serve(arguments: list[str], env: dict[str, str], log: str) -> None:
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    import asgi_app  # noqa: F401
-    from drafting import openai_model as model  # noqa: F401
-
+    for name in ("asgi_app", *IMPORTED_AT_START):
+        importlib.import_module(name)
+    # A collection would write to each object, and so copy all the memory that a service shares with this process.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         reading, writing = os.pipe()
         if (child := os.fork()) == 0:
