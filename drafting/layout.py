@@ -152,7 +152,7 @@ class Layout:
             return  # no call is known for it
         self._asking = (caller, place + 1)
         call, fields, sent = calls[place], fields_of(answer), answer
-        caller.made[place] = made = self._shelves.claim(fields, call["name"], call["args"])
+        caller.made[place] = made = self._shelves.claim(fields, call["name"], call["args"], self._taken)
         if made is not None and call["name"] == EDIT:
             passages = self._shelves.edit(made, self._taken)
             sent = answer.model_copy(update={"content": answer_of(fields | {"changed_passages": passages})})

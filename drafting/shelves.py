@@ -62,22 +62,30 @@ class Shelves:
             self._unclaimed[document["doc_id"], document["version"]] = document
         self._known = len(documents)
 
-    def claim(self, answer: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]) -> Document | None:
-        """The version that a call has made. The answer does not name one that broke off, or whose run was lost."""
+    def claim(self, answer: Mapping[str, Any], tool: str, arguments: Mapping[str, Any], at: int) -> Document | None:
+        """The version that a call has made. The answer does not name one that broke off, or whose run was lost.
+
+        Earlier versions of it that no call has made are older than this one, so they come first.
+        """
         place = (answer.get("doc_id"), answer.get("version"))
         text = arguments.get("content") if tool == WRITE else None
         for key, document in self._unclaimed.items():
             if key == place or (text and document["content"] == text and "doc_id" not in answer):
+                earlier = [each for each in self._unclaimed if each[0] == key[0] and each[1] < key[1]]
+                self._put_left_out(earlier, at)
                 return self._unclaimed.pop(key)
         return None
 
     def claim_rest(self, place: int) -> None:
+        self._put_left_out(list(self._unclaimed), place)
+
+    def _put_left_out(self, keys: Sequence[tuple[str, int]], place: int) -> None:
         """Of a turn that is left out, for one. What broke off there is left out, too."""
-        for document in self._unclaimed.values():
+        for key in keys:
+            document = self._unclaimed.pop(key)
             if document["complete"]:
                 self.put(document, place)
                 self.are_stale = True
-        self._unclaimed.clear()
 
     def put(self, document: Document, place: int) -> None:
         """A new version, whose text the call has."""

@@ -279,6 +279,23 @@ def test_a_version_that_no_call_has_made_is_shown() -> None:
     assert missing(history.sent(), contract(1, 3000)) == []
 
 
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_a_version_of_a_turn_that_is_left_out_does_not_stand_for_a_newer_one(is_edited: bool) -> None:  # noqa: FBT001
+    first, refused, third = (contract(seed, 3000) for seed in (1, 2, 3))
+    history = History().ask().write(first).say().ask("Refused.").write(refused)
+    del history.messages[-2:]  # as the turn is left out of a request, and its document is still the thread's
+    if is_edited:
+        line = refused.splitlines()[2]
+        history.say().ask().edit(line, "2. The parties agree.").say()
+        third = refused.replace(line, "2. The parties agree.")
+    else:
+        history.say().ask().write(third).say()
+    sent = history.ask("And now?").sent()
+    assert missing(sent, third) == []
+    assert 'version=\\"3\\"' in text_of(sent)
+    assert 'version=\\"2\\"' not in text_of(sent)
+
+
 def test_the_note_keeps_the_users_words_and_names_the_versions() -> None:
     history = History().ask(ASKED_FIRST).write(contract(1, 3000)).say()
     for turn in range(40):
