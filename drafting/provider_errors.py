@@ -76,7 +76,7 @@ ANY: frozenset[Kind] = frozenset(get_args(Kind))
 # What a status number means, and which other causes the codes and sentences beside it may name.
 STATUSES: Mapping[int, tuple[Kind, frozenset[Kind]]] = {
     400: ("request", ANY),
-    401: ("key", frozenset({"quota"})),
+    401: ("key", frozenset({"quota", "model"})),
     402: ("quota", frozenset()),
     403: ("key", frozenset({"quota", "content", "model", "refused", "rate"})),
     404: ("address", frozenset({"model", "tools", "refused", "content"})),
@@ -111,6 +111,7 @@ ECHOES = {"input", "messages", "request", "requestbody", "prompt", "tools", "cho
 
 IS_PAGE = re.compile(r"\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+STATUS_OF_PAGE = re.compile(r"\b[45]\d\d\b")  # a page that a gateway sends with status 200 has it in its title
 TAGS = re.compile(r"<(script|style)\b.*?(</\1>|$)|<[^>]*>", re.IGNORECASE | re.DOTALL)
 
 
@@ -157,7 +158,9 @@ class Found:
             error = bytes(error[:MOST_TEXT]).decode("utf-8", "replace")
         if isinstance(error, str) and IS_PAGE.match(error):
             self.is_page = True
-            self.texts.append(_words_of_page(error[:MOST_TEXT]))
+            words = _words_of_page(error[:MOST_TEXT])
+            self.texts.append(words)
+            self.statuses += [int(number) for number in STATUS_OF_PAGE.findall(words)[:1]]
         else:
             self._read("error", error, 0)
         for text in self.texts:
@@ -225,11 +228,13 @@ def _kind(found: Found, status: int | None) -> Kind:
     told += found.statuses
     # Of vague numbers the inner one is of the server that failed.
     number = next((each for each in told if each not in VAGUE), told[-1] if told else None)
-    if found.is_page and (number is None or number in (401, 403) or number < 400):
+    if found.is_page and (number is None or number == 403 or number < 400):
         return "page"
     default, possible = _meaning(number)
     if status is not None and number is None and not found.is_json:
         default = "unreadable"
+    if number is not None and number >= 500 and "model" in _matches(CODES, _plain(found.codes)):
+        return "model"  # a gateway that has no server for it; a sentence may only tell which model failed
     return next((kind for kind in _named(found) if kind in possible and kind != default), default)
 
 
@@ -246,7 +251,7 @@ def _meaning(status: int | None) -> tuple[Kind, frozenset[Kind]]:
 
 def _named(found: Found) -> Iterator[Kind]:
     """The causes that the codes name, and then those of the sentences."""
-    codes = [re.sub(r"[^a-z0-9]", "", code.lower()) for code in found.codes]
+    codes = _plain(found.codes)
     yield from _matches(CODES, codes)
     for text in found.texts:
         lowered = text.lower()
@@ -255,6 +260,10 @@ def _named(found: Found) -> Iterator[Kind]:
         named = [*_matches(CODES, words), *_matches(SENTENCES, [lowered])]
         yield from (kind for kind in named if not (kind == "context" and other_limit))
     yield from _matches(VAGUE_CODES, codes)
+
+
+def _plain(codes: Sequence[str]) -> Sequence[str]:
+    return [re.sub(r"[^a-z0-9]", "", code.lower()) for code in codes]
 
 
 def _matches(table: Patterns, texts: Sequence[str]) -> Iterator[Kind]:

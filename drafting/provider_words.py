@@ -36,22 +36,22 @@ CODES = _patterns(
         "context": (
             r"contextlength|contextwindow|contextsize|contextoverflow|exceedcontext",
             r"prompt(is)?toolong|inputtoolong|requesttoolarge|stringabovemaxlength|tokenlimitexceeded",
-            r"^3051$|^1261$",
+            r"^3051$|^1261$|^1039$|^336007$",
         ),
         "content": (
-            r"contentfilter|contentpolicy|contentblocked|responsibleai|datainspection|prohibitedcontent|sensitivecontent",
-            r"promptblocked|moderation|usagepolicy|policyviolation|safetyviolation|guardrail",
+            r"contentfilter|contentpolicy|contentblocked|responsibleai|datainspection|prohibitedcontent|sensitive(content|word)",
+            r"promptblocked|moderation|usagepolicy|policyviolation|safetyviolation|guardrail|unsaferequest",
             r"^safety$|^1301$",
         ),
         "quota": (
             r"insufficient(user)?(quota|balance|credit|fund)|quotaexhausted|exceededcurrentquota|billing|^creditserror",
-            r"budgetexceeded|exceededbudget|arrearage|overdue|paymentrequired",
-            r"^1113$",
+            r"budgetexceeded|exceededbudget|arrearage|overdue|paymentrequired|freetieronly|setlimitexceeded",
+            r"^1113$|^2056$",
         ),
         "tools": (r"tools?(use|calling)?(not|un)supported|functioncalling(not|un)supported",),
         "model": (
             r"modelnotfound|model(does)?notexist|invalidmodel|unknownmodel|deploymentnotfound|modelnotsupported",
-            r"modeldecommissioned|^1211$",
+            r"modeldecommissioned|modelnot(open|available)|modelaccessdenied|^1211$",
         ),
         "refused": (r"unsupportedcountry|regionnotsupported|termsrequired",),
         "rate": (
@@ -63,14 +63,14 @@ CODES = _patterns(
             r"(?<!extra)forbidden",  # Pydantic's `extra_forbidden` is a field that the provider does not know
             r"invalidtoken|accountdeactivated",
         ),
+        # Groq: the model has written a call that can't be read. The next attempt may be better.
+        "unavailable": (r"^tooluse(failed)$|^outputparsefailed$",),
     }
 )
 # They say little, so sentences go before them.
 VAGUE_CODES = _patterns(
     {
-        "unavailable": (
-            r"overloaded|servererror|internal|unavailable|timeout|apierror|badgateway|deadlineexceeded|notready",
-        ),
+        "unavailable": (r"overloaded|unavailable|timeout|badgateway|deadlineexceeded|notready",),
         "request": (
             r"invalidrequest|badrequest|invalidargument|validation|unsupported(parameter|value)|invalid(value|param)",
         ),
@@ -89,7 +89,10 @@ ALONE = re.compile(r"request (is )?too large")
 # Of sentences, in lower case.
 SENTENCES = _patterns(
     {
-        "address": (r"unexpected endpoint|(invalid|unknown|unrecognized)( request)? url|no route for|cannot post /",),
+        "address": (
+            r"unexpected endpoint|(invalid|unknown|unrecognized)( request)? url|no route for|cannot post /",
+            r"api.?version (is )?(not|un) ?supported",
+        ),
         "tools": (
             r"(not|n't|un) ?supports? (the )?(tool|function)|support tool use|not supported for (tool|function)",
             r"auto-tool-choice|tools param requires",
@@ -99,26 +102,31 @@ SENTENCES = _patterns(
         ),
         "refused": (
             r"(country|region|location)\b.{0,40}(not|un) ?(supported|available)|not (supported|available) in your",
-            r"data policy|requires terms",
+            r"data policy|requires terms|must be verified|organi[sz]ation (has been|is) (restricted|disabled)",
         ),
         "content": (
             r"content (management )?(policy|policies|filter)|filtered due to|inappropriate content|content exists risk",
             r"(flagged|blocked|rejected|refused|violat\w*)\b.{0,80}\b(polic\w+|safety|moderat\w+|guidelines?|terms)",
             r"requires moderation|(prohibited|unsafe|sensitive|harmful) (content|use)|prompt (was|has been) blocked",
             r"safety (system|settings|filter|check)|considered high risk",
+            r"guardrail\b.{0,60}\b(failed|blocked|intervened)|sensitive (information|words)",
             r"new_sensitive|敏感|不安全|违规",
         ),
         "quota": (
             r"insufficient[ _](account )?(balance|credit|quota|fund)|credit balance|(more|enough|any|of) credits",
             r"only afford|exceeded your current quota(?!.*(google|gemini|retry))|recharge|overdue|arrear",
-            r"payment required|budget (has been|was) exceeded|exceededbudget|(spend(ing)?|key|monthly usage) limit",
-            r"balance is (insufficient|too low|not enough)|included credits|余额不足|欠费|额度不足",
+            r"payment required|budget (has been|was) exceeded|exceededbudget",
+            r"(spend(ing)?|key|api usage|(weekly|monthly)( usage)?) limit",
+            r"balance is (insufficient|too low|not enough)|included credits|余额不足|欠费|额度.{0,4}(不足|用尽|用完)",
+            r"free (tier|trial)\b.{0,40}exhausted|(exhausted|used up)\b.{0,30}\bfree\b|out of .{0,20}quota",
+            r"inactive subscription|requires? an? .{0,20}subscription",
         ),
         "context": (
             r"context (length|size|window|limit)|(prompt|input|sequence|messages?) (length|size)\b.{0,40}exceed",
             r"(prompt|input|message|request|conversation|context)s?\b.{0,30}\btoo (long|large|big)",
             r"(maximum|max|allowed|model) (prompt|input|sequence|model|token) (length|limit|tokens)",
-            r"token (count|limit)\b.{0,40}exceed|exceed\w*\b.{0,60}\b(token|length) limit",
+            r"token (count|limit)\b.{0,40}(exceed|only supports)|max(imum)? input characters",
+            r"exceed\w*\b.{0,60}\b(token|length) limit",
             r"exceed\w*\b.{0,60}\b(maximum|max|limit)\b.{0,40}\btokens?\b|too many (input )?tokens",
             r"tokens (in|of) .{0,40}(exceed|more than)|(prompt|inputs?)[`'\"]* tokens? .{0,40}(exceed|must)",
             r"reduce (the |your )?(length|size|number) of (the |your )?(message|input|prompt|token)",
@@ -131,15 +139,25 @@ SENTENCES = _patterns(
             r"|no longer|unknown"
             r"|no such|decommissioned|deprecated|identifier is invalid|removed|retired|n[o']t have access|inaccess)",
             r"(invalid|unknown|no such|unsupported|not a valid|non-existent) model|no endpoints found|try pulling it",
-            r"not found for account|access (to )?model|could not find\b.{0,30}\bmodel|no models? loaded|^model: ",
+            r"not found (for account|the model)|no (allowed|available) providers|no healthy deployments|model disabled",
+            r"non-serverless model|on-demand throughput",
+            r"\bmodel\b.{0,60}\b(end of (its )?life|as legacy|only supported in)",
+            r"does not work with the specified model|无权访问模型",
+            r"access (to )?model|could not find\b.{0,30}\bmodel|no models? loaded|^model: ",
         ),
         "key": (
             r"(invalid|incorrect|wrong|missing|expired|no|bad|provide)\b.{0,20}\b(api.?key|credential|auth(enti|ori)\w+|auth\b)",
             r"api.?key\b.{0,40}(invalid|not valid|incorrect|expired|missing|revoked|disabled)|unauthori[sz]ed",
+            r"access token (invalid|expired)|login fail",
             r"(invalid|expired) (access |api |bearer )?token\b|authentication (failed|fails|required)",
         ),
-        "rate": (RATE.pattern, r"too many requests|concurren\w+ limit|resource exhausted|频率|并发"),
-        "unavailable": (r"overloaded|high demand|temporarily|try again later|loading model|is loading",),
+        "rate": (
+            RATE.pattern,
+            r"too many requests|concurren\w+ limit|request limit|resource exhausted|capacity exceeded|频率|并发",
+        ),
+        "unavailable": (
+            r"overloaded|high demand|temporarily|try again later|loading model|is loading|has crashed|\bdegraded\b",
+        ),
         "request": (r"invalid (request|value|param\w*|argument|type|schema|message)|unsupported (parameter|value)",),
     }
 )

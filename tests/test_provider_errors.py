@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from openai_server import OpenAIServer, Step, Stream, raw, text
-from provider_bodies import CASES, RETRYABLE, Case
+from provider_bodies import CASES as BODIES
+from provider_bodies import RETRYABLE, Case
+from provider_gateways import GATEWAYS
 from pydantic_core.core_schema import ErrorType
 from sse_client import chat
 
@@ -25,6 +27,7 @@ from drafting.reported import log_reported
 from telemetry.cleared import GAP, LONGEST, Cleared
 
 Start = Callable[..., Service]
+CASES = [*BODIES, *GATEWAYS]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -33,7 +36,7 @@ Start = Callable[..., Service]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.source}"[:60])
 def test_an_error_of_a_family_has_its_code(case: Case) -> None:
-    assert len(CASES) > 170
+    assert len(CASES) > 400
     error = provider_error(case.body, case.status)
     assert (error.code, error.retryable) == (case.code, case.code in RETRYABLE)
     assert "canary" not in error.content
@@ -107,7 +110,7 @@ def test_a_rate_limit_says_when_to_come_back(seconds: float | None, words: str) 
 
 def test_a_model_without_tools_is_told_as_such() -> None:
     told = [case for case in CASES if "tool" in provider_error(case.body, case.status).content]
-    assert len(told) == 10
+    assert len(told) == 13
     assert all("tool" in str(case.body).lower() or "function" in str(case.body).lower() for case in told)
 
 
@@ -275,7 +278,7 @@ def in_stream(case: Case, told: str) -> Step:
 
 def some(statuses: Callable[[int | None], bool]) -> Iterator[Case]:
     """One case of each code among those with such a status."""
-    found = {case.code: case for case in CASES if statuses(case.status)}
+    found = {case.code: case for case in BODIES if statuses(case.status)}
     yield from found.values()
 
 
