@@ -13,7 +13,11 @@ with a name begins a call. The call that it meets continues, but another one beg
 - they are a placeholder, and the fragment has a name, and another id, another name, or neither id nor index.
 
 Behind complete arguments an object begins another call of the same name. Any other text there continues the call, and
-so breaks its JSON. No byte is dropped but white space, and a call that a provider sends again as a whole.
+so breaks its JSON. No byte is dropped but white space, the marks with which a model's template ends a call, and what a
+provider sends again: a whole call, or with each fragment the arguments so far. The latter can't be meant as more of
+them, as `{"` within an object, or within a string of it, is no JSON.
+
+Where the model has finished, arguments that lack nothing but closing brackets get them.
 """
 
 import json
@@ -27,6 +31,11 @@ from drafting.wrappings import Plain, Wrapping, wrapping_of
 # The arguments of a call that has none yet: nothing, a placeholder, or the beginning of one.
 NONE_YET = re.compile(r'\s*(\{\s*\}?|""?|n(u(ll?)?)?)?\s*')
 PLACEHOLDER = re.compile(r'\s*(\{\s*\}|""|null)\s*')
+# The end of a call by the model's template, and the beginning of one: brackets, a fence, "</tool_call>", "<|call|>".
+END_MARKS = re.compile(r"([\s}\]`]|</\w{1,40}>|<\|[^|<>\s]{1,40}\|>)*")
+END_MARKS_BEGUN = re.compile(END_MARKS.pattern + r"(<(/\w{0,40}|\|[^|<>\s]{0,40}\|?)?)?")
+# A name as the model's template writes it: "functions.edit_document:0", "edit_document<|channel|>json".
+NAME = re.compile(r"(?:functions?[./:])?([A-Za-z0-9_-]+)(?::\d+|<\|.*)?", re.DOTALL)
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +50,8 @@ class Call:
     held: str = ""  # arguments that may be a placeholder
     raw: list[str] = field(default_factory=list)  # the arguments as they were sent
     untold: list[str] = field(default_factory=list)  # arguments that were not given out yet
+    behind: str = ""  # text behind complete arguments, as long as it may be the end marks of a template
+    is_resent: bool = False  # with each fragment the provider sends the arguments so far again
     told: tuple[str, str] = ("", "")  # the id and name that were given out
     is_echo: bool = False  # it has the name of the call before it, and no arguments: it may be no call at all
 
@@ -57,7 +68,7 @@ class Call:
         another_id = bool(self.call_id) and call_id not in self.ids
         another_name = bool(name and self.name and name != self.name)
         if self.complete:
-            return another_id or another_name or bool(name and arguments.strip())
+            return another_id or another_name or bool(name and not END_MARKS.fullmatch(arguments))
         if self.wrapping is not None:
             return another_name
         if PLACEHOLDER.fullmatch(self.held):  # without anything behind it, this is the whole of the arguments
@@ -65,7 +76,8 @@ class Call:
         return another_name and another_id
 
     def is_repeated_by(self, call_id: str, arguments: str) -> bool:
-        return self.complete and call_id != "" and call_id in self.ids and arguments.strip() == self.sent
+        is_known = self.is_resent or call_id in self.ids  # "" is in them
+        return self.complete and is_known and arguments.strip() == self.sent
 
     @property
     def sent(self) -> str:
@@ -83,6 +95,8 @@ class Call:
 
     def take(self, text: str) -> str:
         """Take the next characters of the arguments. Returns those behind their end."""
+        if not self.complete:
+            text = self._news(text)
         if self.wrapping is None:
             self.held += text
             if NONE_YET.fullmatch(self.held):
@@ -97,21 +111,47 @@ class Call:
         self.untold.append(arguments)
         return behind
 
+    def _news(self, text: str) -> str:
+        """The arguments without those that have been sent before."""
+        before = self.held.lstrip() if self.wrapping is None else "".join(self.raw[:1]).lstrip()
+        if not (text.lstrip().startswith("{") and before.startswith("{") and text.lstrip().startswith(before)):
+            return text
+        before = before if self.wrapping is None else "".join(self.raw).lstrip()
+        if not text.lstrip().startswith(before) or PLACEHOLDER.fullmatch(before):
+            return text
+        self.is_resent = True
+        return text.lstrip().removeprefix(before)
+
+    def take_behind(self, text: str) -> None:
+        """Text behind complete arguments, which is not the beginning of others."""
+        self.behind += text
+        if not END_MARKS_BEGUN.fullmatch(self.behind):
+            self._give_behind()
+
+    def _give_behind(self) -> None:
+        self.untold.append(self.behind)
+        self.behind = ""
+
     def begin(self, arguments: str) -> None:
         self.held = ""
         self.wrapping = wrapping_of(arguments)
 
-    def close(self) -> None:
+    def close(self, *, finished: bool) -> None:
         """A placeholder that nothing followed is the whole of the arguments."""
         if held := self.held.strip():
             self.begin(held)
             self.take(held)
+        if not END_MARKS.fullmatch(self.behind):
+            self._give_behind()
+        if finished and isinstance(self.wrapping, Plain):
+            self.untold.append(self.wrapping.end())
 
     def tell(self) -> ToolCallDelta | None:
         """What is known of the call, and was not given out yet."""
         arguments = self.untold[0] if len(self.untold) == 1 else "".join(self.untold)
         self.untold.clear()
-        head = (self.call_id, self.name)
+        name = NAME.fullmatch(self.name)
+        head = (self.call_id, name[1] if name else self.name)
         if head != self.told:
             self.told = head
             return ToolCallDelta(self.number, *head, arguments)
@@ -145,7 +185,7 @@ class Calls:
             index = int(index) if index.isdecimal() else index or None
         call = self._met(index, call_id, name)
         if call is None or call.is_followed(index, call_id, name, arguments):
-            if call is not None and call.is_repeated_by(call_id, arguments):
+            if call is not None and name in ("", call.name) and call.is_repeated_by(call_id, arguments):
                 return []
             is_echo = call is not None and name == call.name and not arguments.strip()
             call = self._begin(is_echo=is_echo)
@@ -169,12 +209,12 @@ class Calls:
         sent = arguments.strip() if isinstance(arguments, str) else json.dumps(arguments)
         return any(call.name == name and (call.sent == sent or _equal(call.sent, sent)) for call in self._calls)
 
-    def close(self) -> list[ToolCallDelta]:
-        """The reply is over."""
+    def close(self, *, finished: bool) -> list[ToolCallDelta]:
+        """The reply is over. `finished`: by the model's own choice."""
         deltas: list[ToolCallDelta] = []
         for call in self._calls:
-            call.close()
-            if call.untold or (call.name and not call.is_echo):
+            call.close(finished=finished)
+            if any(call.untold) or (call.name and not call.is_echo):
                 self._tell(call, deltas)
         return deltas
 
@@ -196,8 +236,8 @@ class Calls:
         """Returns the object that begins behind complete arguments; any other text there goes to the call."""
         behind = call.take(arguments) if arguments else ""
         begins_another = behind.lstrip().startswith("{")
-        if behind.strip() and not begins_another:
-            call.untold.append(behind)
+        if behind and not begins_another:
+            call.take_behind(behind)
         if call.name and (call.untold or not call.is_echo):
             self._tell(call, deltas)
         return behind if begins_another else ""

@@ -79,6 +79,8 @@ class ChunkReader:
         Some providers have "data:" before the first line alone. Half an event at the end of the body is no fault of
         its own: the reply has no finish reason then.
         """
+        while event.startswith(b"data:"):  # a proxy has framed events once more
+            event = event.removeprefix(b"data:").lstrip()
         if event.strip(b' \t\n"') == DONE:
             self.done = True
             return {}
@@ -149,6 +151,8 @@ def _object_of(chunk: object) -> Chunk:
         chunk = chunk[0]
     if isinstance(chunk, dict):
         return chunk
+    if chunk is None:  # a heartbeat
+        return {}
     raise ValueError(f"a chunk is a {type(chunk).__name__}")
 
 

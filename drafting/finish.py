@@ -22,20 +22,22 @@ TOO_LONG = {
 FILTERED = {
     *("content_filter", "content_filtered", "function_call_filter", "filter", "safety", "image_safety", "recitation"),
     *("prohibited_content", "blocklist", "spii", "sensitive", "refusal", "guardrail_intervened", "moderation"),
-    *("flagged", "error_toxic"),
+    *("flagged", "blocked", "error_toxic"),
 }
 REASONS: Mapping[str, FinishReason] = {
     **dict.fromkeys(FINISHED, "stop"),
     **dict.fromkeys(TOO_LONG, "length"),
     **dict.fromkeys(FILTERED, "content_filter"),
 }
+PREFIX = re.compile(r"finish_?reason[._]", re.IGNORECASE)  # of a name in Google's enumeration
+WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|[ -]")
 NOT_YET = {"", "null", "none"}  # as texts, in each chunk but the last
 PLAIN_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_ -]{0,39}")
 
 
 def finish_of(reason: str) -> FinishReason | ModelError | None:
     """`stop` for any end of the model's own choice, whether it calls tools or not; None if the reply goes on."""
-    word = reason.partition(":")[0].strip().lower().replace("-", "_").replace(" ", "_")
+    word = WORDS.sub("_", PREFIX.sub("", reason.partition(":")[0].strip(), count=1)).lower()
     if word in NOT_YET:
         return None
     return REASONS.get(word) or _unknown(reason)

@@ -110,6 +110,7 @@ class OpenAIModel:
         self.origin = origin_of(self.base_url)
         self._source = source_of(self.base_url, name)
         self._demands = Demands()
+        self._in_thought = False  # its replies begin in its thinking, without a mark
         self.proxy = self._proxy()  # its origin, if the client goes through one to the model
 
     def _proxy(self) -> str | None:
@@ -199,8 +200,10 @@ class OpenAIModel:
                     body = Body(await self._post(messages, parameters, call.headers))
                 async with aclosing(body):
                     self._note_path(body)
+                    decoder = ReplyDecoder(self._source, in_thought=self._in_thought)
                     with self._connection():
-                        finished = await _read(body, ReplyDecoder(self._source), hear)
+                        finished = await _read(body, decoder, hear)
+                    self._in_thought = decoder.in_thought
                     call.finished(finished)
                     return finished
             except openai.APIError as error:

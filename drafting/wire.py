@@ -8,7 +8,7 @@ import orjson
 from chat import Finished, FinishReason, Usage
 from drafting.calls import Calls
 from drafting.chunks import ChunkReader, error_in
-from drafting.content import Head, text_of
+from drafting.content import Head, Snapshots, has_thought_without_beginning, text_of
 from drafting.deltas import ModelDelta, ModelError, Opaque
 from drafting.finish import finish_of
 from drafting.provider_errors import provider_error
@@ -23,9 +23,12 @@ CALL_FIELDS = frozenset({"index", "id", "type", "function"})
 
 
 class ReplyDecoder:
-    """Feed it with the body; `finished` then says how the reply ended. `source`: as in Opaque."""
+    """Feed it with the body; `finished` then says how the reply ended.
 
-    def __init__(self, source: str = "") -> None:
+    `source`: as in Opaque. `in_thought`: as in Head.
+    """
+
+    def __init__(self, source: str = "", *, in_thought: bool = False) -> None:
         self._source = source
         self.done = False  # by the provider's word, or at the end of the body
         self._chunks = ChunkReader()
@@ -33,8 +36,11 @@ class ReplyDecoder:
         self._reason: FinishReason | None = None  # "stop" for any end of the model's own choice
         self._unknown: ModelError | None = None  # a finish reason that says neither that nor a known cut
         self._usage: Usage | None = None
-        self._head = Head()
+        self._head = Head(in_thought=in_thought)
+        self._snapshots = Snapshots()
+        self._is_plain = False  # what comes as content is text for the reader, and not more
         self._said: list[str] = []  # the content as it was sent
+        self._from_messages = 0  # how many of them no delta has said
         self._calls = Calls()
         # Halves of surrogate pairs that a provider cut between two chunks, by the call's number; None is the text's.
         self._halves: dict[int | None, str] = {}
@@ -43,6 +49,11 @@ class ReplyDecoder:
     def over(self) -> bool:
         """It is known how the reply ended. Only its usage, or the error that ended it, may follow."""
         return self._reason is not None or self._unknown is not None or self._error is not None
+
+    @property
+    def in_thought(self) -> bool:
+        """The next reply of this model will begin in its thinking, without a mark."""
+        return has_thought_without_beginning("".join(self._said))
 
     @property
     def failed(self) -> bool:
@@ -102,8 +113,13 @@ class ReplyDecoder:
             choice = choices[0]
             if delta := choice.get("delta"):
                 self._take_delta(delta, deltas)
+            elif text := choice.get("text"):  # of a completion without a chat
+                self._take_delta({"content": text}, deltas)
             if "message" in choice and (message := choice["message"]):
-                self._take_delta(self._news_of(message), deltas)
+                is_whole = bool(choice.get("finish_reason")) or len(self._said) > self._from_messages
+                self._take_delta(self._news_of(message) if is_whole else message, deltas)
+                if not is_whole:
+                    self._from_messages = len(self._said)
             error = error or choice.get("error")
             if (reason := choice.get("finish_reason")) and not error:
                 self._finish(reason)
@@ -122,7 +138,7 @@ class ReplyDecoder:
     def _take_delta(self, delta: dict[str, Any], deltas: list[ModelDelta]) -> None:
         if text := delta.get("content") or delta.get("refusal"):
             # The first condition spares most tokens a call.
-            if self._head.passed and text.__class__ is str and text.isascii() and not self._halves and "\0" not in text:
+            if self._is_plain and text.__class__ is str and text.isascii() and not self._halves and "\0" not in text:
                 self._said.append(text)
             else:
                 text = self._text(text)
@@ -133,9 +149,19 @@ class ReplyDecoder:
 
     def _text(self, content: object) -> str:
         """The text for the reader in content of any form."""
-        text = text_of(content)
+        text = self._snapshots.feed(text_of(content))
+        if not text:
+            return ""
         self._said.append(text)
-        return self._mend(self._head.feed(text), None)
+        text = self._head.feed(text)
+        self._is_plain = self._head.passed and self._snapshots.decided
+        return self._mend(text, None)
+
+    def _held_text(self) -> str:
+        """The text that was held back, where no text follows it."""
+        text = self._snapshots.close()
+        self._said.append(text)
+        return self._mend(self._head.feed(text) + self._head.close(), None)
 
     def _take_more(self, delta: dict[str, Any], deltas: list[ModelDelta]) -> None:
         """The fields of a delta that most tokens of a text don't have."""
@@ -146,10 +172,13 @@ class ReplyDecoder:
             calls = [{"function": call}]
         if not calls:
             return
-        if not self._head.passed and (held := self._head.close()):
-            _append(self._mend(held, None), deltas)
+        if isinstance(calls, Mapping):
+            calls = [calls]
+        if not self._is_plain and (held := self._held_text()):
+            _append(held, deltas)
         for call in calls:
-            self._take_call(call, deltas)
+            if call:
+                self._take_call(call, deltas)
 
     def _take_call(self, call: dict[str, Any], deltas: list[ModelDelta]) -> None:
         function = call.get("function") or call
@@ -188,9 +217,9 @@ class ReplyDecoder:
 
     def _release(self, deltas: list[ModelDelta]) -> list[ModelDelta]:
         """Add what was held back, as nothing follows it."""
-        if held := self._head.close():
-            _append(self._mend(held, None), deltas)
-        for call in self._calls.close():
+        if held := self._held_text():
+            _append(held, deltas)
+        for call in self._calls.close(finished=self.done and self._reason == "stop"):
             call.arguments = self._mend(call.arguments, call.index)
             deltas.append(call)
         return deltas

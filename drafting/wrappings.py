@@ -35,13 +35,22 @@ def wrapping_of(text: str) -> Wrapping:
 class Plain:
     """Not wrapped. On the hot path, so it looks at the characters of a string only if one may end it."""
 
-    __slots__ = ("_depth", "_escaped", "_in_string", "complete")
+    __slots__ = ("_escaped", "_in_string", "_open", "complete")
 
     def __init__(self) -> None:
         self.complete = False
-        self._depth = 0
         self._in_string = False
         self._escaped = False  # the next character is
+        self._open: list[str] = []  # the closing brackets that are due, the next one last
+
+    def end(self) -> str:
+        """No more comes: the closing brackets that are missing, unless more is."""
+        if self._in_string:
+            return ""
+        missing = "".join(reversed(self._open))
+        self._open.clear()
+        self.complete = True
+        return missing
 
     def is_inside(self, text: str) -> bool:
         """All of the text is in the middle of a string, so there is nothing to note of it."""
@@ -76,8 +85,11 @@ class Plain:
         if match[0] == '"':
             self._in_string = True
         else:
-            self._depth += 1 if match[0] in "{[" else -1
-            self.complete = self._depth <= 0
+            if match[0] in "{[":
+                self._open.append("}" if match[0] == "{" else "]")
+            else:
+                del self._open[-1:]
+            self.complete = not self._open
         return match.end()
 
 

@@ -261,8 +261,67 @@ def objects_joined(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
     return openai([(call_id, name, "".join(arguments)) for call_id, name, arguments in joined], random)
 
 
+def so_far(arguments: str, random: Random) -> Iterator[str]:
+    sent = ""
+    for piece in pieces(arguments, random):
+        sent += piece
+        yield sent
+
+
+def cumulative(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
+    """vercel/ai#15888"""
+    for index, (call_id, name, arguments) in enumerate(calls):
+        yield fragment("", name, index=index, id=call_id)
+        for sent in so_far(arguments, random):
+            yield fragment(sent, index=index)
+
+
+def cumulative_all_repeated(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
+    """NousResearch/hermes-agent#35718"""
+    for index, (call_id, name, arguments) in enumerate(calls):
+        for sent in so_far(arguments, random):
+            yield fragment(sent, name, index=index, id=call_id)
+
+
+def cumulative_without_ids(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
+    for index, (_, name, arguments) in enumerate(calls):
+        for sent in so_far(arguments, random):
+            yield fragment(sent, name, index=index)
+
+
+MARKS = ["}", "\n</tool_call>", "<|im_end|>", "<|call|>\n", "\n```", " ]"]
+
+
+def marks_behind(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
+    """The end of a call in the model's template, which a parser has left."""
+    return openai([(i, n, a + random.choice(MARKS)) for i, n, a in calls], random)
+
+
+def marks_behind_all_repeated(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
+    for index, (call_id, name, arguments) in enumerate(calls):
+        for piece in (*pieces(arguments, random), random.choice(MARKS)):
+            yield fragment(piece, name, index=index, id=call_id)
+
+
+def fence_all_repeated(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
+    for _, name, arguments in calls:
+        yield from (fragment(piece, name) for piece in ("```json\n" + arguments, "\n```"))
+
+
+def names_of_templates(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
+    """tontinton/maki#518, vllm-project/vllm#32633, vllm-project/vllm#32146"""
+    forms = ["functions.{}", "{}<|channel|>commentary", "functions.{}:0", "{}"]
+    return openai([(i, random.choice(forms).format(n), a) for i, n, a in calls], random)
+
+
+def last_bracket_missing(calls: Sequence[Call], random: Random) -> Iterator[Delta]:
+    """vllm-project/vllm#32152"""
+    return openai([(i, n, a.rstrip("}\n")) if a.endswith('"}') else (i, n, a) for i, n, a in calls], random)
+
+
+NO_DIALECTS = ("pieces", "fragment", "so_far")
 DIALECTS: Sequence[Encoder] = [
     value
     for name, value in list(globals().items())
-    if callable(value) and getattr(value, "__module__", "") == __name__ and name not in ("pieces", "fragment")
+    if callable(value) and getattr(value, "__module__", "") == __name__ and name not in NO_DIALECTS
 ]

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +30,8 @@ class Reply:
     status: int = 200
     type: str = "text/event-stream"
     end: str = "ok"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    until_closed: bool = False  # as HTTP/1.0 ends a body
 
 
 @dataclass(frozen=True)
@@ -152,17 +154,20 @@ class CaseProvider:
 
     async def _answer(self, reply: Reply, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection can be used again."""
-        head = f"HTTP/1.1 {reply.status} X\r\nContent-Type: {reply.type}\r\nTransfer-Encoding: chunked\r\n\r\n"
-        writer.write(head.encode())
+        version, framing = ("1.0", "close") if reply.until_closed else ("1.1", "chunked")
+        headers = {"Content-Type": reply.type, **reply.headers}
+        headers |= {"Connection": framing} if reply.until_closed else {"Transfer-Encoding": framing}
+        lines = [f"HTTP/{version} {reply.status} X", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        writer.write("\r\n".join(lines).encode())
         for piece in reply.body:
             if isinstance(piece, float):
                 await asyncio.sleep(piece)
                 continue
             data = piece if isinstance(piece, bytes) else piece.encode("utf-8", "surrogatepass")
-            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+            writer.write(data if reply.until_closed else b"%x\r\n%b\r\n" % (len(data), data))
             await writer.drain()
             await asyncio.sleep(WRITE_S)
-        if reply.end == "ok":
+        if reply.end == "ok" and not reply.until_closed:
             writer.write(b"0\r\n\r\n")
             await writer.drain()
             return True

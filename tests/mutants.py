@@ -161,9 +161,30 @@ MUTANTS = (
     Mutant(
         "a second call with the index of the first",
         "drafting/calls.py",
-        "return another_id or another_name or bool(name and arguments.strip())",
+        "return another_id or another_name or bool(name and not END_MARKS.fullmatch(arguments))",
         "return False",
         "test_calls.py:same_index_whole",
+    ),
+    Mutant(
+        "arguments that come again with each fragment",
+        "drafting/calls.py",
+        "return text.lstrip().removeprefix(before)",
+        "return text",
+        "test_calls.py:cumulative",
+    ),
+    Mutant(
+        "the end of a call in a model's template is none of its arguments",
+        "drafting/calls.py",
+        "if not END_MARKS_BEGUN.fullmatch(self.behind):",
+        "if self.behind:",
+        "test_calls.py:marks_behind",
+    ),
+    Mutant(
+        "a text that repeats itself is no snapshot",
+        "drafting/content.py",
+        "elif self._second and _grows(self._second, text):",
+        "elif self._second:",
+        "test_content.py:repeats",
     ),
     Mutant(
         "a fragment for a call that was carried out",
@@ -184,7 +205,7 @@ MUTANTS = (
         "drafting/openai_model.py",
         "if decoder.over and (deltas or end.when() is None):",
         "if False:",
-        "test_provider_cases.py:as_it_should",
+        "test_provider_cases.py:waits_for_no_connection",
     ),
     Mutant(
         "the wait for the commit",

@@ -191,7 +191,6 @@ async def test_half_a_character_at_a_texts_end_leaves_the_call_behind_it_whole(o
         '{"choices":[{"delta":"half"}]}',
         '{"choices":[{"delta":{"content":5}}]}',
         '{"choices":[{"delta":{},"finish_reason":["stop"]}]}',
-        '{"choices":[{"delta":{"tool_calls":{"index":0}}}]}',
         '{"choices":[{"delta":{"tool_calls":[{"index":[0],"id":"call_0"}]}}]}',
     ],
 )
@@ -217,7 +216,6 @@ async def test_figures_that_no_reply_can_have_used_count_as_untold(openai: OpenA
 
 
 ODD_CHUNKS = (
-    b"null",
     b'"text"',
     b"[" * 100_000,
     b'{"choices":[null]}',
@@ -225,7 +223,7 @@ ODD_CHUNKS = (
     b'{"choices":[{"delta":"text"}]}',
     b'{"choices":[{"delta":{"content":5}}]}',
     b'{"choices":[{"delta":{"content":[5]}}]}',
-    b'{"choices":[{"delta":{"tool_calls":[null]}}]}',
+    b'{"choices":[{"delta":{"tool_calls":[5]}}]}',
     b'{"choices":[{"delta":{"tool_calls":[{"index":{}}]}}]}',
     b'{"choices":[{"finish_reason":["stop"]}]}',
 )

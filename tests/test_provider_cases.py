@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ import requests
 from case_provider import Case, CaseProvider
 from conftest import Service
 from provider_neighbours import NEIGHBOURS
+from provider_reports import REPORTS
 from provider_threads import THREADS
 from sse_client import Stream, chat
 
 PUBLISHED = json.loads((Path(__file__).parent / "provider_cases/published.json").read_text())
-CASES = [case for case in (*map(Case.from_json, PUBLISHED), *NEIGHBOURS, *THREADS) if case.strict != "nostreamopts"]
+EVERY = [*map(Case.from_json, PUBLISHED), *NEIGHBOURS, *THREADS, *(case for _, case in REPORTS)]
+# Providers that refuse `stream_options` need a setting.
+WITHOUT_OPTIONS = [case for case in EVERY if case.strict == "nostreamopts"]
+CASES = [case for case in EVERY if case not in WITHOUT_OPTIONS]
 AT_ONCE = 12
 Start = Callable[..., Service]
 
@@ -63,16 +67,34 @@ def play(case: Case, service: Service) -> list[str]:
     return wrong
 
 
-def test_each_case_ends_as_it_should(service: Start) -> None:
-    with CaseProvider(CASES) as provider, ThreadPoolExecutor(AT_ONCE) as players:
+def differences(cases: Sequence[Case], service: Start, **settings: str) -> list[str]:
+    with CaseProvider(cases) as provider, ThreadPoolExecutor(AT_ONCE) as players:
         running = service(
             OPENAI_BASE_URL=provider.base_url,
             OPENAI_API_KEY="sk-test",
             OPENAI_MODEL="m",
             MODEL_IDLE_TIMEOUT_S="4",
             MODEL_FIRST_TOKEN_TIMEOUT_S="8",
+            **settings,
         )
-        wrong = [line for lines in players.map(lambda case: play(case, running), CASES) for line in lines]
+        return [line for lines in players.map(lambda case: play(case, running), cases) for line in lines]
+
+
+def test_each_case_ends_as_it_should(service: Start) -> None:
+    wrong = differences(CASES, service)
     assert not wrong, "\n".join(wrong)
     assert len(PUBLISHED) == 38
     assert len(NEIGHBOURS) >= 40
+    assert len(REPORTS) >= 80
+
+
+def test_a_finished_reply_waits_for_no_connection(service: Start) -> None:
+    """A few cases alone, as each of them costs a time-out if it fails."""
+    silent = [case for case in CASES if case.name in ("silence-behind-the-end", "heartbeats-behind-the-end")]
+    assert len(silent) == 2
+    assert not differences(silent, service)
+
+
+def test_a_provider_that_refuses_stream_options_gets_none(service: Start) -> None:
+    assert WITHOUT_OPTIONS
+    assert not differences(WITHOUT_OPTIONS, service, MODEL_STREAM_OPTIONS="0")
