@@ -36,20 +36,20 @@ from chat import (
     Usage,
     graph_thread_id,
 )
-from drafting.context import remembered
+from drafting.context.give_back import OPAQUE, opaque_bytes, to_keep
+from drafting.context.layout import LIMITS
+from drafting.context.layouts import Layouts
+from drafting.context.lost_runs import remembered
+from drafting.context.normal_form import EARLIER_REFUSED, REFUSED, without_earlier, without_refused
+from drafting.context.tokens import message_tokens, tools_tokens
 from drafting.deltas import ModelDelta, ModelError
-from drafting.give_back import OPAQUE, opaque_bytes, to_keep
-from drafting.layout import LIMITS
-from drafting.layouts import Layouts
-from drafting.normal_form import EARLIER_REFUSED, REFUSED, without_earlier, without_refused
+from drafting.editing.versions import Documents
 from drafting.port import ChatModel
+from drafting.provider.reported import log_reported
+from drafting.provider.usage import added
 from drafting.reply import Reply
-from drafting.reported import log_reported
-from drafting.tokens import message_tokens, tools_tokens
 from drafting.tool_use import ToolUse
 from drafting.tools import TOOLS
-from drafting.usage import added
-from drafting.versions import Documents
 from drafting.watchdog import Watchdog
 
 MODEL_CALLS = 8  # the most of one turn; the last may not call a tool, so that the turn closes with words

@@ -21,11 +21,11 @@ from access.callers import Access, open_access
 from access.credentials import ANONYMOUS
 from access.per_owner import PerOwner, limiting
 from agent import Agent
+from drafting.context.tokens import context_of
 from drafting.deltas import HeaderError, ProxyError
-from drafting.endpoint import Endpoint
 from drafting.models import offline_model, openai_models
 from drafting.port import ChatModel
-from drafting.tokens import context_of
+from drafting.provider.endpoint import Endpoint
 from runs.registry import Runs
 from settings import VERSION, Settings, SettingsError
 from storage.embedded import EmbeddedPostgresError, data_folder, embedded_postgres

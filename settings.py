@@ -277,7 +277,7 @@ class Settings:
     )
     openai_base_url: str | None = _setting(_url("http", "https"), None, "an http:// or https:// URL", secret=True)
     openai_model: str = _setting(_model_name, DEFAULT_MODEL, NAME_OF_A_MODEL)
-    # Unset, it follows from the names of the models: drafting/tokens.py.
+    # Unset, it follows from the names of the models: drafting/context/tokens.py.
     model_context_tokens: int | None = _setting(
         _within(int, 4000, 10**8), None, "a whole number from 4000 to 100000000"
     )

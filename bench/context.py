@@ -22,7 +22,7 @@ from openai_server import OpenAIServer, finish, text, tool
 
 from agent import Agent
 from chat import StopCause, Turn
-from drafting.openai_model import OpenAIModel
+from drafting.provider.openai_model import OpenAIModel
 from storage.embedded import embedded_postgres
 from store import open_store
 from threads.checkpointer import Checkpointer

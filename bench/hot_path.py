@@ -40,7 +40,7 @@ from load import Incomplete, Stream, complete, run_streams
 
 from agent import SYSTEM
 from drafting.deltas import ModelDelta
-from drafting.openai_model import OpenAIModel
+from drafting.provider.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from storage.checkpoints import PUT_BLOB
 from storage.connections import Database

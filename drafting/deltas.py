@@ -22,7 +22,7 @@ class Opaque:
     """Fields that the reader never sees, and that the provider wants back with the next request.
 
     `call`: the index of the tool call that they belong to, None for those of the reply. `source`: the provider's model,
-    to which alone `drafting/give_back.py` sends them.
+    to which alone `drafting/context/give_back.py` sends them.
     """
 
     call: int | None

@@ -11,7 +11,7 @@ from langchain_core.messages import BaseMessage
 from chat import Finished
 from drafting.deltas import Hear, ModelDelta, ModelError
 from drafting.port import ChatModel
-from drafting.reported import log_reported
+from drafting.provider.reported import log_reported
 
 log = logging.getLogger("draftstream.model")
 

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from drafting.endpoint import Endpoint
+from drafting.provider.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from drafting.openai_model import OpenAIModel
     from drafting.port import ChatModel
-    from drafting.tap import Path
+    from drafting.provider.openai_model import OpenAIModel
+    from drafting.provider.tap import Path
 
 log = logging.getLogger("draftstream.model")
 
@@ -79,8 +79,8 @@ async def _opened(
 ) -> "AsyncIterator[OpenAIModel]":
     """The first model of this endpoint. `variables`: those of the environment that name each of its models."""
     # Half of what a start imports, and only a real model needs it.
-    from drafting.model_check import check  # noqa: PLC0415
-    from drafting.openai_model import OpenAIModel  # noqa: PLC0415
+    from drafting.provider.model_check import check  # noqa: PLC0415
+    from drafting.provider.openai_model import OpenAIModel  # noqa: PLC0415
 
     model = OpenAIModel(
         next(iter(variables)),

@@ -10,7 +10,7 @@ from drafting.deltas import Hear
 
 
 class ChatModel(Protocol):
-    """`drafting/openai_model.py`, `drafting/fallback.py` and `drafting/offline/` have one each."""
+    """`drafting/provider/openai_model.py`, `drafting/fallback.py` and `drafting/offline/` have one each."""
 
     @property
     def name(self) -> str: ...

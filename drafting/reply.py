@@ -16,10 +16,10 @@ import orjson
 from chat import Doc, Document, Emit, Message, Piece
 from drafting.arguments import ArgumentsDecoder, BrokenArguments
 from drafting.deltas import ModelDelta, ModelError, Opaque, ToolCallDelta
-from drafting.opaque import OpaqueFields
+from drafting.editing.versions import UNCHANGED, Documents, as_title, how_to_go_on
+from drafting.provider.opaque import OpaqueFields
 from drafting.text import storable
 from drafting.tools import EDIT, WRITE, ToolError, edit_call
-from drafting.versions import UNCHANGED, Documents, as_title, how_to_go_on
 
 LATE = "The model went on with a call that was over; please send the message again."
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # OpenAI refuses other names of functions

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drafting.edits import Edit
+from drafting.editing.edits import Edit
 from drafting.text import storable
 
 WRITE, EDIT = "write_document", "edit_document"

@@ -11,7 +11,7 @@ import asyncpg
 
 from access.keys import HAS_KEYS
 from asgi_app import app as service
-from drafting.tap import Tap
+from drafting.provider.tap import Tap
 from storage.clock import READ_CLOCK
 from storage.commits import Committer
 from storage.reader import Reader

@@ -12,8 +12,8 @@ from aiohttp import web
 from langchain_core.messages import HumanMessage
 
 from drafting.deltas import ModelError
-from drafting.model_check import check
-from drafting.openai_model import OpenAIModel
+from drafting.provider.model_check import check
+from drafting.provider.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 from settings import Settings
 

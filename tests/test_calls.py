@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drafting.deltas import ModelDelta, ToolCallDelta
-from drafting.wire import ReplyDecoder
+from drafting.provider.wire import ReplyDecoder
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12) | st.sampled_from(
     ["{}", '{"a": 1}', "```", '"', "\\", '}"', "null", "😀", "\n\n"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drafting.content import MARKS, Head, Snapshots, has_thought_without_beginning
+from drafting.provider.content import MARKS, Head, Snapshots, has_thought_without_beginning
 
 TEXTS = st.lists(st.text("aA \n1", min_size=1, max_size=4), min_size=1, max_size=8)
 

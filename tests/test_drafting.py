@@ -11,10 +11,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from chat import Doc, Document, Message, Piece
 from drafting.deltas import ModelDelta, ModelError, ToolCallDelta
-from drafting.edits import Edit
+from drafting.editing.edits import Edit
+from drafting.editing.versions import Documents
 from drafting.reply import Reply
 from drafting.tools import edit_call
-from drafting.versions import Documents
 
 
 class Desk:

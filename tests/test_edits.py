@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat import Document
-from drafting.edits import Edit
-from drafting.folding import Folded, folded
+from drafting.editing.edits import Edit
+from drafting.editing.folding import Folded, folded
+from drafting.editing.versions import Documents
 from drafting.tools import EditCall, ToolError, edit_call
-from drafting.versions import Documents
 
 # ---------------------------------------------------------------------------------------------------------------
 # Means

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from drafting.event_stream import BOM, EventReader
+from drafting.provider.event_stream import BOM, EventReader
 
 LINES = st.one_of(
     st.sampled_from(

@@ -18,7 +18,7 @@ from openai_server import OpenAIServer, Step, echo, finish, pause, stall, status
 from sse_client import chat, request
 from test_service import graph_state, history
 
-from drafting.normal_form import INTERRUPTED
+from drafting.context.normal_form import INTERRUPTED
 
 Start = Callable[..., Service]
 BRIEFLY = {"app": "foreign_run_app:app", "FOREIGN_RUN_WAIT_S": "1"}  # waits no whole lease for another process's run

@@ -17,15 +17,15 @@ from openai_server import check_messages
 
 from agent import Agent
 from chat import Document, Finished, Outcome, Piece, StopCause, Turn
-from drafting.context import remembered
+from drafting.context.layout import LIMITS, Layout
+from drafting.context.lost_runs import remembered
+from drafting.context.normal_form import normal_form
+from drafting.context.passages import changed
+from drafting.context.shelves import CHANGED_SHARE, CHANGED_TOKENS
+from drafting.context.tokens import UNKNOWN_MODEL_TOKENS, context_of, message_tokens, tokens_of
 from drafting.deltas import Hear, ModelError, ToolCallDelta
-from drafting.layout import LIMITS, Layout
-from drafting.normal_form import normal_form
-from drafting.passages import changed
+from drafting.editing.versions import Documents
 from drafting.reply import Reply
-from drafting.shelves import CHANGED_SHARE, CHANGED_TOKENS
-from drafting.tokens import UNKNOWN_MODEL_TOKENS, context_of, message_tokens, tokens_of
-from drafting.versions import Documents
 from threads.checkpointer import Checkpointer
 
 ALL = 10**9

@@ -20,7 +20,7 @@ from conftest import ROOT, Service, folder_for_all, free_port
 from sse_client import chat
 from test_access import until
 
-from drafting.provider_errors import provider_error
+from drafting.provider.errors import provider_error
 
 Start = Callable[..., Service]
 

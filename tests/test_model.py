@@ -31,12 +31,12 @@ from openai_server import (
 )
 
 from chat import Finished
-from drafting import openai_model as model
+from drafting.context.give_back import source_of
 from drafting.deltas import ModelDelta, ModelError, Opaque, ToolCallDelta
-from drafting.give_back import source_of
-from drafting.openai_model import OpenAIModel
+from drafting.provider import openai_model as model
+from drafting.provider.openai_model import OpenAIModel
+from drafting.provider.wire import ReplyDecoder
 from drafting.tools import TOOLS
-from drafting.wire import ReplyDecoder
 from telemetry.resources import Descriptors
 
 pytestmark = pytest.mark.anyio

@@ -14,10 +14,10 @@ from openai_server import OpenAIServer
 from sse_client import chat
 from test_access import until
 
-from drafting import model_check
 from drafting.deltas import HeaderError
-from drafting.model_check import check
-from drafting.openai_model import OpenAIModel
+from drafting.provider import model_check
+from drafting.provider.model_check import check
+from drafting.provider.openai_model import OpenAIModel
 from settings import Settings, SettingsError
 
 pytestmark = pytest.mark.anyio

@@ -16,12 +16,12 @@ from sse_client import chat
 
 from agent import Agent
 from chat import Finished, StopCause, Turn
+from drafting.context.give_back import OPAQUE, source_of
 from drafting.deltas import Hear, ModelDelta, ModelError, Reported, ToolCallDelta
-from drafting.endpoint import Endpoint
 from drafting.fallback import ELSEWHERE, ModelWithFallback
-from drafting.give_back import OPAQUE, source_of
-from drafting.openai_model import OpenAIModel
 from drafting.port import ChatModel
+from drafting.provider.endpoint import Endpoint
+from drafting.provider.openai_model import OpenAIModel
 from settings import Settings, SettingsError
 from threads.checkpointer import Checkpointer
 

@@ -21,9 +21,8 @@ from strict_providers import FAMILIES, FILTERED, FILTERS, FORBIDDEN, Wire
 
 from agent import SYSTEM, Agent
 from chat import Finished, Item, LostRun, Piece, StopCause, Turn
-from drafting.deltas import Hear, ModelDelta, ModelError, Opaque, ToolCallDelta
-from drafting.give_back import Demands
-from drafting.normal_form import (
+from drafting.context.give_back import Demands
+from drafting.context.normal_form import (
     BEGINNING,
     EARLIER_LEFT_OUT,
     GO_ON,
@@ -34,7 +33,8 @@ from drafting.normal_form import (
     normal_form,
     without_refused,
 )
-from drafting.openai_model import OpenAIModel
+from drafting.deltas import Hear, ModelDelta, ModelError, Opaque, ToolCallDelta
+from drafting.provider.openai_model import OpenAIModel
 from drafting.tools import TOOLS
 
 FAULTS = (

@@ -12,8 +12,9 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from test_sentences import REQUESTS
 
 from chat import Document, Finished
+from drafting.context.normal_form import LOST_ANSWER
 from drafting.deltas import ModelDelta
-from drafting.normal_form import LOST_ANSWER
+from drafting.editing.versions import Documents
 from drafting.offline.agreement import PERPETUAL, Terms, form, places_changed, read, render
 from drafting.offline.lengths import Length
 from drafting.offline.model import OfflineModel, plan
@@ -21,7 +22,6 @@ from drafting.offline.sentences import understand
 from drafting.offline.vocabulary import Help, NameParty, Rename, SetLaw
 from drafting.reply import Reply
 from drafting.tools import TOOLS
-from drafting.versions import Documents
 
 TWO_YEARS = Length(years=2)
 NEW_YORK, TEXAS = "the State of New York, USA", "the State of Texas, USA"

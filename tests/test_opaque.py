@@ -7,12 +7,12 @@ import pytest
 from langchain_core.messages import AIMessage
 
 from chat import Piece
+from drafting.context.give_back import MOST_BYTES, OPAQUE, Demands, give_back, opaque_bytes, source_of, to_keep
 from drafting.deltas import ModelDelta
-from drafting.give_back import MOST_BYTES, OPAQUE, Demands, give_back, opaque_bytes, source_of, to_keep
-from drafting.opaque import OpaqueFields
+from drafting.editing.versions import Documents
+from drafting.provider.opaque import OpaqueFields
+from drafting.provider.wire import ReplyDecoder
 from drafting.reply import Reply
-from drafting.versions import Documents
-from drafting.wire import ReplyDecoder
 
 SIGNED = {"google": {"thought_signature": "Abc=="}}
 

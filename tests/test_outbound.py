@@ -26,7 +26,7 @@ from sse_client import chat
 
 from access.jwts import JwksProvider
 from drafting.deltas import ModelError, ProxyError
-from drafting.openai_model import OpenAIModel
+from drafting.provider.openai_model import OpenAIModel
 from settings import Settings
 from telemetry.logs import NO_ORIGIN, origin_of
 from telemetry.tracers import TracerError, take_variables, tracers

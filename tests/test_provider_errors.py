@@ -21,9 +21,9 @@ from pydantic_core.core_schema import ErrorType
 from sse_client import chat
 
 from drafting.deltas import ModelError
-from drafting.provider_errors import ERRORS, STATUSES, provider_error
-from drafting.provider_words import Kind
-from drafting.reported import log_reported
+from drafting.provider.errors import ERRORS, STATUSES, provider_error
+from drafting.provider.reported import log_reported
+from drafting.provider.words import Kind
 from telemetry.cleared import GAP, LONGEST, Cleared
 
 Start = Callable[..., Service]

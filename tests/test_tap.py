@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from drafting.tap import Body
+from drafting.provider.tap import Body
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from sse_client import chat
 
 from chat import Emit, Outcome, StopCause, Turn, Usage
 from drafting.deltas import ModelError
-from drafting.openai_model import OpenAIModel
+from drafting.provider.openai_model import OpenAIModel
 from runs.turn import RunAgent
 from telemetry import tracing
 from telemetry.tracing import TraceContext, arrive, traced

@@ -2,7 +2,7 @@
 
 import pytest
 
-from drafting.usage import added, figures
+from drafting.provider.usage import added, figures
 
 SHAPES = {
     "OpenAI": (

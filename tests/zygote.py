@@ -20,7 +20,7 @@ READ_AT_IMPORT = ("PYTHONPATH", "PYTHONWARNINGS", "PYTHONASYNCIODEBUG", "OPENAI_
 
 # Modules that a service imports at its start, not with asgi_app: they are half of its work until it is ready.
 IMPORTED_AT_START = (
-    "drafting.openai_model",
+    "drafting.provider.openai_model",
     "httpcore2",
     "openai.lib.streaming.chat",
     "openai.resources.chat.completions.completions",

@@ -7,11 +7,11 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
-from drafting.normal_form import LOST_ANSWER
+from drafting.context.normal_form import LOST_ANSWER
+from drafting.editing.versions import Documents
 from drafting.offline.sentences import understand
 from drafting.offline.vocabulary import Undo
 from drafting.tools import WRITE, ToolError, edit_call
-from drafting.versions import Documents
 
 
 @dataclass(frozen=True, slots=True)

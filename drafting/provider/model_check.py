@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from drafting.deltas import ModelError
-from drafting.endpoint import Variables
-from drafting.provider_errors import provider_error
+from drafting.provider.endpoint import Variables
+from drafting.provider.errors import provider_error
 from telemetry.cleared import Cleared
 
 log = logging.getLogger("draftstream.model")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from chat import Document
-from drafting.edits import Base, Change, EditError, changed
-from drafting.nearest import last_words
+from drafting.editing.edits import Base, Change, EditError, changed
+from drafting.editing.nearest import last_words
 from drafting.text import storable
 from drafting.tools import EditCall, ToolError
 

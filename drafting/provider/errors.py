@@ -2,7 +2,7 @@
 
 Providers agree on little. So everything that an error says is read: status numbers wherever they stand, codes, and
 sentences, also of JSON inside of a text. A status number that tells the cause decides. A vague one (400, 500, none)
-leaves it to the codes, and these to the sentences; drafting/provider_words.py has both. tests/provider_bodies.py has
+leaves it to the codes, and these to the sentences; drafting/provider/words.py has both. tests/provider_bodies.py has
 errors of each family, with the public reports that they come from.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from drafting.deltas import TOO_LONG, ModelError, Reported
-from drafting.provider_words import (
+from drafting.provider.words import (
     ALONE,
     CODE_IN_SENTENCE,
     CODES,

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from drafting.deltas import ToolCallDelta
-from drafting.wrappings import Plain, Wrapping, wrapping_of
+from drafting.provider.wrappings import Plain, Wrapping, wrapping_of
 
 # The arguments of a call that has none yet: nothing, a placeholder, or the beginning of one.
 NONE_YET = re.compile(r'\s*(\{\s*\}?|""?|n(u(ll?)?)?)?\s*')

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from chat import Document
-from drafting.tokens import tokens_of
+from drafting.context.tokens import tokens_of
 
 LEAST_WORDS = 200  # tokens of a message that are always kept
 

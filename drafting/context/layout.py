@@ -20,11 +20,11 @@ from typing import Any
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 
 from chat import Document
-from drafting.note import Note, head
-from drafting.shelves import Shelves
-from drafting.tokens import message_tokens
+from drafting.context.note import Note, head
+from drafting.context.shelves import Shelves
+from drafting.context.tokens import message_tokens
+from drafting.context.turns import Entry, ThreadTurn, answer_of, fields_of
 from drafting.tools import EDIT
-from drafting.turns import Entry, ThreadTurn, answer_of, fields_of
 
 ANSWER_SHARE = 0.15  # of the model's context, for its answer
 LEAST_SHARE = 0.10  # for the turns beside the documents, also if a document written anew may not fit then

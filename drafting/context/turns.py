@@ -8,7 +8,7 @@ import orjson
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
 from chat import Document
-from drafting.tokens import message_tokens
+from drafting.context.tokens import message_tokens
 from drafting.tools import EDIT
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from chat import Document
-from drafting.passages import changed
-from drafting.tokens import tokens_of
+from drafting.context.passages import changed
+from drafting.context.tokens import tokens_of
 from drafting.tools import WRITE
 
 CHANGED_SHARE = 0.4  # of a document, in tokens; with more changes the whole is due

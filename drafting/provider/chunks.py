@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from drafting.event_stream import AFTER_DATA, EventReader
+from drafting.provider.event_stream import AFTER_DATA, EventReader
 
 Chunk = dict[str, Any]
 

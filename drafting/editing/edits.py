@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from drafting.folding import TOKEN, Folded, folded
-from drafting.nearest import Words, around, shown
+from drafting.editing.folding import TOKEN, Folded, folded
+from drafting.editing.nearest import Words, around, shown
 
 MOST_FAULTS = 5  # of a call, that its answer describes
 MOST_PLACES = 5  # of one text, that its answer shows

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from langchain_core.messages import AnyMessage
 
 from chat import Document
-from drafting.layout import Layout
+from drafting.context.layout import Layout
 
 AT_HAND = 32  # a layout refers to texts of the thread's state, up to the model's context
 MESSAGES_A_STEP = 10  # about 3 ms for versions of 60 KB; then the event loop serves others

@@ -25,14 +25,14 @@ from pydantic import SecretStr
 
 from chat import Finished
 from chat.refusals import OVERLOADED
+from drafting.context.give_back import Demands, give_back, source_of
+from drafting.context.normal_form import normal_form
 from drafting.deltas import HeaderError, Hear, ModelError, ProxyError, Reported
-from drafting.endpoint import OF_FIRST, Variables
-from drafting.give_back import Demands, give_back, source_of
-from drafting.model_check import Answer
-from drafting.normal_form import normal_form
-from drafting.provider_errors import provider_error
-from drafting.tap import Body, Path
-from drafting.wire import ReplyDecoder
+from drafting.provider.endpoint import OF_FIRST, Variables
+from drafting.provider.errors import provider_error
+from drafting.provider.model_check import Answer
+from drafting.provider.tap import Body, Path
+from drafting.provider.wire import ReplyDecoder
 from telemetry.logs import NO_ORIGIN, kind, origin_of
 from telemetry.tracing import ModelCall
 

@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from itertools import islice
 from math import log
 
-from drafting.folding import TOKEN, WORD, folded
+from drafting.editing.folding import TOKEN, WORD, folded
 
 SHOWN_CHARS = 600  # the most of one passage
 AROUND_CHARS = 60  # on each side of a place

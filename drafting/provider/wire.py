@@ -6,14 +6,14 @@ from typing import Any
 import orjson
 
 from chat import Finished, FinishReason, Usage
-from drafting.calls import Calls
-from drafting.chunks import ChunkReader, error_in
-from drafting.content import Head, Snapshots, has_thought_without_beginning, text_of
 from drafting.deltas import ModelDelta, ModelError, Opaque
-from drafting.finish import finish_of
-from drafting.provider_errors import provider_error
+from drafting.provider.calls import Calls
+from drafting.provider.chunks import ChunkReader, error_in
+from drafting.provider.content import Head, Snapshots, has_thought_without_beginning, text_of
+from drafting.provider.errors import provider_error
+from drafting.provider.finish import finish_of
+from drafting.provider.usage import figures
 from drafting.text import storable
-from drafting.usage import figures
 
 TOGETHER_CHARS = 1000  # a delta of this length is not joined with the next one, which bounds the size of a piece
 PLAIN_FIELDS = frozenset({"role", "content", "refusal"})

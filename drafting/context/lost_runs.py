@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 
 from chat import Document, Item, LostRun
-from drafting.normal_form import LOST_ANSWER
+from drafting.context.normal_form import LOST_ANSWER
 from drafting.tools import WRITE
 
 

@@ -1,0 +1,1 @@
+"""Versions of documents, and edits of them."""

@@ -1,0 +1,1 @@
+"""A model behind OpenAI's Chat Completions: its requests, its replies and its errors."""
