@@ -3,15 +3,16 @@
 Clients hold conversations and log every request. Afterwards `violations` compares that log with the tables, the API,
 the agent's memory and the requests to the model, by the invariants I1 to I9, which are functions further down.
 
-The model's reply depends on the whole history without containing it: a hash of everything said before. So a stored
-reply proves the history that the model was sent for it. A turn that was lost, doubled or forked shows in every reply
-that comes after it.
+The model's reply depends on the whole history without containing it: a hash of all the messages of the user before. So
+a stored reply proves the history that the model was sent for it. A turn that was lost, doubled or forked shows in every
+reply that comes after it. A request has the user's messages in their own words, whatever else of a thread it leaves out.
 """
 
 import asyncio
 import hashlib
 import http.client
 import json
+import re
 import threading
 import time
 import uuid
@@ -41,6 +42,7 @@ PATIENCE_S = 30.0  # and gives up a turn after this
 # ---------------------------------------------------------------------------------------------------------------
 # Turns, in one form for the wire, the graph's state and the tables
 
+MESSAGE = re.compile(r"(?:seed \d+, )?client(?: \d+)?, turn \d+")  # of a client, see Client
 Said = tuple[str, str, tuple[str, ...]]
 """A turn: the user's message, all that was replied, the documents."""
 
@@ -57,12 +59,10 @@ def said(messages: Iterable[tuple[str, str, Sequence[str]]]) -> list[Said]:
     return turns
 
 
-def said_on_the_wire(messages: Sequence[dict[str, Any]]) -> list[Said]:
-    def documents(message: dict[str, Any]) -> list[str]:
-        calls = message.get("tool_calls") or []
-        return [json.loads(call["function"]["arguments"]).get("content", "") for call in calls]
-
-    return said((message["role"], message.get("content") or "", documents(message)) for message in messages)
+def asked_on_the_wire(messages: Sequence[dict[str, Any]]) -> list[str]:
+    """The messages of the user, also those that stand in the note of folded turns."""
+    texts = [message["content"] for message in messages if message["role"] == "user"]
+    return [message for text in texts for message in MESSAGE.findall(text)]
 
 
 def said_in_rows(items: Sequence[asyncpg.Record]) -> list[Said]:
@@ -87,12 +87,11 @@ def said_in_state(state: dict[str, Any]) -> list[Said]:
 # The model
 
 
-def answer(history: Sequence[Said]) -> Said:
-    """The last turn of the history as the model completes it: a function of everything before, and of its message."""
-    message = history[-1][0]
-    turns = [*history[:-1], (message, "", ())]
-    digest = hashlib.sha256(json.dumps(turns).encode()).hexdigest()
-    reply = f"turn {len(turns)}, history {digest}. "
+def answer(asked: Sequence[str]) -> Said:
+    """The last turn as the model completes it: a function of all the messages of the user, up to this turn's."""
+    message = asked[-1]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    reply = f"turn {len(asked)}, history {digest}. "
     if int(digest[0], 16) % 3:
         return message, reply, ()
     return message, f"{reply}That was a document.", (f"# Ledger {digest}\n\n" + f"Clause {digest} 😀\n\n" * 5,)
@@ -103,8 +102,7 @@ def scribe(pace: Callable[[Random], float] = lambda random: random.choice((0.0, 
 
     async def step(stream: ModelStream) -> None:
         messages = stream.request.body["messages"]
-        history = said_on_the_wire(messages)
-        _, reply, documents = answer(history)
+        _, reply, documents = answer(asked_on_the_wire(messages))
         pause_s = pace(Random())
         first, mark, closing = reply.partition(". ")
         if messages[-1]["role"] == "tool":
@@ -468,24 +466,24 @@ def i4_the_model_was_sent_exactly_the_stored_prefix(kept: Kept, openai: OpenAISe
         numbers = [row["seq"] for row in thread.runs]
         if numbers != list(range(1, len(numbers) + 1)):
             yield Violation("I4", name, f"its runs are numbered {numbers}")
-        before: list[Said] = []
+        before: list[str] = []
         for row in thread.runs:
             stored = thread.said_by(row["run_id"])
-            expected = answer([*before, stored])
+            expected = answer([*before, stored[0]])
             if stored != expected and (row["status"] == "completed" or not begins(expected, stored)):
                 what = f"FORKED: run {row['run_id']} ({row['status']}) replied to another history than the stored one"
-                yield Violation("I4", name, f"{what}: {difference([*before, stored], openai)}")
-            before.append(stored)
+                yield Violation("I4", name, f"{what}: {difference([*before, stored[0]], openai)}")
+            before += filter(None, [stored[0]])
 
 
-def difference(stored: list[Said], openai: OpenAIServer) -> str:
-    """The place where the model's request for the last of these turns differs from the stored turns."""
+def difference(stored: list[str], openai: OpenAIServer) -> str:
+    """The place where the model's request for the last of these messages differs from the stored messages."""
     for asked in openai.requests:
-        sent = said_on_the_wire(asked.body["messages"])
-        if sent[-1][0] == stored[-1][0]:
+        sent = asked_on_the_wire(asked.body["messages"])
+        if sent[-1] == stored[-1]:
             for number, (one, other) in enumerate(zip(sent, stored[:-1], strict=False), 1):
                 if one != other:
-                    return f"turn {number} was sent as {one} and is stored as {other}"
+                    return f"message {number} was sent as {one!r} and is stored as {other!r}"
     return "no request tells"
 
 
@@ -517,7 +515,7 @@ def i7_the_model_is_asked_once_a_turn(history: History, kept: Kept, openai: Open
     first, again = Counter[str](), Counter[str]()
     for asked in openai.requests:
         messages = asked.body["messages"]
-        message = said_on_the_wire(messages)[-1][0]
+        message = asked_on_the_wire(messages)[-1]
         (again if messages[-1]["role"] == "tool" else first)[message] += 1
     runs = {thread.said_by(run_id)[0]: row for run_id, (thread, row) in kept.runs().items()}
     for attempts in history.turns().values():

@@ -17,6 +17,7 @@ from openai_server import status as http_error
 from sse_client import chat
 from test_faults import wait_for
 
+from drafting.context.normal_form import INTERRUPTED
 from storage.reader import BEGINNING
 
 Start = Callable[..., Service]
@@ -381,7 +382,7 @@ def test_a_turn_of_the_journal_and_the_one_that_went_on_meanwhile_remember_each_
     rows(database_url, "UPDATE runs SET leased_until = now() - interval '1 s' WHERE status = 'running' RETURNING 1")
     went_on = chat(theirs.url, "theirs", thread_id="t")
     common = ["one", "Yes.", "two", "Yes.", "ours"]
-    assert heard(openai) == [*common, "theirs"]
+    assert heard(openai) == [*common, INTERRUPTED, "theirs"]
     ours.restart()
     assert "1 turns put back as branches" in ours.log
     history = thread(ours, "t")
@@ -395,7 +396,7 @@ def test_a_turn_of_the_journal_and_the_one_that_went_on_meanwhile_remember_each_
         [answer] = [said for said in heard(openai) if "NDA" in said]
         assert heard(openai) == [*common, "Ours.", answer, "Yes.", "on"]
         chat(theirs.url, "on", thread_id="t", checkpoint_id=went_on.last["checkpoint_id"])
-        assert heard(openai) == [*common, "theirs", "Yes.", "on"]
+        assert heard(openai) == [*common, INTERRUPTED, "theirs", "Yes.", "on"]
     chat(ours.url, "after two", thread_id="t", checkpoint_id=history["runs"][1]["checkpoint_id"])
     assert heard(openai) == [*common[:4], "after two"]
     for left, said in ((put_back, "Ours."), (went_on.last, "theirs")):

@@ -43,7 +43,7 @@ SHORT_TASKS = {
     ("runs/registry.py", "self._run_to_end(run, run.started, turn)"): "a run; a drain waits for it",
     ("storage/batched_reads.py", "self._query()"): "those that read get its failure",
     ("storage/closing.py", "close(connection, work)"): "the owner of `Closing` waits for it",
-    ("storage/connections.py", "self._begin()"): "a reader takes its connection, or the end of the pool cancels it",
+    ("storage/shared.py", "self._attempt()"): "a reader takes its connection, or the end of the pool cancels it",
     ("storage/closing.py", "work"): "`within` awaits it",
     ("web/asgi.py", "self.disconnected()"): "`while_connected` ends it",
     ("web/asgi.py", "work"): "`while_connected` waits for it or cancels it",
